@@ -1,0 +1,84 @@
+# make demo   install what is missing, then run examples/sac_button_press.py
+# make test   install what is missing, then ruff, mypy and pytest
+# make bench  the benchmarks of tests/benchmarks
+# make train  collect the data, train and evaluate the shipped models again
+# make clean  remove caches and builds; `make distclean` removes .venv too
+#
+# For a bare Debian or Ubuntu with Python 3.10+. Another Python: make demo PYTHON=python3.12
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+# Software OpenGL for off-screen rendering: OSMesa where the system still has it, EGL everywhere.
+GL := libegl1 libgl1 libgl1-mesa-dri libosmesa6
+DATA ?= data/mtvlp
+RUNS ?= runs
+
+.PHONY: help install demo test bench train clean distclean
+
+help:
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
+
+install: $(STAMP)
+
+demo: $(STAMP)
+	@$(BIN)/python examples/sac_button_press.py
+
+test: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/pytest
+
+bench: $(STAMP)
+	@for file in tests/benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+
+train: $(STAMP)
+	$(BIN)/vlp-gym collect metaworld --out $(DATA)
+	$(BIN)/vlp-gym train --data $(DATA) --split vlp --out $(RUNS)/vlp-compact-45
+	$(BIN)/vlp-gym eval --data $(DATA) --split vlp --model $(RUNS)/vlp-compact-45
+	$(BIN)/vlp-gym train --data $(DATA) --split all --out $(RUNS)/vlp-compact
+	$(BIN)/vlp-gym eval --data $(DATA) --split all --model $(RUNS)/vlp-compact
+
+# System packages first (missing ones only), then the virtual environment. The stamp is written last, so a failed
+# install starts again at the next call, and a finished one is skipped until pyproject.toml changes.
+$(STAMP): pyproject.toml
+	@need=""; \
+	if command -v dpkg-query >/dev/null 2>&1; then \
+	  for package in $(GL); do \
+	    dpkg-query -W -f='$${Status}' $$package 2>/dev/null | grep -q 'install ok installed' || need="$$need $$package"; \
+	  done; \
+	  $(PYTHON) -c 'import ensurepip, venv' >/dev/null 2>&1 || need="$$need python3 python3-venv"; \
+	fi; \
+	if [ -n "$$need" ]; then \
+	  if [ "$$(id -u)" -eq 0 ]; then sudo=""; else sudo="sudo"; fi; \
+	  if [ -n "$$sudo" ] && ! command -v sudo >/dev/null 2>&1; then \
+	    echo "Not root and no sudo: going on without$$need. If rendering fails, ask for these packages."; \
+	  else \
+	    echo "Installing system packages:$$need"; \
+	    $$sudo apt-get update -qq || true; \
+	    for package in $$need; do \
+	      $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$package >/dev/null \
+	        || echo "  $$package could not be installed; going on without it"; \
+	    done; \
+	  fi; \
+	fi
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "vlp_gym needs Python 3.10 or newer, and $(PYTHON) is not: install one, then 'make $(MAKECMDGOALS) PYTHON=python3.x'."; \
+	  exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv || { \
+	  echo "No virtual environment could be made: 'apt-get install python3-venv' (for your Python version), then again."; \
+	  exit 1; }
+	@echo "Installing Python packages into .venv (some GB, some minutes the first time)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[all]' || { \
+	  echo "The installation failed. See the error above; most often the network or the disk (10 GB are needed). Then:"; \
+	  echo "  make $(MAKECMDGOALS)       to go on where it stopped"; \
+	  echo "  make distclean  to start afresh"; \
+	  exit 1; }
+	@touch $@
+
+clean:
+	@rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	@find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	@rm -rf .venv

@@ -1,0 +1,212 @@
+"""SAC learns to press a button it has no reward for: a sentence and a camera are all it gets.
+
+    python examples/sac_button_press.py
+    python examples/sac_button_press.py --task door-close-v3 --instruction "close the door"
+
+The agent's reward comes from `VLPRewardWrapper` alone. The environment's own success is looked at for evaluation only,
+and its reward not at all. Everything lands in --out: TensorBoard logs, result.json, learning_curve.png, policy.zip and
+final_policy.mp4. Ctrl-C keeps what was learned.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+from stable_baselines3 import SAC
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
+
+from vlp_gym import VLPRewardWrapper, load_reward_model, make_metaworld
+from vlp_gym.integrations.metaworld import scripted_policy
+from vlp_gym.video import overlay_video
+from vlp_gym.viz import plot_learning_curve, plot_reward_curves
+
+WRONG_SENTENCE = "pull the lever up"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train SAC from the reward of a sentence."""
+
+    task: str = "button-press-v3"
+    """Meta-World task."""
+    instruction: str = "press the button"
+    """What the agent is told."""
+    model: str = "vlp-compact-45"
+    """Reward model: a name, a folder or a hub id. vlp-compact-45 never saw this task."""
+    steps: int = 60_000
+    """Environment steps."""
+    seed: int = 0
+    """Of the task's placements, the agent and the exploration."""
+    episode_steps: int = 150
+    """Length of an episode."""
+    eval_every: int = 5_000
+    """Steps between two evaluations."""
+    eval_episodes: int = 20
+    """Episodes of an evaluation."""
+    scale: float = 1.0
+    """Factor on the reward."""
+    control: Literal["none", "shuffled"] = "none"
+    """"shuffled" pays each step the reward of a random earlier one: an agent that still learns would prove nothing."""
+    threads: int = 1
+    """Torch threads; more rarely helps nets of this size."""
+    out: Path | None = None
+    """Where the results go; runs/sac-TASK-SEED by default."""
+
+
+def main(options: Options) -> None:
+    """Look at the reward, train, evaluate, and show the result."""
+    torch.set_num_threads(options.threads)
+    out = options.out or Path("runs") / f"sac-{options.task}-{options.seed}"
+    out.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+
+    model = load_reward_model(options.model)
+    first_look(options, model, out / "reward_curves.png")
+
+    env = make_metaworld(options.task, seed=options.seed, max_episode_steps=options.episode_steps)
+    env = VLPRewardWrapper(env, options.instruction, model, reward="progress", scale=options.scale)
+    if options.control == "shuffled":
+        env = ShuffledReward(env, options.seed)
+    agent = SAC(
+        "MlpPolicy", env, learning_starts=1_500, batch_size=256, gamma=0.98, tau=0.01,
+        policy_kwargs={"net_arch": [256, 256]}, tensorboard_log=str(out / "tensorboard"), seed=options.seed,
+    )  # fmt: skip
+    evaluation = Evaluation(options)
+    try:
+        agent.learn(options.steps, CallbackList([evaluation, ProgressBarCallback()]), tb_log_name="sac")
+    except KeyboardInterrupt:
+        print("\nstopped: keeping what was learned")
+    evaluation.run()
+    env.close()
+
+    agent.save(out / "policy.zip")
+    history = evaluation.history
+    plot_learning_curve({options.task: [history]}, out / "learning_curve.png", title=f"“{options.instruction}”")
+    film(options, model, agent, out / "final_policy.mp4")
+    result = {
+        "options": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()},
+        "success": history[-1]["success"],
+        "minutes": (time.monotonic() - started) / 60,
+        "history": history,
+    }
+    (out / "result.json").write_text(json.dumps(result, indent=2))
+    print(
+        f"success {history[-1]['success']:.2f} over {options.eval_episodes} episodes after {agent.num_timesteps:,} steps"
+    )
+    print(f"see {out}/learning_curve.png and {out}/final_policy.mp4; tensorboard --logdir {out}/tensorboard")
+
+
+class Evaluation(BaseCallback):
+    """Runs the agent without exploration on other placements and counts the environment's own success."""
+
+    def __init__(self, options: Options) -> None:
+        super().__init__()
+        self.options = options
+        self.env = make_metaworld(
+            options.task, seed=options.seed + 1_000, max_episode_steps=options.episode_steps, terminate_on_success=True
+        )
+        self.history: list[dict[str, float]] = []
+        self.rewards: list[float] = []
+        self.started = time.monotonic()
+
+    def _on_step(self) -> bool:
+        info = self.locals["infos"][0]["vlp"]
+        self.rewards.append(float(self.locals["rewards"][0]))
+        for name in ("score", "progress", "relevance"):
+            if info[name] is not None:
+                self.logger.record_mean(f"vlp/{name}", info[name])
+        if self.num_timesteps % self.options.eval_every == 0:
+            self.run()
+        return True
+
+    def run(self) -> None:
+        """Evaluate once, and remember the outcome."""
+        if self.history and self.history[-1]["step"] == self.num_timesteps:
+            return
+        successes = []
+        for episode in range(self.options.eval_episodes):
+            observation, _ = self.env.reset(seed=episode)
+            terminated = truncated = False
+            while not (terminated or truncated):
+                action, _ = self.model.predict(observation, deterministic=True)
+                observation, _, terminated, truncated, _ = self.env.step(action)
+            successes.append(float(terminated))
+        row = {
+            "step": self.num_timesteps,
+            "success": float(np.mean(successes)),
+            "reward": float(np.mean(self.rewards[-self.options.eval_every :] or [0.0])),
+            "minutes": (time.monotonic() - self.started) / 60,
+        }
+        self.history.append(row)
+        self.logger.record("eval/success", row["success"])
+        self.logger.dump(self.num_timesteps)
+        print(
+            f"{row['step']:>8,} steps  success {row['success']:.2f}  reward {row['reward']:.3f}  {row['minutes']:.1f} min"
+        )
+
+
+class ShuffledReward(gym.RewardWrapper):
+    """The control: the same rewards in a random order."""
+
+    def __init__(self, env: gym.Env, seed: int) -> None:
+        super().__init__(env)
+        self.seen: list[float] = []
+        self.rng = np.random.default_rng(seed)
+
+    def reward(self, reward: Any) -> float:
+        """A reward of a random step so far."""
+        self.seen.append(float(reward))
+        return self.seen[self.rng.integers(len(self.seen))]
+
+
+def rollout(options: Options, act: Any, model: Any, instruction: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Frames uint8 ``[F, H, W, 3]`` and rewards ``[F]`` of one episode on a placement that training did not see."""
+    env = make_metaworld(options.task, seed=options.seed + 2_000, max_episode_steps=options.episode_steps)
+    env = VLPRewardWrapper(env, instruction, model, reward="progress", scale=options.scale)
+    observation, info = env.reset(seed=0)
+    frames, rewards = [env.render()], [info["vlp"]["score"]]
+    for step in range(min(steps, options.episode_steps)):
+        observation, reward, _, _, _ = env.step(act(observation, step))
+        frames.append(env.render())
+        rewards.append(reward)
+    env.close()
+    return np.stack(frames), np.array(rewards)
+
+
+def first_look(options: Options, model: Any, path: Path) -> None:
+    """What the reward says of an expert, half an expert and random actions, under the right and a wrong sentence."""
+    expert, rng = scripted_policy(options.task), np.random.default_rng(0)
+    behaviours = {
+        "expert": lambda observation, step: np.clip(expert.get_action(observation), -1, 1),
+        "half-finished": lambda observation, step: np.clip(expert.get_action(observation), -1, 1) * (step < 30),
+        "random": lambda observation, step: rng.uniform(-1, 1, 4),
+    }
+    curves, frames = {}, {}
+    for name, act in behaviours.items():
+        frames[name], curves[name] = rollout(options, act, model, options.instruction, 80)
+    for name, act in behaviours.items():
+        curves[f"{name}, “{WRONG_SENTENCE}”"] = rollout(options, act, model, WRONG_SENTENCE, 80)[1]
+    wrong = [name for name in curves if WRONG_SENTENCE in name]
+    plot_reward_curves(curves, path, title=f"Reward for “{options.instruction}”", frames=frames, dashed=wrong)
+    print(f"first look at the reward: {path}")
+
+
+def film(options: Options, model: Any, agent: SAC, path: Path) -> None:
+    """Three episodes of the final policy, with the reward drawn beside them."""
+    frames, rewards = rollout(
+        options, lambda observation, _: agent.predict(observation, deterministic=True)[0], model,
+        options.instruction, options.episode_steps,
+    )  # fmt: skip
+    overlay_video(frames, rewards, path, title=options.instruction)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

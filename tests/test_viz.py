@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import sys
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlp_gym import viz
+from vlp_gym.errors import MissingExtraError
+
+CURVES = {"expert": [0.0, 0.5, 1.0], "random": [0.0, 0.1, 0.0], "expert, wrong sentence": [0.0, 0.1, 0.2]}
+
+
+def picture(path):
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def colours_near(image, hexadecimal):
+    wanted = [int(hexadecimal[k : k + 2], 16) for k in (1, 3, 5)]
+    return int((np.abs(image - wanted).max(axis=-1) < 12).sum())
+
+
+@pytest.fixture(autouse=True)
+def _globals_stay(monkeypatch):
+    before = dict(matplotlib.rcParams)
+    yield
+    assert dict(matplotlib.rcParams) == before
+
+
+class TestRewardCurves:
+    def test_curves_and_strips(self, tmp_path):
+        path = tmp_path / "new" / "curves.png"
+        video = np.full((9, 20, 30, 3), (7, 199, 77), np.uint8)
+        steps = {label: [0, 5, 10] for label in CURVES}
+        viz.plot_reward_curves(
+            CURVES, path, title="press", steps=steps, frames={"expert": video}, dashed=list(CURVES)[2:]
+        )
+        image = picture(path)
+        assert colours_near(image, viz.COLOURS[0]) > 300
+        assert colours_near(image, viz.COLOURS[1]) > 300
+        assert colours_near(image, "#07C74D") > 10_000  # the frames
+        assert [file.name for file in path.parent.iterdir()] == ["curves.png"]
+
+    def test_dashed_curves_take_the_colours_again(self):
+        assert viz._paired_colours(["a", "b", "a, wrong"], ["a, wrong"]) == {
+            "a": viz.COLOURS[0],
+            "b": viz.COLOURS[1],
+            "a, wrong": viz.COLOURS[0],
+        }
+
+    def test_vector_formats(self, tmp_path):
+        viz.plot_reward_curves({"one": [1.0, 2.0]}, tmp_path / "curve.svg")
+        assert b"<svg" in (tmp_path / "curve.svg").read_bytes()
+
+    def test_nothing_to_draw(self, tmp_path):
+        with pytest.raises(ValueError, match=r"^curves: expected at least one, got none$"):
+            viz.plot_reward_curves({}, tmp_path / "curves.png")
+
+    def test_a_failure_leaves_the_old_picture(self, tmp_path):
+        path = tmp_path / "curves.png"
+        path.write_bytes(b"old")
+        with pytest.raises(ValueError, match="shape"):
+            viz.plot_reward_curves({"a": [1.0, 2.0]}, path, steps={"a": [1.0]})
+        assert path.read_bytes() == b"old"
+        assert [file.name for file in tmp_path.iterdir()] == ["curves.png"]
+
+
+class TestTraining:
+    def test_panels(self, tmp_path):
+        history = [{"step": k, "loss/itp": 1 / (k + 1), "loss/ivp": 0.5, "lr": 1e-3} for k in range(50)]
+        history.append({"step": 50, "accuracy/itp": 0.9, "loss/itp": float("nan")})
+        viz.plot_training(history, tmp_path / "training.png", title="run")
+        assert colours_near(picture(tmp_path / "training.png"), viz.COLOURS[1]) > 300
+
+    def test_smoothing_keeps_a_line_and_the_mean(self):
+        line = np.arange(200.0)
+        assert viz._smooth(line)[50:-50] == pytest.approx(line[50:-50])
+        assert viz._smooth(np.array([3.0, 4.0])).tolist() == [3.0, 4.0]
+        noise = np.random.default_rng(0).normal(size=400)
+        assert viz._smooth(noise).std() < noise.std() / 2
+
+    def test_empty(self, tmp_path):
+        with pytest.raises(
+            ValueError, match=r"^history: expected rows with a step and at least one quantity, got none$"
+        ):
+            viz.plot_training([{"step": 0}], tmp_path / "training.png")
+
+
+class TestLearningCurve:
+    def test_seeds_are_aligned_to_what_all_have_reached(self):
+        fast = [{"step": s, "success": s / 40} for s in (0, 10, 20, 30, 40)]
+        slow = [{"step": s, "success": 0.0} for s in (0, 15, 25)] + [{"step": 99, "reward": 1.0}]
+        x, curves = viz._align([fast, slow], "success")
+        assert x.tolist() == [0, 10, 20]
+        assert curves.tolist() == [[0, 0.25, 0.5], [0, 0, 0]]
+
+    def test_two_labels(self, tmp_path):
+        runs = {
+            "learned": [
+                [{"step": s, "success": s / 5e4, "reward": 0.5} for s in (0, 25_000, 50_000)] for _ in range(3)
+            ],
+            "shuffled": [[{"step": s, "success": 0.0} for s in (0, 25_000, 50_000)]],
+        }
+        viz.plot_learning_curve(runs, tmp_path / "learning.png", title="SAC")
+        image = picture(tmp_path / "learning.png")
+        assert colours_near(image, viz.COLOURS[0]) > 300
+        assert colours_near(image, viz.COLOURS[1]) > 300
+
+    def test_no_known_quantity(self, tmp_path):
+        with pytest.raises(ValueError, match=r"^runs: expected rows with one of success, reward, got none$"):
+            viz.plot_learning_curve({"a": [[{"step": 1.0}]]}, tmp_path / "learning.png")
+
+
+class TestAttention:
+    def test_colour_where_attended_and_grey_elsewhere(self):
+        frame = np.random.default_rng(0).integers(0, 256, (56, 84, 3), dtype=np.uint8)
+        attention = np.zeros((7, 7))
+        attention[1, 5] = 3.0  # row 8-16, columns 60-72
+        image = viz.attention_overlay(frame, attention).astype(int)
+        spread = image.max(axis=-1) - image.min(axis=-1)
+        assert image.shape == frame.shape
+        top = np.array(matplotlib.colormaps["inferno"](1.0)[:3]) * 255
+        assert spread[12, 66] == pytest.approx(
+            0.6 * (top.max() - top.min()), abs=2
+        )  # the opacity's share of the colour
+        assert spread[40:, :30].max() == 0
+
+    def test_bilinear_against_constant_and_ramp(self):
+        assert viz._bilinear(np.full((3, 5), 2.0), 8, 9) == pytest.approx(np.full((8, 9), 2.0))
+        ramp = np.tile(np.arange(4.0), (2, 1))
+        # Pixel centres: 4 columns over 8 pixels sit at -0.25, 0.25, ... 3.25, held at the ends.
+        assert viz._bilinear(ramp, 2, 8)[0] == pytest.approx(np.clip(np.arange(8) / 2 - 0.25, 0, 3))
+        assert viz._bilinear(np.array([[5.0]]), 3, 2) == pytest.approx(np.full((3, 2), 5.0))
+
+    def test_uniform_zero_map(self):
+        frame = np.full((4, 4, 3), 100, np.uint8)
+        assert (viz.attention_overlay(frame, np.zeros((2, 2))) == 100).all()
+
+    def test_wrong_map(self):
+        with pytest.raises(ValueError, match=r"^attention: expected a finite \[h, w\] matrix, got shape \(3,\)$"):
+            viz.attention_overlay(np.zeros((4, 4, 3), np.uint8), [1.0, 2.0, 3.0])
+
+
+def test_without_matplotlib(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingExtraError, match=r'^drawing needs matplotlib: pip install "vlp_gym\[viz\]"$'):
+        viz.plot_reward_curves(CURVES, tmp_path / "curves.png")

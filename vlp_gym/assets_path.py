@@ -1,0 +1,27 @@
+"""Where the files of ``assets/`` lie: inside an installed package, or beside it in the repository."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+
+def asset_path(name: str) -> Path:
+    """Path of a shipped file or folder.
+
+    Args:
+        name: name below ``assets/``, such as ``"instructions.json"`` or ``"vlp-compact"``.
+
+    Raises:
+        FileNotFoundError: no such asset.
+    """
+    package = Path(str(resources.files("vlp_gym")))
+    candidates = [package / "assets" / name]
+    # Only a checkout has pyproject.toml here; in site-packages a stranger's "assets" folder may lie.
+    if (package.parent / "pyproject.toml").is_file():
+        candidates.append(package.parent / "assets" / name)
+    for path in candidates:
+        if path.exists():
+            return path
+    looked = " and ".join(str(path) for path in candidates)
+    raise FileNotFoundError(f"asset {name!r} is not part of this installation (looked at {looked}); reinstall vlp_gym")

@@ -1,0 +1,302 @@
+"""The command line: collect rollouts, train and evaluate reward models, score a video, list the models.
+
+Each sub-command is a function below; its signature is the options and its docstring is the help. Everything heavy is
+imported inside them, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from vlp_gym.errors import DatasetError, MissingExtraError, VLPError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Architecture = Literal["compact", "vlp", "joint"]
+SplitName = Literal["vlp", "ml45", "all"]
+OPEN_CLIP = "open_clip:ViT-B-16/openai"
+GIF_FRAMES = 120  # a longer GIF shows every second, third ... frame: it would weigh hundreds of megabytes
+
+
+def collect(
+    source: Literal["metaworld"],
+    /,
+    *,
+    out: Path,
+    tasks: tuple[str, ...] = (),
+    per_tier: int = 32,
+    near_miss: int = 0,
+    stride: int = 5,
+    varied_share: float = 0.0,
+    seed: int = 0,
+    workers: int | None = None,
+    push_to_hub: str | None = None,
+) -> None:
+    """Collect rollouts of three tiers of skill (MTVLP); the same command again goes on where it stopped.
+
+    Args:
+        source: where the rollouts come from.
+        out: folder for the parquet shards, one a task and tier.
+        tasks: such as button-press-v3 door-close-v3; all 50 by default.
+        per_tier: rollouts of each task and tier (expert, medium, random).
+        near_miss: also so many rollouts a task that aim beside the object.
+        stride: environment steps between two stored frames.
+        varied_share: share of the rollouts with another camera, light and colours, from 0 to 1.
+        seed: of everything; two collections with the same seed are equal.
+        workers: processes; one a core by default.
+        push_to_hub: dataset on the Hugging Face hub, as org/name, that the shards are uploaded to.
+    """
+    from vlp_gym.data.collect import CollectConfig, collect_metaworld
+    from vlp_gym.data.instructions import instructions_for
+
+    for name, value, least in (("per-tier", per_tier, 1), ("near-miss", near_miss, 0), ("stride", stride, 1)):
+        if value < least:
+            raise ValueError(f"--{name}: expected at least {least}, got {value}")
+    if not 0 <= varied_share <= 1:
+        raise ValueError(f"--varied-share: expected 0 to 1, got {varied_share}")
+    if workers is not None and workers < 1:
+        raise ValueError(f"--workers: expected at least 1, got {workers}")
+    names = [task if task.endswith("-v3") else f"{task}-v3" for task in tasks]
+    for name in names:
+        instructions_for(name)  # an unknown task is refused before anything is written
+    config = CollectConfig(per_tier=per_tier, near_miss=near_miss, stride=stride, varied_share=varied_share, seed=seed)
+    collect_metaworld(out, config, tasks=names or None, workers=workers)
+    print(f"rollouts: {out}")
+    if push_to_hub is not None:
+        print(f"uploaded: {_push_dataset(out, push_to_hub)}")
+
+
+def train(
+    architecture: Architecture = "compact",
+    /,
+    *,
+    data: Path,
+    split: SplitName = "vlp",
+    out: Path | None = None,
+    steps: int = 700,
+    seed: int = 0,
+    precision: Literal["no", "bf16", "fp16"] = "no",
+    learning_rate: float = 1e-3,
+    tasks_per_batch: int = 14,
+    clips_per_task: int = 4,
+    save_every: int = 100,
+    backbone: str = OPEN_CLIP,
+) -> None:
+    """Train a reward model on the training tasks of a split; the same command again goes on where it stopped.
+
+    Args:
+        architecture: compact, the small factorised model that ships; vlp, the paper's over a frozen CLIP; joint, the
+            paper's over the compact model's encoders.
+        data: folder that `vlp-gym collect` filled.
+        split: vlp and ml45 hold five tasks out each; all trains on the 50.
+        out: folder for the checkpoint, the state to go on from and the training curve; runs/ARCHITECTURE-SPLIT by
+            default.
+        steps: optimizer steps.
+        seed: of initial weights, batches and augmentation.
+        precision: of the arithmetic; no is fp32.
+        learning_rate: the highest, after the warm-up.
+        tasks_per_batch: tasks in a batch, each with its sentence.
+        clips_per_task: clips of each of them, at least 3.
+        save_every: steps between two saved states.
+        backbone: of vlp, as open_clip:NAME/PRETRAINED.
+    """
+    import torch
+
+    from vlp_gym.data.dataset import load_trajectories
+    from vlp_gym.data.instructions import train_tasks
+    from vlp_gym.training.loop import TrainConfig
+    from vlp_gym.training.loop import train as run_training
+
+    if backbone != OPEN_CLIP and architecture != "vlp":
+        raise ValueError(f"--backbone: only vlp takes one, got {backbone!r} for {architecture}")
+    if steps < 1 or save_every < 1:
+        raise ValueError(f"--steps and --save-every: expected at least 1, got {steps} and {save_every}")
+    if clips_per_task < 3:
+        raise ValueError(f"--clips-per-task: expected at least 3, got {clips_per_task}")
+    out = Path("runs") / f"{architecture}-{split}" if out is None else out
+    config = TrainConfig(
+        steps=steps, seed=seed, precision=precision, learning_rate=learning_rate, save_every=save_every,
+        tasks_per_batch=tasks_per_batch, clips_per_task=clips_per_task,
+    )  # fmt: skip
+    trajectories = load_trajectories(data, tasks=train_tasks(split))
+    torch.manual_seed(seed)
+    run_training(_build(architecture, backbone), trajectories, out, config)
+    print(f"checkpoint: {out}")
+    print(f"evaluate it: vlp-gym eval --model {out} --data {data} --split {split}")
+
+
+def evaluate(
+    *,
+    model: str = "vlp-compact",
+    data: Path,
+    split: SplitName = "vlp",
+    out: Path | None = None,
+    seed: int = 0,
+    pairs_per_task: int = 500,
+) -> None:
+    """Judge a reward model on the held-out tasks of a split: JSON, a Markdown table and a picture.
+
+    Args:
+        model: a shipped name (see `vlp-gym models`), a checkpoint folder, or a hub id org/name.
+        data: folder that `vlp-gym collect` filled, best with another seed than the training's.
+        split: vlp and ml45 judge the five tasks that each holds out; all judges the 50.
+        out: folder for the report; runs/eval/MODEL-SPLIT by default.
+        seed: of every draw.
+        pairs_per_task: pairs for scripted ITP, IVP and ILP.
+    """
+    from vlp_gym.data.dataset import load_trajectories, shard_path
+    from vlp_gym.data.instructions import ML45_TEST_TASKS, SIBLINGS, TEST_TASKS, train_tasks
+    from vlp_gym.evaluation import evaluate as judge
+    from vlp_gym.models.registry import load_reward_model
+    from vlp_gym.report import markdown, write_report
+
+    if pairs_per_task < 1:
+        raise ValueError(f"--pairs-per-task: expected at least 1, got {pairs_per_task}")
+    tasks = {"vlp": TEST_TASKS, "ml45": ML45_TEST_TASKS, "all": train_tasks("all")}[split]
+    siblings = {SIBLINGS[task] for task in tasks if task in SIBLINGS} - set(tasks)
+    collected = [task for task in sorted(siblings) if shard_path(data, task, "expert").exists()]
+    device = _device()
+    live = load_reward_model(model, device=device)
+    trajectories = load_trajectories(data, tasks=[*tasks, *collected])
+    result = judge(
+        live, trajectories, tasks=tasks, split_name=split, seed=seed, device=device, pairs_per_task=pairs_per_task
+    )
+    result["settings"]["model"] = model
+    out = Path("runs") / "eval" / f"{Path(model).name}-{split}" if out is None else out
+    paths = write_report(result, out)
+    print(markdown(result))
+    print(f"report: {' '.join(str(path) for path in paths)}")
+
+
+def score(video: Path, /, *, instruction: str, model: str = "vlp-compact", out: Path | None = None) -> None:
+    """Score a video under a sentence: its reward curve as PNG, and drawn beside the video as MP4 and GIF.
+
+    Args:
+        video: mp4, mkv, webm, avi, gif ...; at most 2,000 frames.
+        instruction: what is to be done, in one sentence.
+        model: a shipped name (see `vlp-gym models`), a checkpoint folder, or a hub id org/name.
+        out: folder for curve.png, overlay.mp4 and overlay.gif; runs/score/VIDEO by default.
+    """
+    from tqdm import tqdm
+
+    from vlp_gym.engine import QueryEngine, Ticket
+    from vlp_gym.models.registry import load_reward_model
+    from vlp_gym.shaping import Reward, score_of
+    from vlp_gym.text import normalize_instruction
+    from vlp_gym.video import overlay_video, read_video
+    from vlp_gym.viz import plot_reward_curves
+
+    instruction = normalize_instruction(instruction)
+    frames = read_video(video)
+    engine = QueryEngine(load_reward_model(model, device=_device()))
+    env, text = engine.add_env(), engine.encode_text(instruction)
+    kind: Reward = "preference" if engine.probe(text).progress is None else "progress"
+    engine.begin(env, 0, text)
+    rewards: list[float] = []
+    for step, frame in enumerate(tqdm(frames, desc="scoring", unit="frame")):
+        answer = engine.query([Ticket(env, 0, step)], [frame])[0]
+        rewards.append(score_of(kind, answer.preference, answer.progress, answer.relevance))
+    label = "preference" if kind == "preference" else "reward"
+    out = Path("runs") / "score" / video.stem if out is None else out
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [out / name for name in ("curve.png", "overlay.mp4", "overlay.gif")]
+    plot_reward_curves(
+        {label: rewards}, paths[0], title=instruction, xlabel="frame", ylabel=label, frames={label: frames}
+    )
+    every = -(-len(frames) // GIF_FRAMES)
+    for path, shown in zip(paths[1:], (slice(None), slice(None, None, every)), strict=True):
+        overlay_video(frames[shown], rewards[shown], path, title=instruction, ylabel=label)
+    print(f"{label}: {rewards[0]:.3f} at the first frame, {rewards[-1]:.3f} at the last, {max(rewards):.3f} at most")
+    print(f"written: {' '.join(str(path) for path in paths)}")
+
+
+def models() -> None:
+    """List the reward models that can be named: the shipped ones, and those of other packages."""
+    from vlp_gym.models.registry import available_models
+
+    rows = [("NAME", "DESCRIPTION", "WHERE")] + [(row.name, row.description, row.where) for row in available_models()]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    for name, description, where in rows:
+        print(f"{name:{widths[0]}}  {description:{widths[1]}}  {where}")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "collect": collect,
+    "train": train,
+    "eval": evaluate,
+    "score": score,
+    "models": models,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 2 after an error, 130 after Ctrl-C.
+
+    Args:
+        arguments: without the program's name; those of this process by default.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not sys.warnoptions:  # other packages' warnings are not for users; -W or PYTHONWARNINGS brings them back
+        warnings.simplefilter("ignore")
+        os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of the worker processes
+    try:
+        _run(arguments)
+    except KeyboardInterrupt:
+        print("vlp-gym: interrupted; what was saved is kept, and the same command goes on from there", file=sys.stderr)
+        return 130
+    except (VLPError, ValueError, FloatingPointError, OSError) as error:
+        print(f"vlp-gym: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run(arguments: Sequence[str]) -> None:
+    try:
+        import tqdm  # noqa: F401
+        import tyro
+    except ImportError as error:
+        raise MissingExtraError(f'the command line needs {error.name}: pip install "vlp_gym[train]"') from error
+    description = "Any Gymnasium environment that can render gets a reward from a sentence."
+    tyro.extras.subcommand_cli_from_dict(
+        COMMANDS, prog="vlp-gym", description=description, args=arguments or ["--help"]
+    )
+
+
+def _build(architecture: Architecture, backbone: str) -> nn.Module:
+    if architecture == "compact":
+        from vlp_gym.models.compact import CompactRewardModel
+
+        return CompactRewardModel()
+    from vlp_gym.models.vlp import VLPModel
+
+    return VLPModel("small" if architecture == "joint" else backbone)
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _push_dataset(folder: Path, repository: str) -> str:
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        api.create_repo(repository, repo_type="dataset", exist_ok=True)
+        patterns = ["data/*.parquet", "collect.json"]
+        api.upload_folder(repo_id=repository, folder_path=folder, repo_type="dataset", allow_patterns=patterns)
+    except Exception as error:  # httpx, the hub's own and OSError, depending on the version and the network
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DatasetError(f"{repository}: the hub did not take the shards ({reason}); they are in {folder}") from error
+    return f"https://huggingface.co/datasets/{repository}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

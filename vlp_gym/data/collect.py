@@ -1,0 +1,260 @@
+"""Collects MTVLP: Meta-World rollouts of three tiers of skill, rendered, with every step's reward (VLP, appendix C).
+
+- expert: the scripted policy + N(0, 0.1), until success and a little beyond.
+- medium: the scripted policy + N(0, 0.5) until half of the stages are done, then noise alone.
+- random: uniform actions.
+- near_miss (ours, optional): the scripted policy aiming beside the object, so that purpose alone earns nothing.
+
+One parquet shard a task and tier; a shard that exists is not collected again, so an interrupted run resumes.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from vlp_gym.data.dataset import NEAR_MISS, TIERS, Trajectory, shard_path, write_shard
+from vlp_gym.data.variety import vary_scene
+from vlp_gym.errors import DatasetError
+from vlp_gym.integrations.metaworld import CAMERA, make_metaworld, metaworld_tasks, scripted_policy
+
+RENDER_SIZE = 224
+MAX_STEPS = 300
+BEYOND_SUCCESS = (5, 25)  # steps that an expert goes on after success
+WANDER_STEPS = (60, 120)  # length of random and near-miss rollouts
+NOISE_AFTER_STAGE = 30  # steps of noise alone that end a medium rollout
+EXPERT_ATTEMPTS = 4
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """What to collect; written beside the shards, and a resumed run must agree with it."""
+
+    per_tier: int = 32
+    near_miss: int = 0
+    stride: int = 5
+    size: int = 112
+    camera: str = CAMERA
+    varied_share: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """When a medium rollout has done half of its stages: at ``near_object``, or after so many steps."""
+
+    by_near_object: bool
+    steps: int
+
+
+def collect_metaworld(
+    folder: str | Path,
+    config: CollectConfig,
+    *,
+    tasks: Sequence[str] | None = None,
+    workers: int | None = None,
+    progress_bar: bool = True,
+) -> None:
+    """Collect every missing shard, in parallel processes (two OpenGL contexts in one process draw garbage).
+
+    Args:
+        folder: where the shards go.
+        config: what to collect.
+        tasks: default all 50.
+        workers: processes; default one a core.
+        progress_bar: show one.
+
+    Raises:
+        DatasetError: if the folder holds shards that were collected with another config.
+    """
+    folder = Path(folder)
+    _check_same_config(folder, config)
+    tiers = (*TIERS, NEAR_MISS) if config.near_miss else TIERS
+    names = tuple(tasks) if tasks is not None else metaworld_tasks()
+    missing = [task for task in names if any(not shard_path(folder, task, tier).exists() for tier in tiers)]
+    jobs = [(folder, config, task, tiers) for task in missing]
+    if not jobs:
+        return
+    bar = tqdm(
+        total=len(names), initial=len(names) - len(missing), desc="collecting", unit="task", disable=not progress_bar
+    )
+    processes = min(workers or os.cpu_count() or 1, len(jobs))
+    with bar, multiprocessing.get_context("spawn").Pool(processes, _prepare_worker) as pool:
+        for task in pool.imap_unordered(_collect_task, jobs):
+            bar.set_postfix_str(task)
+            bar.update()
+
+
+def _prepare_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends the workers
+    os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa's own threads cost a quarter more and gain nothing here
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _collect_task(job: tuple[Path, CollectConfig, str, Sequence[str]]) -> str:
+    folder, config, task, tiers = job
+    env = make_metaworld(task, seed=config.seed, size=RENDER_SIZE, camera=config.camera)
+    try:
+        stage = _measure_stage(env, task, config.seed)
+        for tier in tiers:
+            path = shard_path(folder, task, tier)
+            if path.exists():
+                continue
+            count = config.near_miss if tier == NEAR_MISS else config.per_tier
+            write_shard([_rollout(env, config, task, tier, stage, index) for index in range(count)], path)
+    finally:
+        env.close()
+    return task
+
+
+def _measure_stage(env: Any, task: str, seed: int, episodes: int = 5) -> Stage:
+    """Half of the stages: `near_object` where it fires midway; half of the expert's time where it does not."""
+    policy, lengths, near = scripted_policy(task), [], []
+    for episode in range(episodes):
+        observation, _ = env.reset(seed=10_000 + seed * 100 + episode)
+        near_at = MAX_STEPS
+        for step in range(1, MAX_STEPS + 1):
+            observation, _, _, _, info = env.step(np.clip(policy.get_action(observation), -1, 1))
+            if info["near_object"] > 0:
+                near_at = min(near_at, step)
+            if info["success"]:
+                break
+        lengths.append(step)
+        near.append(near_at)
+    length, near_step = float(np.median(lengths)), float(np.median(near))
+    return Stage(by_near_object=0.2 * length < near_step < 0.9 * length, steps=max(round(length / 2), 5))
+
+
+def _rollout(env: Any, config: CollectConfig, task: str, tier: str, stage: Stage, index: int) -> Trajectory:
+    if tier != "expert":
+        return _attempt(env, config, task, tier, stage, index, attempt=0)
+    for attempt in range(EXPERT_ATTEMPTS):
+        trajectory = _attempt(env, config, task, tier, stage, index, attempt)
+        if trajectory.success.any():
+            break
+    return trajectory
+
+
+def _attempt(
+    env: Any, config: CollectConfig, task: str, tier: str, stage: Stage, index: int, attempt: int
+) -> Trajectory:
+    tier_index = (*TIERS, NEAR_MISS).index(tier)
+    rng = np.random.default_rng([config.seed, metaworld_tasks().index(task), tier_index, index, attempt])
+    episode_seed = int(rng.integers(2**31))
+    varied = (index + 1) * config.varied_share % 1 < config.varied_share
+    observation, _ = env.reset(seed=episode_seed)
+    restore = vary_scene(env, rng) if varied else None
+    recorder = _Recorder(config.size)
+    recorder.add(env.render(), 0, 0.0, False)
+    act = _Actor(task, tier, stage, rng)
+    limit = int(rng.integers(*WANDER_STEPS)) if tier in ("random", NEAR_MISS) else MAX_STEPS
+    rewards: list[float] = []
+    for step in range(1, limit + 1):
+        observation, reward, _, _, info = env.step(act(observation))
+        rewards.append(float(reward))
+        succeeded = bool(info["success"])
+        last = act.observe(step, info, succeeded) or step == limit
+        if last or step % config.stride == 0:
+            recorder.add(env.render(), step, float(reward), succeeded)
+        if last:
+            break
+    if restore is not None:
+        restore()
+    return Trajectory(
+        task,
+        tier,
+        episode_seed,
+        config.camera,
+        config.stride,
+        varied,
+        *recorder.arrays(),
+        np.array(rewards, np.float32),
+    )
+
+
+class _Actor:
+    """The behaviour of one tier: gives actions, and says when the rollout is over."""
+
+    def __init__(self, task: str, tier: str, stage: Stage, rng: np.random.Generator) -> None:
+        self.tier, self.stage, self.rng = tier, stage, rng
+        self.policy = scripted_policy(task)
+        self.noise = {"expert": 0.1, "medium": 0.5, "random": 0.0, NEAR_MISS: 0.3}[tier]
+        self.remaining: int | None = None  # steps to go once the tier's aim is reached
+        angle, distance = rng.uniform(0, 2 * np.pi), rng.uniform(0.08, 0.2)
+        self.offset = distance * np.array([np.cos(angle), np.sin(angle), rng.uniform(0, 1)])
+
+    def __call__(self, observation: np.ndarray) -> np.ndarray:
+        if self.tier == "random":
+            return self.rng.uniform(-1, 1, 4).astype(np.float32)
+        if self.tier == NEAR_MISS:
+            observation = observation.copy()
+            observation[4:7] += self.offset
+        action = np.asarray(self.policy.get_action(observation), np.float64)
+        if self.tier == "medium" and self.remaining is not None:
+            action = np.zeros(4)
+        return np.clip(action + self.rng.normal(0, self.noise, 4), -1, 1).astype(np.float32)
+
+    def observe(self, step: int, info: dict[str, Any], succeeded: bool) -> bool:
+        """Whether the rollout ends with this step."""
+        if self.remaining is not None:
+            self.remaining -= 1
+            return self.remaining <= 0 or (self.tier == "medium" and succeeded)
+        if self.tier == "expert" and succeeded:
+            self.remaining = int(self.rng.integers(*BEYOND_SUCCESS))
+        elif self.tier == "medium":
+            near = info["near_object"] > 0 and step > 5 if self.stage.by_near_object else step >= self.stage.steps
+            if near or succeeded:
+                self.remaining = NOISE_AFTER_STAGE
+        elif succeeded:
+            return True
+        return False
+
+
+class _Recorder:
+    """Gathers frames, resized exactly as the models resize theirs."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.frames: list[np.ndarray] = []
+        self.rows: list[tuple[int, float, bool]] = []
+
+    def add(self, frame: np.ndarray, step: int, reward: float, success: bool) -> None:
+        import torch
+
+        from vlp_gym.models.resize import resize_frames
+
+        self.frames.append(resize_frames(torch.from_numpy(frame)[None], (self.size, self.size))[0].numpy())
+        self.rows.append((step, reward, success))
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        step, reward, success = zip(*self.rows, strict=True)
+        return np.stack(self.frames), np.array(step, np.int64), np.array(reward, np.float32), np.array(success, bool)
+
+
+def _check_same_config(folder: Path, config: CollectConfig) -> None:
+    path = folder / "collect.json"
+    if path.exists():
+        before = json.loads(path.read_text())
+        if before != asdict(config):
+            changed = {
+                key: (before.get(key), value) for key, value in asdict(config).items() if before.get(key) != value
+            }
+            raise DatasetError(
+                f"{folder} was collected with other settings (then, now): {changed}; choose another --out"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(asdict(config), indent=2))
+    os.replace(partial, path)

@@ -1,0 +1,200 @@
+"""Instructions for the 50 Meta-World tasks, and which tasks and phrasings a model may train on.
+
+Each task has 40 sentences, 8 verb structures x 5 nouns. Verbs are shared by tasks of one motion and nouns by tasks of
+one object, so that a text encoder trained from scratch has met every word of VLP's five test tasks. No sentence names
+a colour: colours occur only in `variants`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from vlp_gym.assets_path import asset_path
+from vlp_gym.errors import DatasetError, InstructionError
+from vlp_gym.text import normalize_instruction
+
+NUM_TASKS = 50
+NUM_SENTENCES = 40
+NUM_TRAINING = 32  # the first 32 train; the last 8 are the unseen paraphrases
+VARIANT_KINDS = ("phrase", "description", "right_colour", "wrong_colour")
+NUM_VARIANTS = 4
+FORMAT_VERSION = 1
+
+Split = Literal["vlp", "ml45", "all"]
+
+TEST_TASKS = ("button-press-v3", "door-close-v3", "drawer-close-v3", "faucet-close-v3", "window-open-v3")
+"""The five tasks that VLP holds out."""
+
+ML45_TEST_TASKS = ("bin-picking-v3", "box-close-v3", "door-lock-v3", "door-unlock-v3", "hand-insert-v3")
+"""The five tasks that Meta-World's ML45 holds out."""
+
+_OPPOSITES = (
+    ("assembly-v3", "disassemble-v3"),
+    ("coffee-pull-v3", "coffee-push-v3"),
+    ("door-close-v3", "door-open-v3"),
+    ("door-lock-v3", "door-unlock-v3"),
+    ("drawer-close-v3", "drawer-open-v3"),
+    ("faucet-close-v3", "faucet-open-v3"),
+    ("handle-press-v3", "handle-pull-v3"),
+    ("handle-press-side-v3", "handle-pull-side-v3"),
+    ("peg-insert-side-v3", "peg-unplug-side-v3"),
+    ("plate-slide-v3", "plate-slide-back-v3"),
+    ("plate-slide-side-v3", "plate-slide-back-side-v3"),
+    ("push-v3", "push-back-v3"),
+    ("stick-pull-v3", "stick-push-v3"),
+    ("window-close-v3", "window-open-v3"),
+)
+# Nothing un-presses a button: its sibling is the same press from another direction.
+_VARIATIONS = (("button-press-v3", "button-press-topdown-v3"),)
+
+SIBLINGS: dict[str, str] = {a: b for pair in _OPPOSITES + _VARIATIONS for a, b in (pair, pair[::-1])}
+"""Task -> the task that does the opposite (or, see `NOT_OPPOSITE`, a variation of it) with the same object."""
+
+NOT_OPPOSITE: frozenset[str] = frozenset(task for pair in _VARIATIONS for task in pair)
+"""The tasks of `SIBLINGS` whose sibling is a variation of the same action, not its opposite."""
+
+
+@dataclass(frozen=True)
+class InstructionBook:
+    """The contents of ``instructions.json``.
+
+    Attributes:
+        sentences: task -> its 40 sentences, the canonical one first.
+        variants: test task -> kind (see `VARIANT_KINDS`) -> 4 sentences.
+    """
+
+    sentences: dict[str, tuple[str, ...]]
+    variants: dict[str, dict[str, tuple[str, ...]]]
+
+
+def load_book(path: Path) -> InstructionBook:
+    """Read and check a book of instructions.
+
+    Args:
+        path: a JSON file laid out as ``assets/instructions.json``.
+
+    Raises:
+        DatasetError: not JSON, not 50 tasks x 40 distinct sentences, or a sentence in two places.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # covers bad UTF-8 and bad JSON
+        raise DatasetError(f"{path}: not a JSON file: {error}") from error
+    layout = {"format_version": int, "instructions": dict, "variants": dict}
+    if not isinstance(content, dict) or any(not isinstance(content.get(key), kind) for key, kind in layout.items()):
+        raise DatasetError(f"{path}: expected an object with {', '.join(layout)}")
+    if content["format_version"] != FORMAT_VERSION:
+        raise DatasetError(f"{path}: format version {content['format_version']}, expected {FORMAT_VERSION}")
+
+    instructions = content["instructions"]
+    absent = {*TEST_TASKS, *ML45_TEST_TASKS, *SIBLINGS} - instructions.keys()
+    if len(instructions) != NUM_TASKS or absent:
+        which = f", without {', '.join(sorted(absent))}" if absent else ""
+        raise DatasetError(f"{path}: expected {NUM_TASKS} tasks, got {len(instructions)}{which}")
+
+    seen: dict[str, str] = {}
+    book = InstructionBook(sentences={}, variants={})
+    for task in sorted(instructions):
+        book.sentences[task] = _checked(instructions[task], NUM_SENTENCES, f"{path}: {task}", seen)
+    for task in TEST_TASKS:
+        kinds = content["variants"].get(task)
+        if not isinstance(kinds, dict) or set(kinds) != set(VARIANT_KINDS):
+            raise DatasetError(f"{path}: variants of {task}: expected an object with {', '.join(VARIANT_KINDS)}")
+        book.variants[task] = {
+            kind: _checked(kinds[kind], NUM_VARIANTS, f"{path}: variants of {task}, {kind}", seen)
+            for kind in VARIANT_KINDS
+        }
+    return book
+
+
+def instructions_for(task: str) -> list[str]:
+    """The 40 sentences of a task; ``[0]`` is the canonical one.
+
+    >>> instructions_for("button-press-v3")[0]
+    'press the button'
+
+    Args:
+        task: a Meta-World task name with its ``-v3``.
+
+    Raises:
+        ValueError: unknown task; the message names near matches.
+    """
+    sentences = _book().sentences
+    if task not in sentences:
+        near = difflib.get_close_matches(str(task), sentences, n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else "train_tasks('all') lists the tasks"
+        raise ValueError(f"unknown Meta-World task {task!r}; {hint}")
+    return list(sentences[task])
+
+
+def training_phrasings(task: str) -> list[str]:
+    """The 32 sentences of a task that training may use, the canonical one first."""
+    return instructions_for(task)[:NUM_TRAINING]
+
+
+def held_out_phrasings(task: str) -> list[str]:
+    """The 8 sentences of a task that no training uses: unseen combinations of its verbs and nouns."""
+    return instructions_for(task)[NUM_TRAINING:]
+
+
+def variants(task: str) -> dict[str, list[str]]:
+    """Sentences for the language-shift test of VLP's section 5.4, 4 of each kind.
+
+    Args:
+        task: one of `TEST_TASKS`.
+
+    Returns:
+        ``phrase`` (short), ``description`` (long), ``right_colour`` and ``wrong_colour`` of the object.
+
+    Raises:
+        ValueError: unknown task, or one that has no variants.
+    """
+    instructions_for(task)  # an unknown name gets its own message
+    book = _book().variants
+    if task not in book:
+        raise ValueError(f"{task} has no variants; the tasks that have: {', '.join(TEST_TASKS)}")
+    return {kind: list(sentences) for kind, sentences in book[task].items()}
+
+
+def train_tasks(split: Split) -> tuple[str, ...]:
+    """The tasks, in alphabetical order, that a split trains on.
+
+    Args:
+        split: "vlp" (all but `TEST_TASKS`), "ml45" (all but `ML45_TEST_TASKS`) or "all" (50).
+
+    Raises:
+        ValueError: unknown split.
+    """
+    held_out: dict[str, Sequence[str]] = {"vlp": TEST_TASKS, "ml45": ML45_TEST_TASKS, "all": ()}
+    if split not in held_out:
+        raise ValueError(f"unknown split {split!r}; expected one of {', '.join(held_out)}")
+    return tuple(task for task in _book().sentences if task not in held_out[split])
+
+
+@cache
+def _book() -> InstructionBook:
+    return load_book(asset_path("instructions.json"))
+
+
+def _checked(sentences: object, count: int, where: str, seen: dict[str, str]) -> tuple[str, ...]:
+    """`sentences` if they are `count` clean ones that nobody else has; `seen` collects them with their place."""
+    if not isinstance(sentences, list) or len(sentences) != count:
+        got = len(sentences) if isinstance(sentences, list) else type(sentences).__name__
+        raise DatasetError(f"{where}: expected a list of {count} sentences, got {got}")
+    for sentence in sentences:
+        try:
+            clean = normalize_instruction(sentence)
+        except (TypeError, InstructionError) as error:
+            raise DatasetError(f"{where}: {error}") from error
+        if clean != sentence:
+            raise DatasetError(f"{where}: {sentence!r} is not normalised; write {clean!r}")
+        if sentence in seen:
+            raise DatasetError(f"{where}: {sentence!r} also stands at {seen[sentence]}")
+        seen[sentence] = where
+    return tuple(sentences)

@@ -1,0 +1,56 @@
+"""A text encoder without a download: hashed words and word pairs, summed."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import zlib
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlp_gym.text import check_length, normalize_instruction
+
+MAX_WORDS = 64
+PAIR_WEIGHT = 0.5
+
+
+class HashedWords(nn.Module):
+    """Sum of one vector a word and half a vector a pair of neighbours, scaled to unit length.
+
+    The table starts at zero, so a word that training never saw adds nothing rather than noise.
+
+    Args:
+        buckets: size of the hash table.
+        dim: D, of the output.
+        word_dropout: probability that training hides a word (never all of them).
+        truncate: cut sentences over 64 words; otherwise they raise InstructionError.
+    """
+
+    def __init__(self, buckets: int = 4096, dim: int = 96, word_dropout: float = 0.15, truncate: bool = False) -> None:
+        super().__init__()
+        self.buckets, self.dim, self.word_dropout, self.truncate = buckets, dim, word_dropout, truncate
+        self.table = nn.Embedding(buckets, dim)
+        nn.init.zeros_(self.table.weight)
+        self.project = nn.Linear(dim, dim)
+
+    def forward(self, instructions: Sequence[str]) -> Tensor:
+        """Encode B sentences, float ``[B, 1, dim]``; raises InstructionError, see `vlp_gym.text`."""
+        return torch.stack([self._encode(sentence) for sentence in instructions])[:, None]
+
+    def _encode(self, instruction: str) -> Tensor:
+        words = re.findall(r"\w+", normalize_instruction(instruction).lower())
+        words = words[: check_length(len(words), MAX_WORDS, truncate=self.truncate)]
+        if self.training and len(words) > 1:
+            kept = [word for word in words if torch.rand(()).item() >= self.word_dropout]
+            words = kept or words
+        keys = words + [f"{first} {second}" for first, second in itertools.pairwise(words)]
+        device = self.table.weight.device
+        buckets = torch.tensor(
+            [zlib.crc32(key.encode()) % self.buckets for key in keys], dtype=torch.long, device=device
+        )
+        weights = torch.tensor([1.0] * len(words) + [PAIR_WEIGHT] * (len(keys) - len(words)), device=device)
+        total = (self.table(buckets) * weights[:, None]).sum(0)
+        return F.normalize(self.project(total), dim=-1)

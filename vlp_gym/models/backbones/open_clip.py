@@ -1,0 +1,178 @@
+"""Any open_clip model as a source of tokens: patches of frames, words of sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from vlp_gym.errors import CheckpointError, MissingExtraError
+from vlp_gym.text import check_length, normalize_instruction
+
+
+class OpenClipBackbone(nn.Module):
+    """The token sequences of a CLIP model before its pooling, as VLP section 3.1 uses them.
+
+    Patch tokens are those of the last layer after the tower's final LayerNorm, without the class token; a ResNet
+    tower gives the cells of its last feature map. Text tokens are those of the last layer after its LayerNorm.
+
+    Args:
+        name: an open_clip model, see ``open_clip.list_models()``. A tag made with QuickGELU (OpenAI's are) gets it.
+        pretrained: a tag of ``open_clip.list_pretrained()``, downloaded once and cached by open_clip; or the path of a
+            ``.safetensors`` file (for OpenAI's weights give a ``-quickgelu`` name then); or None for random weights.
+        frame_size: side of the square that frames are resized to, in pixels; None takes the model's own (224 for
+            ViT-B-16). Another one interpolates the position embedding, which only ViT towers have.
+        trainable: let gradients into the weights. Otherwise they are frozen and stay in evaluation mode.
+        truncate: cut a sentence that is longer than the text tower takes, instead of raising.
+
+    Attributes:
+        frame_size: (H, W) that the tower sees.
+        frame_dim: width of a patch token.
+        text_dim: width of a text token.
+        restorable: True if name and pretrained bring the very same weights back, so no checkpoint need hold them.
+
+    Raises:
+        MissingExtraError: open_clip, or a package that this model's tokenizer needs, is not installed.
+        ValueError: open_clip knows no such model or tag, or the model has no token output.
+        CheckpointError: the weights cannot be downloaded or do not fit the model.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        name: str = "ViT-B-16",
+        pretrained: str | None = "openai",
+        frame_size: int | None = None,
+        *,
+        trainable: bool = False,
+        truncate: bool = False,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.truncate = truncate
+        self.trainable = trainable
+        self.restorable = pretrained is not None and not trainable
+        self.model, self.tokenizer = _load(name, pretrained, frame_size)
+        self.model.requires_grad_(trainable)
+        self.context_length: int = self.model.context_length
+        size = self.model.visual.image_size
+        self.frame_size: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
+        for key, value in (("mean", self.model.visual.image_mean), ("std", self.model.visual.image_std)):
+            self.register_buffer(key, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
+        self.train(trainable)
+        with torch.no_grad():  # the towers name their widths in five different ways; one tiny pass asks them all
+            self.frame_dim: int = self._patches(torch.zeros(1, 3, *self.frame_size)).shape[-1]
+            self.text_dim: int = self._words(torch.zeros(1, self.context_length, dtype=torch.long)).shape[-1]
+
+    def train(self, mode: bool = True) -> OpenClipBackbone:
+        """Switch to training mode, which frozen weights refuse (batch norm would go on learning)."""
+        return super().train(mode and self.trainable)
+
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        """Patch tokens, float ``[N, M, frame_dim]``, of uint8 frames ``[N, H, W, 3]`` of any size, row by row.
+
+        The frames travel to the weights' device as bytes; the bicubic, antialiased resize to a square (no crop: the
+        object may stand at the edge) and the normalisation with the model's own mean and std happen there.
+
+        Raises:
+            TypeError: the frames are not uint8 ``[N, H, W, 3]``.
+        """
+        if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
+            raise TypeError(f"expected uint8 frames [N, H, W, 3], got {frames.dtype} {list(frames.shape)}")
+        images = frames.to(self.mean.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
+        if images.shape[-2:] != self.frame_size:
+            images = F.interpolate(images, self.frame_size, mode="bicubic", antialias=True, align_corners=False)
+            images = images.clamp(0, 1)  # bicubic overshoots at edges; an 8-bit image, which CLIP saw, cannot
+        with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
+            return self._patches((images - self.mean) / self.std)
+
+    def encode_text(self, instructions: Sequence[str]) -> Tensor:
+        """Text tokens, float ``[B, context_length, text_dim]``, start and end tokens included; padding rows are zero.
+
+        Raises:
+            InstructionError: a sentence is blank, or longer than the text tower takes and ``truncate`` is False.
+        """
+        sentences = [normalize_instruction(instruction) for instruction in instructions]
+        lengths = [check_length(self._count(s), self.context_length, truncate=self.truncate) for s in sentences]
+        tokens = self.tokenizer(sentences, context_length=self.context_length).to(self.mean.device)
+        # Not `tokens != 0`: in CLIP's vocabulary 0 is both the padding and "!".
+        real = torch.arange(self.context_length) < torch.tensor(lengths)[:, None]
+        with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
+            return self._words(tokens) * real.to(self.mean.device).unsqueeze(-1)
+
+    def _count(self, sentence: str) -> int:
+        """The number of tokens of one sentence, untruncated."""
+        if hasattr(self.tokenizer, "encode"):  # open_clip's own BPE: without the start and the end
+            return len(self.tokenizer.encode(sentence)) + 2
+        return len(self.tokenizer.tokenizer(self.tokenizer.clean_fn(sentence)).input_ids)
+
+    def _patches(self, images: Tensor) -> Tensor:
+        """``[N, 3, H, W]`` -> ``[N, M, frame_dim]``."""
+        output = self.model.forward_intermediates(
+            image=images, image_indices=1, normalize_intermediates=True, intermediates_only=True
+        )
+        grid: Tensor = output["image_intermediates"][-1]  # [N, frame_dim, h, w]
+        return grid.flatten(2).transpose(1, 2)
+
+    def _words(self, tokens: Tensor) -> Tensor:
+        """``[B, L]`` -> ``[B, L, text_dim]``."""
+        output = self.model.forward_intermediates(
+            text=tokens, text_indices=1, normalize_intermediates=True, intermediates_only=True
+        )
+        words: Tensor = output["text_intermediates"][-1]
+        return words
+
+
+def _load(name: str, pretrained: str | None, frame_size: int | None) -> tuple[Any, Any]:
+    """The open_clip model, in float32 on the CPU, and its tokenizer."""
+    try:
+        import open_clip
+    except ImportError as error:
+        raise MissingExtraError(
+            'an open_clip backbone needs the package open_clip: pip install "vlp_gym[clip]"'
+        ) from error
+
+    config = open_clip.get_model_config(name) if name in open_clip.list_models() else None
+    if config is None:
+        raise ValueError(f"open_clip knows no model {name!r}; open_clip.list_models() lists its names")
+    if "hf_model_name" in config["text_cfg"] or "multimodal_cfg" in config:
+        raise ValueError(f"the text tower of {name!r} gives no tokens; take a CLIP or SigLIP model instead")
+    is_file = pretrained is not None and pretrained.endswith(".safetensors")  # any other format could be a pickle
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained is not None and not is_file and pretrained not in tags:
+        raise ValueError(
+            f"open_clip has no weights {pretrained!r} for {name!r}: expected one of {tags}, "
+            "the path of a .safetensors file, or None for random weights"
+        )
+    native = config["vision_cfg"]["image_size"]
+    if frame_size not in (None, native) and isinstance(config["vision_cfg"].get("layers"), list):
+        raise ValueError(f"the ResNet tower of {name!r} takes frame_size={native} only, got {frame_size}")
+
+    tag_config = {} if pretrained is None else open_clip.get_pretrained_cfg(name, pretrained)
+    try:
+        tokenizer = open_clip.get_tokenizer(name)  # first: it is quick to fail
+        model = open_clip.create_model(
+            name,
+            pretrained,
+            force_image_size=frame_size,
+            # open_clip only warns where OpenAI's weights meet GELU; the features would be silently wrong.
+            force_quick_gelu=bool(tag_config.get("quick_gelu")),
+            require_pretrained=pretrained is not None,
+        )
+    except ImportError as error:
+        raise MissingExtraError(f"{name!r} needs another package: {error}") from error
+    except (RuntimeError, OSError, SafetensorError) as error:
+        if is_file:
+            raise CheckpointError(f"the weights {pretrained!r} do not load into {name!r}: {error}") from error
+        raise CheckpointError(
+            f"open_clip could not download what {name!r} with the weights {pretrained!r} needs: {error}\n"
+            "It is downloaded once and then cached; connect this machine once, or give the path of a .safetensors "
+            'file as `pretrained`. The model "vlp-compact" works offline.'
+        ) from error
+    return model, tokenizer

@@ -1,0 +1,79 @@
+"""What a reward model is: encode text once, encode each frame once, score windows of frame tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+History = Literal["sliding", "prefix"]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a reward model says of a batch of windows.
+
+    Attributes:
+        preference: float ``[B]``; higher is better, compared by Bradley-Terry.
+        progress: float ``[B, T]`` in [0, 1], one value a frame, or None if the model has no such head.
+        relevance: float ``[B]``, the logit that the video shows the instructed task, or None.
+    """
+
+    preference: Tensor
+    progress: Tensor | None = None
+    relevance: Tensor | None = None
+
+
+@runtime_checkable
+class RewardModel(Protocol):
+    """Structural type of every model that the wrapper, the engine and the metrics take.
+
+    Attributes:
+        window: T, the number of frames that one score looks at.
+        history: "sliding" (the last T frames) or "prefix" (T frames spread over the episode so far).
+        frame_size: (H, W) in pixels after the resize that the model does on its own device.
+    """
+
+    window: int
+    history: History
+    frame_size: tuple[int, int]
+
+    def encode_text(self, instructions: Sequence[str]) -> Tensor:
+        """Encode B sentences as tokens, float ``[B, L, D]``; rows of padding are exactly zero."""
+        ...
+
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        """Encode N frames, uint8 ``[N, H, W, 3]`` of any size, as tokens, float ``[N, K, D]``."""
+        ...
+
+    def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
+        """Score windows.
+
+        Args:
+            frames: frame tokens, float ``[B, T, K, D]``; T may be any number from 1 on.
+            text: text tokens, float ``[B, L, D]``.
+            mask: bool ``[B, T]``, True where the frame is real; at least one True a row, and the real
+                frames come last (padding repeats the first frame at the front).
+        """
+        ...
+
+
+def prefer(model: RewardModel, a: Tensor, b: Tensor, text: Tensor) -> Tensor:
+    """P(a > b | text), float ``[B]``: the model's pairwise head if it has one, else Bradley-Terry (VLP eq. 3).
+
+    Args:
+        model: the reward model.
+        a: frame tokens of the first videos, ``[B, T, K, D]``.
+        b: frame tokens of the second videos, ``[B, T, K, D]``.
+        text: text tokens, ``[B, L, D]``.
+    """
+    pairwise = getattr(model, "prefer", None)
+    if pairwise is not None:
+        return pairwise(a, b, text)
+    mask_a = torch.ones(a.shape[:2], dtype=torch.bool, device=a.device)
+    mask_b = torch.ones(b.shape[:2], dtype=torch.bool, device=b.device)
+    difference = model.score(a, text, mask_a).preference - model.score(b, text, mask_b).preference
+    return torch.sigmoid(difference)

@@ -1,0 +1,266 @@
+"""Model checkpoints: a folder with ``config.json`` and ``model.safetensors``, strict, hashed, written atomically."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from torch import Tensor, nn
+
+from vlp_gym.errors import CheckpointError
+from vlp_gym.storage import read_document, read_pair, write_atomic, write_pair
+
+FORMAT_VERSION = 1
+_HUB_FILES = ["config.json", "model.safetensors"]
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+def save_checkpoint(
+    model: nn.Module, folder: str | Path, *, dtype: Literal["float16", "float32"] | None = None, card: str | None = None
+) -> Path:
+    """Save a model as ``config.json`` + ``model.safetensors``; an existing checkpoint is replaced whole or not at all.
+
+    Args:
+        model: has ``model_type`` (str) and ``config`` (dict of its constructor's keyword arguments, JSON values). With
+            ``checkpoint_state()`` it chooses what is stored, else ``state_dict()`` is.
+        folder: made if missing; other files in it stay.
+        dtype: stores floating-point weights in this type; None keeps theirs.
+        card: text of ``README.md``; None keeps the file that is there.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: if weights are not finite (also: too large for float16), or the folder cannot be written.
+    """
+    state = {name: tensor.detach() for name, tensor in _state_of(model).items()}
+    if dtype is not None:
+        target = getattr(torch, dtype)
+        state = {name: tensor.to(target) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    _check_finite(state, f"{type(model).__name__} was not saved")
+    document = {"model_type": model.model_type, "format_version": FORMAT_VERSION, "config": model.config}
+    write_pair(folder, document, state, stem="model")
+    if card is not None:
+        write_atomic(Path(folder) / "README.md", card.encode())
+    return Path(folder)
+
+
+def read_model_config(folder: str | Path) -> dict[str, Any]:
+    """The checked ``config.json`` of a folder: "model_type", "format_version" and "config".
+
+    Raises:
+        CheckpointError: if it is missing, damaged, of a newer format, or names code of its own.
+    """
+    document = read_document(folder, stem="model")
+    path = Path(folder) / "config.json"
+    version = document.get("format_version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise CheckpointError(f"{path}: expected format_version {FORMAT_VERSION}, got {version!r}")
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: format_version {version} is newer than this vlp_gym reads ({FORMAT_VERSION}); update vlp_gym"
+        )
+    if not isinstance(document.get("model_type"), str) or not isinstance(document.get("config"), dict):
+        raise CheckpointError(f'{path}: expected the entries "model_type" (a string) and "config" (an object)')
+    return document
+
+
+def load_checkpoint(model_class: type[ModelT], folder: str | Path, *, device: str | torch.device = "cpu") -> ModelT:
+    """Build a model from a checkpoint folder, in eval mode; the global random generators stay as they are.
+
+    Args:
+        model_class: the class that the folder's "model_type" stands for.
+        folder: as `save_checkpoint` wrote it.
+        device: where the model goes.
+
+    Raises:
+        CheckpointError: for everything that is wrong with the folder.
+    """
+    document = read_model_config(folder)
+    expected_type = getattr(model_class, "model_type", None)
+    if document["model_type"] != expected_type:
+        raise CheckpointError(
+            f"{folder}: expected a model of type {expected_type!r} for {model_class.__name__}, got "
+            f"{document['model_type']!r}; vlp_gym.load_reward_model finds the class by itself"
+        )
+    _, state = read_pair(folder, stem="model")
+    _check_finite(state, str(folder))
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        try:
+            model = model_class(**document["config"])
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{folder}: its config does not fit {model_class.__name__} ({error})") from error
+    _load_state(model, state, str(folder))
+    return model.to(device).eval()
+
+
+def load_weights(model: nn.Module, folder: str | Path) -> None:
+    """Load a folder's weights into a live model of the same architecture, all of them or none.
+
+    Raises:
+        CheckpointError: for everything that is wrong with the folder; the model is then as it was.
+    """
+    document = read_model_config(folder)
+    if document["model_type"] != model.model_type:
+        raise CheckpointError(
+            f"{folder}: expected a model of type {model.model_type!r}, got {document['model_type']!r}"
+        )
+    _, state = read_pair(folder, stem="model")
+    _check_finite(state, str(folder))
+    _load_state(model, state, str(folder))
+
+
+class CheckpointMixin(PyTorchModelHubMixin, library_name="vlp_gym", license="mit", tags=["reward-model", "robotics"]):
+    """``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` over the checkpoint functions of this file.
+
+    Mix it into an ``nn.Module`` that has the class attribute ``model_type`` and the attribute ``config``. The hub's own
+    versions are replaced: they delete ``config.json`` before they write, load keys loosely, and fall back to pickles.
+    """
+
+    model_type: str
+    config: dict[str, Any]
+
+    def save_pretrained(  # type: ignore[override]  # one option more (dtype), and no free-form config
+        self,
+        save_directory: str | Path,
+        *,
+        dtype: Literal["float16", "float32"] | None = None,
+        config: None = None,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **push_to_hub_kwargs: Any,
+    ) -> str | None:
+        """Save the model; see `save_checkpoint`. A ``README.md`` is added where there is none.
+
+        Args:
+            save_directory: the folder.
+            dtype: stores floating-point weights in this type; None keeps theirs.
+            config: must be None; the model's own ``config`` is written.
+            repo_id: for ``push_to_hub``; the folder's name by default.
+            push_to_hub: also upload.
+            model_card_kwargs: for the hub's model card template.
+            push_to_hub_kwargs: for `push_to_hub`.
+        """
+        if config is not None:
+            raise ValueError("config: expected None, the model's own config is written")
+        folder = Path(save_directory)
+        has_card = (folder / "README.md").exists()
+        card = None if has_card else str(self.generate_model_card(**(model_card_kwargs or {})))
+        assert isinstance(self, nn.Module)
+        save_checkpoint(self, folder, dtype=dtype, card=card)
+        if push_to_hub:
+            return self.push_to_hub(repo_id or folder.name, model_card_kwargs=model_card_kwargs, **push_to_hub_kwargs)
+        return None
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # the architecture comes from the checkpoint, not from arguments
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+        device: str | torch.device = "cpu",
+    ) -> Any:
+        """Load a model from a folder or a hub id; see `load_checkpoint` and `fetch_folder`."""
+        folder = fetch_folder(
+            pretrained_model_name_or_path,
+            force_download=force_download,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            revision=revision,
+        )
+        return load_checkpoint(cls, folder, device=device)  # type: ignore[type-var]
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form "org/name".
+
+    >>> is_hub_id("org/name"), is_hub_id("./folder"), is_hub_id("a/b/c")
+    (True, False, False)
+    """
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def fetch_folder(folder_or_id: str | Path, **download: Any) -> Path:
+    """A local checkpoint folder: the one given, or a download of the two files of a hub repository.
+
+    Args:
+        folder_or_id: a folder, or a hub id "org/name" when no such folder exists.
+        download: passed to `huggingface_hub.snapshot_download` (revision, token, cache_dir, ...).
+
+    Raises:
+        CheckpointError: if it is neither, or the hub does not deliver it.
+    """
+    name = str(folder_or_id)
+    if Path(name).exists() or not is_hub_id(name):
+        return Path(name).expanduser()
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES, **download))
+    except Exception as error:  # httpx, requests, the hub's own and OSError, depending on the version and the network
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{name}: no such folder, and the hub did not deliver it ({reason})") from error
+    if missing := [file for file in _HUB_FILES if not (folder / file).is_file()]:
+        raise CheckpointError(
+            f"{name}: this hub repository has no {' and no '.join(missing)}; pickle files (.bin, .pt) are never loaded"
+        )
+    return folder
+
+
+def _state_of(model: nn.Module) -> Mapping[str, Tensor]:
+    own = getattr(model, "checkpoint_state", None)
+    return own() if own is not None else model.state_dict()
+
+
+def _check_finite(state: Mapping[str, Tensor], where: str) -> None:
+    bad = [name for name, t in state.items() if t.is_floating_point() and not torch.isfinite(t.double()).all()]
+    if bad:
+        raise CheckpointError(f"{where}: NaN or infinite weights in {_listed(bad)}")
+
+
+def _load_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Check every key, shape and kind first, and only then touch the model."""
+    expected = _state_of(model)
+    faults = []
+    if missing := sorted(expected.keys() - state.keys()):
+        faults.append(f"missing {_listed(missing)}")
+    if extra := sorted(state.keys() - expected.keys()):
+        faults.append(f"unexpected {_listed(extra)}")
+    shapes = [
+        f"{name} is {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    kinds = [
+        f"{name} is {state[name].dtype} instead of {tensor.dtype}"
+        for name, tensor in expected.items()
+        if name in state
+        and state[name].dtype != tensor.dtype
+        and not (state[name].is_floating_point() and tensor.is_floating_point())
+    ]
+    faults += [_listed(entries) for entries in (shapes, kinds) if entries]
+    if faults:
+        found = "; ".join(faults)
+        raise CheckpointError(f"{where}: made for another architecture than this {type(model).__name__}: {found}")
+    cast = {name: state[name].to(tensor.dtype) for name, tensor in expected.items()}
+    own = getattr(model, "load_checkpoint_state", None)
+    if own is not None:
+        own(cast)
+    else:
+        model.load_state_dict(cast, strict=True)
+
+
+def _listed(names: list[str], limit: int = 8) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

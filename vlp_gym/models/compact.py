@@ -1,0 +1,157 @@
+"""`vlp-compact`: a two-megabyte reward model that trains from scratch on two cores and loads with no network.
+
+It is factorised, because a joint f(video, text) trained on few scenes memorises (scene, sentence) pairs:
+
+- progress and quality never see the text: they say how far and how well the shown behaviour goes;
+- relevance compares the video with the text: its scene (first frame) and its motion (what changed) each with a part of
+  the sentence's embedding;
+- preference = relevance + quality_weight * quality.
+
+Progress of a frame is read from [F_t, F_t - F_first] alone: the model cannot read the clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlp_gym.models.backbones.small import SmallBackbone
+from vlp_gym.models.base import History, Scores
+from vlp_gym.models.checkpoint import CheckpointMixin
+
+
+@dataclass(frozen=True)
+class ClipFeatures:
+    """What the model sees in a batch of clips, before any sentence.
+
+    Attributes:
+        progress_logits: ``[B, T]``, before the sigmoid.
+        quality: ``[B]``, how well the behaviour goes, whatever it is.
+        scene: ``[B, E]``, unit length, from the first frame alone.
+        motion: ``[B, E]``, unit length, from what changed.
+    """
+
+    progress_logits: Tensor
+    quality: Tensor
+    scene: Tensor
+    motion: Tensor
+
+
+class CompactRewardModel(nn.Module, CheckpointMixin):
+    """A small factorised reward model; see the module's docstring, and `RewardModel` for its methods.
+
+    Args:
+        window: T, frames that one score looks at.
+        history: which frames of the episode those are.
+        image_size: side of the square the frames are resized to, pixels, divisible by 16.
+        channels: of a frame token.
+        hidden: width of the pair encoder and of the transformer.
+        embedding: E, of the scene and motion embeddings.
+        buckets: of the text encoder's hash table.
+        quality_weight: lambda in preference = relevance + lambda * quality; choose it on validation tasks.
+        relevance_shift: added to the relevance logit, so that 0 lies between right and wrong sentences; likewise.
+        truncate: cut sentences over 64 words instead of raising.
+    """
+
+    model_type = "compact"
+
+    def __init__(
+        self,
+        *,
+        window: int = 8,
+        history: History = "prefix",
+        image_size: int = 112,
+        channels: int = 128,
+        hidden: int = 160,
+        embedding: int = 96,
+        buckets: int = 4096,
+        quality_weight: float = 0.2,
+        relevance_shift: float = 0.0,
+        truncate: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {
+            "window": window,
+            "history": history,
+            "image_size": image_size,
+            "channels": channels,
+            "hidden": hidden,
+            "embedding": embedding,
+            "buckets": buckets,
+            "quality_weight": quality_weight,
+            "relevance_shift": relevance_shift,
+            "truncate": truncate,
+        }
+        self.window, self.history = window, history
+        self.frame_size = (image_size, image_size)
+        self.backbone = SmallBackbone(image_size, channels, buckets, truncate=truncate)
+        self.pair = nn.Linear(2 * channels, hidden)
+        self.place = nn.Parameter(0.02 * torch.randn((image_size // 16) ** 2, hidden))
+        self.local = nn.Linear(hidden, hidden)
+        self.pooled = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.LayerNorm(hidden))
+        self.progress_head = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+        self.order = nn.Linear(2, hidden)
+        layer = nn.TransformerEncoderLayer(hidden, 4, 2 * hidden, dropout=0.1, batch_first=True, norm_first=True)
+        self.sequence = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.quality_head = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, 1))
+        self.scene_head = nn.Sequential(nn.ReLU(), nn.Linear(hidden, embedding))
+        self.motion_head = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.ReLU(), nn.Linear(hidden, embedding))
+        words = self.backbone.text_dim
+        self.text_scene = nn.Sequential(nn.Linear(words, hidden), nn.ReLU(), nn.Linear(hidden, embedding))
+        self.text_motion = nn.Sequential(nn.Linear(words, hidden), nn.ReLU(), nn.Linear(hidden, embedding))
+        self.temperature = nn.Parameter(torch.tensor([5.0, 5.0]))  # of scene and motion
+        self.relevance_bias = nn.Parameter(torch.tensor(-3.0))
+
+    def encode_text(self, instructions: Sequence[str]) -> Tensor:
+        """Encode sentences as one token each, float ``[B, 1, D]``."""
+        return self.backbone.encode_text(instructions)
+
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        """Encode uint8 frames ``[N, H, W, 3]`` as ``[N, K, channels]``, K = (image_size / 16)^2."""
+        return self.backbone.encode_frames(frames)
+
+    def features(self, frames: Tensor, mask: Tensor) -> ClipFeatures:
+        """Look at clips of frame tokens ``[B, T, K, channels]`` with mask ``[B, T]``, no sentence involved."""
+        batch, time = mask.shape
+        rows = torch.arange(batch, device=frames.device)
+        first_index = mask.int().argmax(1)
+        change = frames - frames[rows, first_index][:, None]
+        local = torch.relu(self.pair(torch.cat([frames, change], -1)) + self.place)
+        local = torch.relu(self.local(local))
+        state = self.pooled(torch.cat([local.mean(2), local.amax(2)], -1))  # [B, T, hidden]
+        position = torch.arange(time, device=mask.device) - first_index[:, None]
+        position = position / (time - 1 - first_index).clamp(min=1)[:, None]  # order only, not time: 0 first, 1 last
+        order = self.order(torch.stack([position, position**2], -1).to(state.dtype))
+        context = self.sequence(state + order, src_key_padding_mask=~mask)
+        real = mask[..., None].to(context.dtype)
+        mean = (context * real).sum(1) / real.sum(1)
+        first_state, last_state = state[rows, first_index], state[:, -1]
+        motion = self.motion_head(torch.cat([last_state - first_state, mean], 1))
+        return ClipFeatures(
+            progress_logits=self.progress_head(state).squeeze(-1),
+            quality=self.quality_head(mean).squeeze(-1),
+            scene=F.normalize(self.scene_head(first_state), dim=-1),
+            motion=F.normalize(motion, dim=-1),
+        )
+
+    def relevance(self, clips: ClipFeatures, text: Tensor) -> Tensor:
+        """Relevance logit of every clip to every sentence ``[M, 1, D]``, as ``[B, M]``."""
+        scene = clips.scene @ F.normalize(self.text_scene(text[:, 0]), dim=-1).T
+        motion = clips.motion @ F.normalize(self.text_motion(text[:, 0]), dim=-1).T
+        shift = self.relevance_bias + self.config["relevance_shift"]
+        return self.temperature[0] * scene + self.temperature[1] * motion + shift
+
+    def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
+        """Score windows; shapes as in `RewardModel`."""
+        clips = self.features(frames, mask)
+        relevance = self.relevance(clips, text).diagonal()
+        return Scores(
+            preference=relevance + self.config["quality_weight"] * clips.quality,
+            progress=torch.sigmoid(clips.progress_logits),
+            relevance=relevance,
+        )

@@ -1,0 +1,108 @@
+"""Reward models by name: the shipped ones, local folders, hub ids, and entry points of other packages."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from vlp_gym.assets_path import asset_path
+from vlp_gym.errors import CheckpointError
+from vlp_gym.models.base import RewardModel
+from vlp_gym.models.checkpoint import fetch_folder, is_hub_id, load_checkpoint, read_model_config
+
+ENTRY_POINT_GROUP = "vlp_gym.reward_models"
+
+_SHIPPED = {
+    "vlp-compact": "default; trained on all 50 Meta-World tasks",
+    "vlp-compact-45": "VLP's split: button-press, door-close, drawer-close, faucet-close and window-open are unseen",
+}
+# "model_type" of a config.json -> the class, imported only when such a model is loaded.
+_CLASSES = {
+    "compact": "vlp_gym.models.compact:CompactRewardModel",
+    "vlp": "vlp_gym.models.vlp:VLPModel",
+}
+
+
+class ModelInfo(NamedTuple):
+    """One row of `vlp-gym models`."""
+
+    name: str
+    where: str
+    description: str
+
+
+def load_reward_model(name: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> RewardModel:
+    """Load a reward model, in eval mode.
+
+    Args:
+        name: a shipped name ("vlp-compact", "vlp-compact-45"), the name of an entry point of the group
+            ``vlp_gym.reward_models`` (a callable that takes ``device=`` and returns a model), a folder with
+            ``config.json`` and ``model.safetensors``, or a hub id "org/name". They are tried in this order.
+        device: where the model goes.
+
+    Raises:
+        ValueError: if the name is none of these.
+        CheckpointError: if the folder or the hub repository is missing, damaged or unsafe.
+    """
+    if not isinstance(name, (str, os.PathLike)):
+        raise TypeError(f"name: expected a str or a path, got {type(name).__name__}")
+    text = os.fspath(name)
+    if text in _SHIPPED:
+        return load_folder(_shipped_folder(text), device=device)
+    extensions = _entry_points()
+    if text in extensions:
+        return extensions[text].load()(device=device)
+    looks_like_path = isinstance(name, os.PathLike) or text.startswith((".", "~", os.sep)) or Path(text).exists()
+    if looks_like_path or is_hub_id(text):
+        return load_folder(fetch_folder(text), device=device)
+    known = [*_SHIPPED, *sorted(extensions)]
+    near = difflib.get_close_matches(text, known, n=2)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    raise ValueError(
+        f"unknown reward model {text!r}: expected one of {known}, a folder with config.json and model.safetensors, "
+        f"or a hub id 'org/name'.{hint}"
+    )
+
+
+def load_folder(folder: str | Path, *, device: str | torch.device = "cpu") -> Any:
+    """Load the model of a checkpoint folder; its class follows from the "model_type" in ``config.json``.
+
+    Raises:
+        CheckpointError: if the folder is missing, damaged or unsafe, or its model_type is not known here.
+    """
+    model_type = read_model_config(folder)["model_type"]
+    if model_type not in _CLASSES:
+        raise CheckpointError(f"{folder}: expected a model_type of {sorted(_CLASSES)}, got {model_type!r}")
+    module, _, attribute = _CLASSES[model_type].partition(":")
+    return load_checkpoint(getattr(import_module(module), attribute), folder, device=device)
+
+
+def available_models() -> list[ModelInfo]:
+    """The names that `load_reward_model` knows without a path: shipped ones first, then entry points."""
+    shipped = [ModelInfo(name, _where(name), description) for name, description in _SHIPPED.items()]
+    others = [ModelInfo(name, point.value, "entry point") for name, point in sorted(_entry_points().items())]
+    return shipped + others
+
+
+def _shipped_folder(name: str) -> Path:
+    try:
+        return asset_path(name)
+    except FileNotFoundError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _where(name: str) -> str:
+    try:
+        return str(asset_path(name))
+    except FileNotFoundError:
+        return "missing from this installation"
+
+
+def _entry_points() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP) if point.name not in _SHIPPED}

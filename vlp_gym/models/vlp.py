@@ -1,0 +1,284 @@
+"""VLP: a preference score for a video and a sentence, by cross-modal attention over a frozen CLIP."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlp_gym.errors import CheckpointError
+from vlp_gym.models.base import History, Scores
+from vlp_gym.models.checkpoint import CheckpointMixin
+
+
+class Backbone(Protocol):
+    """What turns frames and sentences into tokens; an ``nn.Module`` if it has weights.
+
+    Attributes:
+        frame_size: (H, W) in pixels after its own resize.
+        frame_dim: width of a frame token, D_v.
+        text_dim: width of a text token, D_l.
+        restorable: True if building it anew brings back the very same weights; then no checkpoint holds them.
+    """
+
+    frame_size: tuple[int, int]
+    frame_dim: int
+    text_dim: int
+    restorable: bool
+
+    def encode_text(self, instructions: Sequence[str]) -> Tensor:
+        """Encode B sentences as float ``[B, L, text_dim]``; rows of padding come last and are exactly zero."""
+        ...
+
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        """Encode N frames, uint8 ``[N, H, W, 3]``, as float ``[N, K, frame_dim]``, patches row by row."""
+        ...
+
+
+class VLPModel(nn.Module, CheckpointMixin):
+    """The VLP preference model ``f(v|l)`` (VLP, section 3.1); a `RewardModel` without progress or relevance.
+
+    All frames' tokens together go through self-attention layers, the sentence's tokens through their own. One cross-
+    attention layer then takes video queries to text keys, another one text queries to video keys. Both results are
+    averaged over their tokens and concatenated, and an MLP makes one number of them.
+
+    What the paper leaves open and is decided here: a layer is the standard transformer layer (attention, then a
+    feed-forward part four times as wide with GELU, residuals, LayerNorm after each); dropout is on attention weights
+    and both residual branches; masked frames and padding words are neither keys nor part of a mean.
+
+    **The paper names no position of a frame in time, so the score does not depend on the order of the frames**: a
+    reversed video scores as the video itself. ``temporal_embedding=True`` adds a learned position, counted back from
+    the last frame.
+
+    Args:
+        backbone: "open_clip:NAME/PRETRAINED" or "open_clip:NAME" for random weights; "small" for the compact model's
+            encoders, trained from scratch; or an object with the members of `Backbone`, for experiments (such a
+            model has no config to save).
+        window: T, frames one score looks at; the paper's 8.
+        self_attention_layers: number of self-attention layers for each modality.
+        heads: attention heads of every layer; they divide both token widths.
+        dropout: probability, during training only.
+        head: widths of the MLP's hidden layers.
+        temporal_embedding: whether to tell the frames' order, beyond the paper.
+        frame_size: side of the square that frames are resized to, in pixels; None takes the backbone's own.
+        train_backbone: let gradients into an open_clip backbone, and store its weights in checkpoints.
+        truncate: cut sentences too long for an open_clip backbone, instead of raising `InstructionError`.
+    """
+
+    model_type = "vlp"
+    history: History = "prefix"
+    backbone: Backbone
+
+    def __init__(
+        self,
+        backbone: str | Backbone = "open_clip:ViT-B-16/openai",
+        *,
+        window: int = 8,
+        self_attention_layers: int = 2,
+        heads: int = 16,
+        dropout: float = 0.1,
+        head: Sequence[int] = (512, 256),
+        temporal_embedding: bool = False,
+        frame_size: int | None = None,
+        train_backbone: bool = False,
+        truncate: bool = False,
+    ) -> None:
+        super().__init__()
+        self._config: dict[str, Any] | None = None
+        if isinstance(backbone, str):
+            self._config = {
+                "backbone": backbone,
+                "window": window,
+                "self_attention_layers": self_attention_layers,
+                "heads": heads,
+                "dropout": dropout,
+                "head": list(head),
+                "temporal_embedding": temporal_embedding,
+                "frame_size": frame_size,
+                "train_backbone": train_backbone,
+                "truncate": truncate,
+            }
+            backbone = _build_backbone(backbone, frame_size, train_backbone, truncate)
+        self.backbone = backbone
+        self.window = window
+        dim_v, dim_l = backbone.frame_dim, backbone.text_dim
+        self.temporal = nn.Parameter(torch.zeros(window, 1, dim_v)) if temporal_embedding else None
+        self.self_video = nn.ModuleList(_Layer(dim_v, dim_v, heads, dropout) for _ in range(self_attention_layers))
+        self.self_text = nn.ModuleList(_Layer(dim_l, dim_l, heads, dropout) for _ in range(self_attention_layers))
+        self.cross_video = _Layer(dim_v, dim_l, heads, dropout)
+        self.cross_text = _Layer(dim_l, dim_v, heads, dropout)
+        layers: list[nn.Module] = []
+        for width_in, width_out in zip((dim_v + dim_l, *head), head, strict=False):
+            layers += [nn.Linear(width_in, width_out), nn.ReLU()]
+        self.head = nn.Sequential(*layers, nn.Linear(head[-1], 1))
+
+    @property
+    def config(self) -> dict[str, Any]:  # type: ignore[override]  # read only
+        """The arguments that build this model anew, as JSON values; a `CheckpointError` where none can."""
+        if self._config is None:
+            raise CheckpointError("a VLPModel with a backbone object cannot be saved: name the backbone by a string")
+        return dict(self._config)
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """(H, W) in pixels after the backbone's resize."""
+        return self.backbone.frame_size
+
+    def encode_text(self, instructions: Sequence[str]) -> Tensor:
+        """Encode B sentences as tokens, float ``[B, L, D_l]``; rows of padding are exactly zero."""
+        return self.backbone.encode_text(instructions)
+
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        """Encode N frames, uint8 ``[N, H, W, 3]`` of any size, as tokens, float ``[N, K, D_v]``."""
+        return self.backbone.encode_frames(frames)
+
+    def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
+        """The preference score of each window.
+
+        Args:
+            frames: frame tokens, float ``[B, T, K, D_v]``.
+            text: text tokens, float ``[B, L, D_l]``, padding rows last and zero.
+            mask: bool ``[B, T]``, True where the frame is real.
+
+        Returns:
+            Scores with ``preference`` ``[B]``, float32; ``progress`` and ``relevance`` are None.
+
+        Raises:
+            ValueError: with ``temporal_embedding``, more frames than ``window``.
+        """
+        video, text, video_mask, text_mask = self._self_attend(frames, text, mask)
+        video_of_text = self.cross_video(video, text, text_mask)
+        text_of_video = self.cross_text(text, video, video_mask)
+        pooled = torch.cat([_mean(video_of_text, video_mask), _mean(text_of_video, text_mask)], dim=-1)
+        return Scores(preference=self.head(pooled).squeeze(-1).float())
+
+    @torch.no_grad()
+    def attention_maps(self, frames: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        """Where the sentence looks in each frame (VLP, figure 4); call ``eval()`` first, dropout blurs it.
+
+        The weights of the text-query, video-key cross-attention, averaged over heads and over the sentence's tokens,
+        padding left out. Each frame's map is normalised to sum 1, so it says where the sentence looks within the
+        frame and not which frame it looks at; the map of a masked frame is zero.
+
+        Args:
+            frames: frame tokens, float ``[B, T, K, D_v]``, K a square number, as square frames give.
+            text: text tokens, float ``[B, L, D_l]``.
+            mask: bool ``[B, T]``.
+
+        Returns:
+            float ``[B, T, h, w]`` with ``h * w = K``.
+        """
+        batch, length, tokens = frames.shape[:3]
+        side = math.isqrt(tokens)
+        if side * side != tokens:
+            raise ValueError(f"expected a square number of tokens a frame, got {tokens}")
+        video, text, video_mask, text_mask = self._self_attend(frames, text, mask)
+        weights = self.cross_text.attention.weights(text, video, video_mask).mean(1)  # [B, L, T*K]
+        maps = _mean(weights, text_mask).view(batch, length, tokens)
+        maps = maps / maps.sum(-1, keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
+        return maps.view(batch, length, side, side)
+
+    def checkpoint_state(self) -> dict[str, Tensor]:
+        """The tensors that a checkpoint holds: all but the weights of a restorable backbone."""
+        return {
+            key: value.detach()
+            for key, value in self.state_dict().items()
+            if not (self.backbone.restorable and key.startswith("backbone."))
+        }
+
+    def load_checkpoint_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `checkpoint_state` gave; a missing, unexpected or misshaped tensor is a RuntimeError."""
+        stored = self.checkpoint_state().keys()
+        rest = {key: value for key, value in self.state_dict().items() if key not in stored}
+        if overlap := rest.keys() & state.keys():
+            raise RuntimeError(f"expected no weights of a restorable backbone, got {sorted(overlap)}")
+        self.load_state_dict({**rest, **state}, strict=True)
+
+    def _self_attend(self, frames: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Tokens after self-attention, ``[B, T*K, D_v]`` and ``[B, L, D_l]``, and which of them are real."""
+        tokens = frames.shape[2]
+        if self.temporal is not None:
+            if frames.shape[1] > self.window:
+                raise ValueError(f"expected at most window={self.window} frames, got {frames.shape[1]}")
+            frames = frames + self.temporal[self.window - frames.shape[1] :]  # the last frame always has the last one
+        text_mask = (text != 0).any(-1)
+        text_mask[:, 0] = True  # a sentence of nothing but padding must not make a softmax over nothing: NaN
+        video, video_mask = frames.flatten(1, 2), mask.repeat_interleave(tokens, dim=1)
+        for layer in self.self_video:
+            video = layer(video, video, video_mask)
+        for layer in self.self_text:
+            text = layer(text, text, text_mask)
+        return video, text, video_mask, text_mask
+
+
+class _Attention(nn.Module):
+    """Multi-head attention of queries ``[B, Q, dim]`` to keys of another width, ``[B, S, key_dim]``."""
+
+    def __init__(self, dim: int, key_dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"expected token widths that {heads} heads divide, got {dim}")
+        self.heads = heads
+        self.dropout = dropout
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(key_dim, dim)
+        self.value = nn.Linear(key_dim, dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, queries: Tensor, keys: Tensor, key_mask: Tensor) -> Tensor:
+        query, key, value = self._heads(self.query(queries)), self._heads(self.key(keys)), self._heads(self.value(keys))
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, key_mask[:, None, None], dropout)
+        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return out
+
+    def weights(self, queries: Tensor, keys: Tensor, key_mask: Tensor) -> Tensor:
+        """The attention weights ``[B, heads, Q, S]`` that `forward` mixes the values with, dropout aside."""
+        query, key = self._heads(self.query(queries)), self._heads(self.key(keys))
+        logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+        return logits.masked_fill(~key_mask[:, None, None], -math.inf).softmax(-1)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class _Layer(nn.Module):
+    """A transformer layer: self-attention when the keys are the queries, else cross-attention."""
+
+    def __init__(self, dim: int, key_dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = _Attention(dim, key_dim, heads, dropout)
+        self.norm_attention = nn.LayerNorm(dim)
+        self.feed_forward = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+        self.norm_feed_forward = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, queries: Tensor, keys: Tensor, key_mask: Tensor) -> Tensor:
+        x = self.norm_attention(queries + self.dropout(self.attention(queries, keys, key_mask)))
+        out: Tensor = self.norm_feed_forward(x + self.dropout(self.feed_forward(x)))
+        return out
+
+
+def _mean(tokens: Tensor, mask: Tensor) -> Tensor:
+    """Mean ``[B, D]`` of those tokens ``[B, S, D]`` where the mask ``[B, S]`` is True."""
+    weights = mask.unsqueeze(-1).to(tokens.dtype)
+    return (tokens * weights).sum(1) / weights.sum(1)
+
+
+def _build_backbone(spec: str, frame_size: int | None, trainable: bool, truncate: bool) -> Backbone:
+    """The backbone that a string names; imported here, so that none costs anything before it is used."""
+    kind, _, rest = spec.partition(":")
+    if kind == "open_clip" and rest:
+        from vlp_gym.models.backbones.open_clip import OpenClipBackbone
+
+        name, _, pretrained = rest.partition("/")
+        return OpenClipBackbone(name, pretrained or None, frame_size, trainable=trainable, truncate=truncate)
+    if spec == "small":
+        from vlp_gym.models.backbones.small import SmallBackbone
+
+        return SmallBackbone(frame_size or 112, truncate=truncate)
+    raise ValueError(f'expected a backbone "open_clip:NAME/PRETRAINED", "open_clip:NAME" or "small", got {spec!r}')

@@ -1,0 +1,40 @@
+"""Losses that tie videos to sentences."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def video_to_text_loss(logits: Tensor, group: Tensor) -> Tensor:
+    """InfoNCE over sentences: each video picks its own among the batch's.
+
+    Args:
+        logits: ``[V, G]``, relevance of every video to every sentence.
+        group: int64 ``[V]``, the sentence that belongs to each video.
+    """
+    return F.cross_entropy(logits, group)
+
+
+def text_to_video_loss(logits: Tensor, positive: Tensor, candidate: Tensor) -> Tensor:
+    """InfoNCE over videos with several positives: each positive against all that are not (SupCon's outer sum).
+
+    Args:
+        logits: ``[V, G]``, relevance of every video to every sentence.
+        positive: bool ``[V, G]``, the video shows the sentence.
+        candidate: bool ``[V, G]``, the video counts at all for the sentence (positives or negatives).
+    """
+    negative = candidate & ~positive
+    against = logits.masked_fill(~negative, -torch.inf).logsumexp(0)  # [G]
+    losses = F.softplus(against[None, :] - logits)
+    return losses[positive].mean()
+
+
+def balanced_match_loss(logits: Tensor, positive: Tensor, candidate: Tensor) -> Tensor:
+    """Cross-entropy of sigmoid(logits) as "this video shows this sentence", right and wrong pairs weighing the same.
+
+    Makes 0 the border between right and wrong when both are equally common. Arguments as `text_to_video_loss`.
+    """
+    negative = candidate & ~positive
+    return 0.5 * (F.softplus(-logits[positive]).mean() + F.softplus(logits[negative]).mean())

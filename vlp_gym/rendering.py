@@ -1,0 +1,212 @@
+"""Fast off-screen rendering for any MuJoCo Gymnasium environment, and camera helpers.
+
+Software rendering dominates the cost of a vision reward on a CPU. Meta-World's default scene spends its time in a
+4096-pixel shadow map, 4-sample anti-aliasing and reflections; Gymnasium's own viewer also reads the depth buffer and
+allocates arrays on every call. `FastRenderer` keeps one GL context, draws without those, and reads straight into the
+caller's array.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+import gymnasium as gym
+import numpy as np
+
+from vlp_gym.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    import mujoco
+
+Quality = Literal["fast", "default"]
+MAX_GEOMS = 2000
+
+
+def choose_gl_backend() -> None:
+    """Set ``MUJOCO_GL`` for a machine with no display, unless the user has chosen; call before importing mujoco."""
+    if "MUJOCO_GL" not in os.environ and "DISPLAY" not in os.environ:
+        os.environ["MUJOCO_GL"] = "egl" if os.path.exists("/dev/nvidia0") else "osmesa"
+
+
+class FastRenderer:
+    """Draws one camera of a MuJoCo model into uint8 arrays, reusing one GL context.
+
+    Args:
+        model: the compiled model; with quality "fast" its off-screen samples are set to 0 (before the context is made,
+            as MuJoCo requires).
+        height: of the picture, in pixels.
+        width: of the picture, in pixels.
+        camera: name or index of a camera of the model; -1 is the free camera.
+        quality: "fast" draws no shadows, reflections, haze or anti-aliasing; "default" draws the model's own settings.
+
+    Raises:
+        ValueError: for a camera that the model does not have.
+        MissingExtraError: if mujoco is not installed.
+    """
+
+    def __init__(
+        self, model: Any, height: int = 224, width: int = 224, camera: str | int = -1, quality: Quality = "fast"
+    ) -> None:
+        mujoco = _import_mujoco()
+        if quality not in ("fast", "default"):
+            raise ValueError(f'quality: expected "fast" or "default", got {quality!r}')
+        self.height, self.width = height, width
+        self._model = model
+        self._camera = mujoco.MjvCamera()
+        self._camera_id = _camera_id(model, camera)
+        if self._camera_id >= 0:
+            self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+            self._camera.fixedcamid = self._camera_id
+        else:
+            mujoco.mjv_defaultFreeCamera(model, self._camera)
+        model.vis.global_.offwidth = max(model.vis.global_.offwidth, width)
+        model.vis.global_.offheight = max(model.vis.global_.offheight, height)
+        with _fast_quality(model) if quality == "fast" else contextlib.nullcontext():
+            self._gl = mujoco.GLContext(width, height)
+            self._gl.make_current()
+            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._scene = mujoco.MjvScene(model, maxgeom=MAX_GEOMS)
+        self._option = mujoco.MjvOption()
+        self._perturb = mujoco.MjvPerturb()
+        self._viewport = mujoco.MjrRect(0, 0, width, height)
+        self._bottom_up = np.empty((height, width, 3), np.uint8)
+        if quality == "fast":
+            for flag in (
+                mujoco.mjtRndFlag.mjRND_SHADOW,
+                mujoco.mjtRndFlag.mjRND_REFLECTION,
+                mujoco.mjtRndFlag.mjRND_HAZE,
+            ):
+                self._scene.flags[flag] = 0
+            self._scene.flags[mujoco.mjtRndFlag.mjRND_SKYBOX] = 0
+
+    def render_into(self, data: mujoco.MjData, out: np.ndarray) -> None:
+        """Draw the state ``data`` into ``out``, uint8 ``[height, width, 3]``, top row first."""
+        import mujoco
+
+        self._gl.make_current()
+        mujoco.mjv_updateScene(
+            self._model, data, self._option, self._perturb, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
+        )
+        mujoco.mjr_render(self._viewport, self._scene, self._context)
+        mujoco.mjr_readPixels(self._bottom_up, None, self._viewport, self._context)
+        np.copyto(out, self._bottom_up[::-1])
+
+    def render(self, data: mujoco.MjData) -> np.ndarray:
+        """Draw the state ``data`` into a new array, uint8 ``[height, width, 3]``."""
+        out = np.empty((self.height, self.width, 3), np.uint8)
+        self.render_into(data, out)
+        return out
+
+    def close(self) -> None:
+        """Free the GL context; a second call does nothing."""
+        if self._gl is not None:
+            self._context.free()
+            self._gl.free()
+            self._gl = None
+
+
+class FastRender(gym.Wrapper, gym.utils.RecordConstructorArgs):
+    """Replaces the rendering of a MuJoCo environment by `FastRenderer`.
+
+    Args:
+        env: an environment with ``unwrapped.model`` and ``unwrapped.data`` (Gymnasium MuJoCo, Fetch, Meta-World),
+            made with ``render_mode="rgb_array"``.
+        height: of the picture, in pixels.
+        width: of the picture, in pixels.
+        camera: name or index; None takes the environment's own ``camera_name`` or ``camera_id``, else the free camera.
+        quality: "fast" or "default".
+
+    Raises:
+        ValueError: if the environment has no MuJoCo model.
+    """
+
+    def __init__(
+        self,
+        env: gym.Env,
+        height: int = 224,
+        width: int = 224,
+        camera: str | int | None = None,
+        quality: Quality = "fast",
+    ) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self, height=height, width=width, camera=camera, quality=quality)
+        super().__init__(env)
+        unwrapped: Any = env.unwrapped
+        if not (hasattr(unwrapped, "model") and hasattr(unwrapped, "data")):
+            raise ValueError(f"FastRender: expected a MuJoCo environment with .model and .data, got {env}")
+        if camera is None:
+            camera = getattr(unwrapped, "camera_name", None)
+        if camera is None:
+            camera = getattr(unwrapped, "camera_id", None)
+        self._settings = (height, width, -1 if camera is None else camera, quality)
+        self._renderer: FastRenderer | None = None
+        self._rendered_model: Any = None
+
+    def render(self) -> np.ndarray:  # type: ignore[override]
+        """A new uint8 picture ``[height, width, 3]`` of the present state."""
+        unwrapped: Any = self.env.unwrapped
+        if self._rendered_model is not unwrapped.model:  # some environments compile a new model on reset
+            self._close_renderer()
+            height, width, camera, quality = self._settings
+            self._renderer = FastRenderer(unwrapped.model, height, width, camera, quality)
+            self._rendered_model = unwrapped.model
+        assert self._renderer is not None
+        return self._renderer.render(unwrapped.data)
+
+    def close(self) -> None:
+        """Free the GL context and close the environment."""
+        self._close_renderer()
+        super().close()
+
+    def _close_renderer(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
+        self._renderer = self._rendered_model = None
+
+
+def roll_camera(model: Any, camera: str, degrees: float) -> None:
+    """Turn a fixed camera about its viewing axis, in place (Meta-World's corner cameras hang upside down)."""
+    mujoco = _import_mujoco()
+    half = np.deg2rad(degrees) / 2
+    turned = np.empty(4)
+    camera_id = _camera_id(model, camera)
+    mujoco.mju_mulQuat(turned, model.cam_quat[camera_id], np.array([np.cos(half), 0.0, 0.0, np.sin(half)]))
+    model.cam_quat[camera_id] = turned
+
+
+def _camera_id(model: Any, camera: str | int) -> int:
+    mujoco = _import_mujoco()
+    if isinstance(camera, str):
+        index = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, camera)
+        if index < 0:
+            names = [model.camera(i).name for i in range(model.ncam)]
+            raise ValueError(f"camera: expected one of {names}, got {camera!r}")
+        return index
+    if not -1 <= camera < model.ncam:
+        raise ValueError(f"camera: expected an index from -1 to {model.ncam - 1}, got {camera}")
+    return camera
+
+
+@contextlib.contextmanager
+def _fast_quality(model: Any) -> Iterator[None]:
+    """No anti-aliasing and a small shadow map while the GL context is made; the model's own settings after."""
+    samples, shadow = model.vis.quality.offsamples, model.vis.quality.shadowsize
+    model.vis.quality.offsamples, model.vis.quality.shadowsize = 0, min(shadow, 1024)
+    try:
+        yield
+    finally:
+        model.vis.quality.offsamples, model.vis.quality.shadowsize = samples, shadow
+
+
+def _import_mujoco() -> Any:
+    choose_gl_backend()
+    try:
+        import mujoco
+    except ImportError as error:
+        raise MissingExtraError(
+            'rendering a MuJoCo environment needs mujoco: pip install "vlp_gym[metaworld]"'
+        ) from error
+    return mujoco

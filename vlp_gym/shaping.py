@@ -1,0 +1,132 @@
+"""From a score to a reward: pure functions of floats, the same in every wrapper and mode.
+
+Between two scored steps the *score* is held. "progress" and "preference" therefore pay the held score again,
+while "delta" pays 0 there, so that its sum over an episode is the last score minus the first at every cadence.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Reward = Literal["progress", "delta", "potential", "preference"]
+REWARDS: tuple[Reward, ...] = get_args(Reward)
+
+
+def gated_progress(progress: float, relevance: float | None) -> float:
+    """Progress times the probability that the video shows the instructed task: a wrong sentence pays little.
+
+    Args:
+        progress: of the newest frame, in [0, 1].
+        relevance: logit, or None for a model without this head, which leaves the progress as it is.
+
+    Example:
+        >>> gated_progress(0.8, 0.0), gated_progress(0.8, None)
+        (0.4, 0.8)
+    """
+    return progress if relevance is None else progress * _sigmoid(relevance)
+
+
+def score_of(kind: Reward, preference: float, progress: float | None, relevance: float | None) -> float:
+    """The one number that the reward is made of: the gated progress, or f for "preference".
+
+    Raises:
+        ValueError: if the model has no progress and the reward needs it.
+    """
+    if kind == "preference":
+        return preference
+    if progress is None:
+        raise ValueError(f'the model has no progress, which reward={kind!r} needs; use reward="preference"')
+    return gated_progress(progress, relevance)
+
+
+def delta(previous: float, current: float) -> float:
+    """What this step added: current - previous."""
+    return current - previous
+
+
+def potential(previous: float, current: float, *, gamma: float, terminated: bool) -> float:
+    """Potential-based shaping, ``gamma * phi(s') - phi(s)`` (Ng et al., 1999).
+
+    A terminal state has the potential 0, without which the best policy could change; a truncated one keeps its own.
+
+    Args:
+        previous: phi(s).
+        current: phi(s'), ignored if `terminated`.
+        gamma: the agent's discount, in [0, 1].
+        terminated: whether s' is terminal.
+    """
+    return (0.0 if terminated else gamma * current) - previous
+
+
+@dataclass(frozen=True)
+class Shaping:
+    """How a wrapper turns scores into rewards; the fields are `VLPRewardWrapper`'s arguments of the same names.
+
+    Raises:
+        ValueError: for values that make no sense, alone or together.
+
+    Example:
+        >>> Shaping("delta", scale=2.0).reward(0.25, 0.75, terminated=False)
+        1.0
+    """
+
+    kind: Reward = "progress"
+    scale: float = 1.0
+    gamma: float = 0.99
+    env_reward_weight: float = 0.0
+    success_threshold: float | None = None
+    success_bonus: float = 0.0
+    terminate_on_success: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in REWARDS:
+            raise ValueError(f"reward must be one of {REWARDS}, got {self.kind!r}")
+        if not 0.0 <= self.gamma <= 1.0:
+            raise ValueError(f"gamma must be in [0, 1], got {self.gamma}")
+        for name in ("scale", "env_reward_weight", "success_bonus"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
+        if self.success_threshold is None and (self.success_bonus != 0.0 or self.terminate_on_success):
+            raise ValueError("success_bonus and terminate_on_success need a success_threshold")
+
+    def success(self, score: float) -> bool:
+        """Whether the score is at or over the threshold."""
+        return self.success_threshold is not None and score >= self.success_threshold
+
+    def reward(self, previous: float, current: float, *, terminated: bool, env_reward: float | None = None) -> float:
+        """The reward of one step.
+
+        Args:
+            previous: score before the step.
+            current: score after it.
+            terminated: whether the step ended in a terminal state.
+            env_reward: the environment's own.
+
+        Raises:
+            ValueError: if the environment's own reward is to be mixed in and is None, NaN or inf.
+        """
+        if self.kind == "delta":
+            value = delta(previous, current)
+        elif self.kind == "potential":
+            value = potential(previous, current, gamma=self.gamma, terminated=terminated)
+        else:
+            value = current
+        value *= self.scale
+        if self.success(current):
+            value += self.success_bonus
+        if self.env_reward_weight == 0.0:
+            return value
+        if env_reward is None or not math.isfinite(env_reward):
+            raise ValueError(
+                f"the environment's own reward is {env_reward} and cannot be mixed in; "
+                "repair it or set env_reward_weight=0"
+            )
+        return value + self.env_reward_weight * env_reward
+
+
+def _sigmoid(logit: float) -> float:
+    if logit >= 0:
+        return 1 / (1 + math.exp(-logit))
+    return math.exp(logit) / (1 + math.exp(logit))  # exp of a large positive number would overflow

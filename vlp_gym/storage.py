@@ -1,0 +1,185 @@
+"""A JSON document and a file of tensors, written as one: hashed, atomic, and never a pickle.
+
+A write is committed by renaming the JSON document into place. The tensors wait beside it under a name that holds their
+hash and are renamed last, so a process that dies at any moment leaves either the old pair or the new one readable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from vlp_gym.errors import CheckpointError
+
+_FOREIGN = {
+    b"PK\x03\x04": "a zip archive, as torch.save writes it",
+    b"\x80": "a pickle",
+    b"\x93NUMPY": "a NumPy .npy file",
+}
+_PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".npy", ".pkl"}
+_MAX_JSON_BYTES = 16 * 2**20
+
+
+def write_pair(folder: str | Path, document: Mapping[str, Any], tensors: Mapping[str, Tensor], *, stem: str) -> None:
+    """Write ``config.json`` and ``<stem>.safetensors``, or leave what is there as it was.
+
+    Args:
+        folder: made if missing; other files in it are left alone.
+        document: JSON values; the keys "sha256" (of the tensor file) and "config_sha256" (of the rest) are added.
+        tensors: tensors of any device; they may share memory.
+        stem: name of the tensor file; with "model" the document is ``config.json``, else ``<stem>.json``.
+
+    Raises:
+        CheckpointError: if the disk is full, the folder is not writable, or the document is not JSON.
+    """
+    folder = Path(folder)
+    data = safetensors.torch.save({name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()})
+    digest = hashlib.sha256(data).hexdigest()
+    signed = {**document, "config_sha256": _document_hash(document), "sha256": digest}
+    text = json.dumps(signed, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        staged = _staged(folder, stem, digest)
+        write_atomic(staged, data)
+        write_atomic(folder / _document_name(stem), text.encode())
+        os.replace(staged, folder / f"{stem}.safetensors")
+        for leftover in folder.glob(f".{stem}-*.safetensors"):
+            leftover.unlink(missing_ok=True)
+        _sync_folder(folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: could not write the checkpoint ({error.strerror or error}); an earlier one there is intact"
+        ) from error
+
+
+def read_pair(folder: str | Path, *, stem: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read what `write_pair` wrote, after checking both hashes.
+
+    Returns:
+        The document without its hashes, and the tensors on the CPU.
+
+    Raises:
+        CheckpointError: if a file is missing, damaged, or of another kind.
+    """
+    folder = Path(folder)
+    signed = read_document(folder, stem=stem)
+    digest = signed["sha256"]
+    path = _staged(folder, stem, digest)
+    if not path.is_file():
+        path = folder / f"{stem}.safetensors"
+    data = _read(path)
+    if hashlib.sha256(data).hexdigest() != digest:
+        kind = next((kind for magic, kind in _FOREIGN.items() if data.startswith(magic)), None)
+        if kind is not None and data[8:9] != b"{":  # the first 8 bytes of a safetensors file may be any number
+            raise CheckpointError(f"{path}: expected a safetensors file, but it is {kind}; nothing of it was loaded")
+        raise CheckpointError(
+            f"{path}: truncated or damaged ({len(data)} bytes do not have the SHA-256 that {_document_name(stem)} "
+            "states); fetch or save the checkpoint again"
+        )
+    try:
+        tensors = safetensors.torch.load(data)
+    except Exception as error:  # the parser raises several kinds, its own and Python's, for a malformed header
+        raise CheckpointError(f"{path}: not a valid safetensors file ({error})") from error
+    return {key: value for key, value in signed.items() if key not in ("sha256", "config_sha256")}, tensors
+
+
+def read_document(folder: str | Path, *, stem: str) -> dict[str, Any]:
+    """Read and check the JSON document alone, its two hashes included.
+
+    Raises:
+        CheckpointError: if it is missing, damaged, or names code of its own ("auto_map").
+    """
+    folder = Path(folder)
+    path = folder / _document_name(stem)
+    if not folder.is_dir():
+        kind = "a file" if folder.exists() else "missing"
+        raise CheckpointError(
+            f"{folder}: expected a folder with {path.name} and {stem}.safetensors, but it is {kind}; "
+            "pickle files (.bin, .pt, .pth) are never loaded"
+        )
+    data = _read(path)
+    try:
+        if len(data) > _MAX_JSON_BYTES:
+            raise ValueError(f"{len(data)} bytes are more than any checkpoint needs")
+        signed = json.loads(data, parse_constant=_refuse_constant)
+        if not isinstance(signed, dict):
+            raise ValueError(f"expected an object, got {type(signed).__name__}")
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not a valid JSON document ({error})") from error
+    if "auto_map" in signed:
+        raise CheckpointError(f"{path}: asks for code of its own (auto_map); vlp_gym never runs code from a checkpoint")
+    for key in ("sha256", "config_sha256"):
+        # A digest names a file: anything but hexadecimal digits could point to another folder.
+        if not re.fullmatch("[0-9a-f]{64}", str(signed.get(key))):
+            raise CheckpointError(f"{path}: not a vlp_gym checkpoint, the entry {key!r} is missing or no SHA-256")
+    rest = {key: value for key, value in signed.items() if key not in ("sha256", "config_sha256")}
+    if _document_hash(rest) != signed["config_sha256"]:
+        raise CheckpointError(
+            f"{path}: damaged or edited (its entries do not have the SHA-256 that it states); "
+            "change a model in Python and save it again"
+        )
+    return signed
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that at any moment either the old content or the whole new one is there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _document_name(stem: str) -> str:
+    return "config.json" if stem == "model" else f"{stem}.json"
+
+
+def _staged(folder: Path, stem: str, digest: str) -> Path:
+    return folder / f".{stem}-{digest[:16]}.safetensors"
+
+
+def _document_hash(document: Mapping[str, Any]) -> str:
+    try:
+        canonical = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"a checkpoint's config takes JSON values only: {error}") from error
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON value")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        unsafe = sorted(p.name for p in path.parent.glob("*") if p.suffix in _PICKLED)
+        hint = f"; {', '.join(unsafe)} may hold pickles, which are never loaded" if unsafe else ""
+        raise CheckpointError(f"{path}: missing{hint}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: could not be read ({error.strerror})") from error

@@ -1,0 +1,67 @@
+"""What an instruction must be before any model sees it."""
+
+from __future__ import annotations
+
+import unicodedata
+
+from vlp_gym.errors import InstructionError
+
+
+def normalize_instruction(instruction: str) -> str:
+    """Check an instruction and bring it to Unicode normal form C, without outer white space.
+
+    Any script, emoji and right-to-left text pass; ``%`` and ``{}`` are plain text.
+
+    >>> normalize_instruction("  press the button ")
+    'press the button'
+
+    Args:
+        instruction: one sentence.
+
+    Raises:
+        TypeError: not a string.
+        InstructionError: nothing visible in it, a NUL character or a lone surrogate.
+    """
+    if not isinstance(instruction, str):
+        raise TypeError(f"expected the instruction as a str, got {type(instruction).__name__}")
+    for position, character in enumerate(instruction):
+        if character == "\0":
+            raise InstructionError(f"the instruction holds a NUL character at position {position}; remove it")
+        if "\ud800" <= character <= "\udfff":
+            raise InstructionError(
+                f"the instruction holds a lone surrogate U+{ord(character):04X} at position {position}; "
+                "decode the text as UTF-8 first"
+            )
+    text = unicodedata.normalize("NFC", instruction).strip()
+    if not any(map(_is_visible, text)):
+        raise InstructionError('the instruction is empty; say what is to be done, such as "press the button"')
+    return text
+
+
+def check_length(tokens: int, limit: int, *, truncate: bool) -> int:
+    """Number of tokens to keep of an instruction, where the model's own tokenizer counted them.
+
+    >>> check_length(90, 77, truncate=True)
+    77
+
+    Args:
+        tokens: tokens of the instruction.
+        limit: tokens that the model reads.
+        truncate: drop what is over the limit instead of raising.
+
+    Raises:
+        InstructionError: over the limit, and ``truncate`` is False.
+    """
+    if tokens > limit and not truncate:
+        raise InstructionError(
+            f"the instruction has {tokens} tokens, the model reads {limit}; "
+            "shorten it, or pass truncate=True to drop the rest"
+        )
+    return min(tokens, limit)
+
+
+def _is_visible(character: str) -> bool:
+    # str.strip leaves zero-width characters (category Cf), so a blank instruction could pass as text.
+    # Cn and Co count as visible: an emoji newer than this Python's Unicode tables is unassigned to it.
+    category = unicodedata.category(character)
+    return category not in ("Cc", "Cf") and not category.startswith("Z")

@@ -1,0 +1,1 @@
+"""Training of reward models: the loop and its resumable state."""

@@ -1,0 +1,44 @@
+"""Picture augmentation: one draw a clip, the same for all of its frames, so that nothing moves that did not move."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MAX_SHIFT = 6  # pixels
+CONTRAST = 0.25
+BRIGHTNESS = 0.12
+CHANNEL_GAIN = 0.15
+NOISE = 0.02
+
+
+def augment_clips(frames: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift, scale, re-light, tint and add noise.
+
+    Args:
+        frames: uint8 ``[B, T, H, W, 3]``.
+        generator: decides everything.
+
+    Returns:
+        Float pixels ``[B * T, 3, H, W]``, about [0, 1].
+    """
+    batch, time, height, width = frames.shape[:4]
+    device = frames.device
+    pixels = frames.permute(0, 1, 4, 2, 3).flatten(1, 2).float() / 255  # [B, T*3, H, W]
+
+    def draw(*shape: int) -> Tensor:
+        return (torch.rand(shape, generator=generator) * 2 - 1).to(device)
+
+    scale = 1 + 0.06 * draw(batch, 1)
+    shift = draw(batch, 2) * (2 * MAX_SHIFT / torch.tensor([width, height], device=device))
+    theta = torch.zeros(batch, 2, 3, device=device)
+    theta[:, 0, 0] = theta[:, 1, 1] = scale[:, 0]
+    theta[:, :, 2] = shift
+    grid = F.affine_grid(theta, [batch, 3 * time, height, width], align_corners=False)
+    pixels = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+    pixels = pixels.reshape(batch, time, 3, height, width)
+    gain = (1 + CONTRAST * draw(batch, 1, 1, 1, 1)) * (1 + CHANNEL_GAIN * draw(batch, 1, 3, 1, 1))
+    pixels = (pixels - 0.4) * gain + 0.4 + BRIGHTNESS * draw(batch, 1, 1, 1, 1)
+    pixels = pixels + NOISE * torch.randn(pixels.shape, generator=generator).to(device)
+    return pixels.clamp(0, 1).flatten(0, 1)

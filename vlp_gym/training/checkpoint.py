@@ -1,0 +1,167 @@
+"""What a training needs to go on as if it had never stopped: weights, optimizer, step and random states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from vlp_gym.errors import CheckpointError
+from vlp_gym.storage import read_pair, write_pair
+
+FORMAT_VERSION = 1
+
+
+def save_training_state(
+    folder: str | Path,
+    *,
+    model: nn.Module,
+    optimizer: Optimizer,
+    step: int,
+    generators: Mapping[str, np.random.Generator | torch.Generator] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write ``training.json`` and ``training.safetensors``; an earlier state is replaced whole or not at all.
+
+    Args:
+        folder: made if missing; may also hold a model checkpoint.
+        model: its whole ``state_dict`` is kept, in full precision.
+        optimizer: with its state and its parameter groups (learning rates included).
+        step: optimizer steps done so far; a schedule that is a function of the step needs no more.
+        generators: named random generators that the training draws from. torch's global generators (CPU, and CUDA where
+            there is one) are always kept.
+        extra: JSON values for the caller, such as a history of losses.
+
+    Raises:
+        CheckpointError: if the folder cannot be written.
+    """
+    saved = optimizer.state_dict()
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    scalars: dict[str, dict[str, Any]] = {}
+    for index, entries in saved["state"].items():
+        for key, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{key}"] = value
+            else:
+                scalars.setdefault(str(index), {})[key] = value
+    tensors["rng.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors |= {f"rng.cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    numpy_states = {}
+    for name, generator in (generators or {}).items():
+        if isinstance(generator, torch.Generator):
+            tensors[f"rng.named.{name}"] = generator.get_state()
+        else:
+            numpy_states[name] = _plain(generator.bit_generator.state)
+    document = {
+        "format_version": FORMAT_VERSION,
+        "step": step,
+        "optimizer": type(optimizer).__name__,
+        "param_groups": saved["param_groups"],
+        "optimizer_scalars": scalars,
+        "numpy_generators": numpy_states,
+        "extra": dict(extra or {}),
+    }
+    write_pair(folder, document, tensors, stem="training")
+
+
+def load_training_state(
+    folder: str | Path,
+    *,
+    model: nn.Module,
+    optimizer: Optimizer,
+    generators: Mapping[str, np.random.Generator | torch.Generator] | None = None,
+) -> tuple[int, dict[str, Any]]:
+    """Put a saved state back; on the CPU the training then goes on bit for bit.
+
+    Args:
+        folder: as `save_training_state` wrote it.
+        model: of the same architecture.
+        optimizer: over the same parameters, of the same class.
+        generators: the same names as at saving; their states are set in place.
+
+    Returns:
+        The number of steps done, and the ``extra`` that was saved.
+
+    Raises:
+        CheckpointError: if the state is missing, damaged, or belongs to another model, optimizer or set of generators;
+            everything is then as it was.
+    """
+    document, tensors = read_pair(folder, stem="training")
+    where = Path(folder) / "training.json"
+    if document.get("format_version") != FORMAT_VERSION:
+        found = document.get("format_version")
+        raise CheckpointError(f"{where}: expected format_version {FORMAT_VERSION}, got {found!r}")
+    weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    groups = [{k: tuple(v) if k == "betas" else v for k, v in group.items()} for group in document["param_groups"]]
+    state: dict[int, dict[str, Any]] = {int(index): dict(v) for index, v in document["optimizer_scalars"].items()}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            state.setdefault(int(index), {})[key] = tensor
+    generators = generators or {}
+    _check_model(model, weights, where)
+    _check_optimizer(optimizer, document["optimizer"], groups, where)
+    _check_generators(generators, document["numpy_generators"], tensors, where)
+
+    model.load_state_dict(weights, strict=True)
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    for name, generator in generators.items():
+        if isinstance(generator, torch.Generator):
+            generator.set_state(tensors[f"rng.named.{name}"])
+        else:
+            generator.bit_generator.state = _arrays(document["numpy_generators"][name])
+    torch.set_rng_state(tensors["rng.cpu"])
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            if f"rng.cuda.{i}" in tensors:
+                torch.cuda.set_rng_state(tensors[f"rng.cuda.{i}"], i)
+    return document["step"], document["extra"]
+
+
+def _check_model(model: nn.Module, weights: Mapping[str, Tensor], where: Path) -> None:
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    saved = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if own != saved:
+        differing = sorted(name for name in own.keys() | saved.keys() if own.get(name) != saved.get(name))
+        raise CheckpointError(f"{where}: made for another model; these weights differ: {', '.join(differing[:8])}")
+
+
+def _check_optimizer(optimizer: Optimizer, kind: str, groups: list[dict[str, Any]], where: Path) -> None:
+    own = (type(optimizer).__name__, [len(group["params"]) for group in optimizer.param_groups])
+    saved = (kind, [len(group["params"]) for group in groups])
+    if own != saved:
+        raise CheckpointError(
+            f"{where}: made for {saved[0]} with {saved[1]} parameters in its groups, got {own[0]} with {own[1]}"
+        )
+
+
+def _check_generators(
+    generators: Mapping[str, Any], numpy_states: Mapping[str, Any], tensors: Mapping[str, Tensor], where: Path
+) -> None:
+    saved = {*numpy_states, *(name.removeprefix("rng.named.") for name in tensors if name.startswith("rng.named."))}
+    if set(generators) != saved:
+        raise CheckpointError(f"{where}: expected the generators {sorted(saved)}, got {sorted(generators)}")
+
+
+def _plain(value: Any) -> Any:
+    """A bit generator's state with its arrays as lists, each marked by its dtype."""
+    if isinstance(value, np.ndarray):
+        return {"dtype": str(value.dtype), "values": value.tolist()}
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _arrays(value: Any) -> Any:
+    """The inverse of `_plain`."""
+    if isinstance(value, Mapping):
+        if value.keys() == {"dtype", "values"}:
+            return np.array(value["values"], dtype=value["dtype"])
+        return {key: _arrays(entry) for key, entry in value.items()}
+    return value

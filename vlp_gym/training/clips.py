@@ -1,0 +1,131 @@
+"""Batches of clips for training: a few tasks, a few clips of each, one sentence a task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlp_gym.data.dataset import NEAR_MISS, Trajectory
+from vlp_gym.data.instructions import training_phrasings
+
+SEGMENT_STEPS = 50  # environment steps in a preference segment (VLP)
+TIER_RANK = {"expert": 2.0, "medium": 1.0, "random": 0.0}
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """G tasks with C clips of T frames each.
+
+    Attributes:
+        frames: uint8 ``[G, C, T, H, W, 3]``.
+        progress: float ``[G, C, T]``, share of the way to success by the clock; NaN in rollouts that fail.
+        value: float ``[G, C, T]``, rank of the environment's reward within the task in [0, 1]; 1 at success.
+        tier: float ``[G, C]``, 2 expert, 1 medium, 0 random in whole rollouts; NaN elsewhere.
+        segment_return: float ``[G, C]``, mean environment reward over the clip.
+        expert: bool ``[G, C]``, a forward clip of an expert that gets something done.
+        instructions: G sentences.
+    """
+
+    frames: Tensor
+    progress: Tensor
+    value: Tensor
+    tier: Tensor
+    segment_return: Tensor
+    expert: Tensor
+    instructions: list[str]
+
+    def to(self, device: torch.device) -> ClipBatch:
+        """The same batch on another device."""
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return ClipBatch(**tensors, instructions=self.instructions)
+
+
+class ClipSampler:
+    """Draws batches; batch number n is the same whatever was drawn before, so that a resumed run is bit for bit equal.
+
+    Args:
+        trajectories: of all training tasks.
+        tasks_per_batch: G, at least 2.
+        clips_per_task: C, at least 3: an expert clip, a medium, a random or near miss; then any.
+        window: T is drawn from 2 to this.
+        seed: decides everything.
+
+    Raises:
+        ValueError: if there are fewer tasks than `tasks_per_batch`, or a task lacks a tier.
+    """
+
+    def __init__(
+        self, trajectories: Sequence[Trajectory], *, tasks_per_batch: int, clips_per_task: int, window: int, seed: int
+    ) -> None:
+        self.by_task: dict[str, dict[str, list[int]]] = {}
+        self.trajectories = trajectories
+        for index, trajectory in enumerate(trajectories):
+            if trajectory.tier == "expert" and not trajectory.success.any():
+                continue  # the scripted policy fails now and then; its clip shows nothing to learn progress from
+            self.by_task.setdefault(trajectory.task, {}).setdefault(trajectory.tier, []).append(index)
+        self.tasks = sorted(self.by_task)
+        if len(self.tasks) < tasks_per_batch or tasks_per_batch < 2:
+            raise ValueError(
+                f"tasks_per_batch: expected 2 to {len(self.tasks)} (the tasks there are), got {tasks_per_batch}"
+            )
+        for task, tiers in self.by_task.items():
+            if lacking := TIER_RANK.keys() - tiers.keys():
+                raise ValueError(f"{task}: expected trajectories of every tier, found none of {sorted(lacking)}")
+        self.sorted_rewards = {
+            task: np.sort(np.concatenate([trajectories[i].reward for tier in tiers.values() for i in tier]))
+            for task, tiers in self.by_task.items()
+        }
+        self.tasks_per_batch, self.clips_per_task, self.window, self.seed = (
+            tasks_per_batch,
+            clips_per_task,
+            window,
+            seed,
+        )
+
+    def batch(self, number: int) -> ClipBatch:
+        """Batch `number` of the endless sequence that the seed defines."""
+        rng = np.random.default_rng([self.seed, number])
+        tasks = rng.choice(self.tasks, self.tasks_per_batch, replace=False)
+        length = int(rng.choice([2, 4, 6, self.window], p=[0.1, 0.2, 0.3, 0.4]))
+        groups = [[self._clip(task, slot, length, rng) for slot in range(self.clips_per_task)] for task in tasks]
+        columns = [[np.stack(column) for column in zip(*group, strict=True)] for group in groups]
+        stacked = [torch.from_numpy(np.stack(column)) for column in zip(*columns, strict=True)]
+        return ClipBatch(*stacked, instructions=[str(rng.choice(training_phrasings(task))) for task in tasks])
+
+    def _clip(self, task: str, slot: int, length: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        tiers = self.by_task[task]
+        wanted: tuple[str, ...] = (("expert",), ("medium",), ("random", NEAR_MISS))[slot] if slot < 3 else tuple(tiers)
+        tier = str(rng.choice([name for name in wanted if name in tiers]))
+        trajectory = self.trajectories[int(rng.choice(tiers[tier]))]
+        frames, success_at = len(trajectory.frames), trajectory.first_success
+        mode = str(rng.choice(["whole", "prefix", "segment", "rewind"], p=[0.4, 0.2, 0.3, 0.1]))
+        start, stop = 0, frames
+        if mode == "prefix":
+            stop = int(rng.integers(min(3, frames), frames + 1))
+        elif mode == "segment":
+            count = min(SEGMENT_STEPS // trajectory.stride + 1, frames)
+            start = int(rng.integers(0, frames - count + 1))
+            stop = start + count
+        if rng.random() < 0.5 or mode == "segment":
+            index = np.linspace(start, stop - 1, length).round().astype(np.int64)
+        else:
+            index = np.sort(rng.choice(np.arange(start, stop), length, replace=stop - start < length))
+            index[0], index[-1] = start, stop - 1
+        if mode == "rewind" and tier == "expert" and length > 2:
+            turn = int(rng.integers(1, length - 1))
+            index = np.concatenate([index[: turn + 1], index[:turn][::-1], np.repeat(index[0], length)])[:length]
+        reward = trajectory.reward[index]
+        rewards = self.sorted_rewards[task]
+        value = np.searchsorted(rewards, reward, side="right") / len(rewards)
+        value = np.where(trajectory.success[index], 1.0, value)
+        progress = np.full(length, np.nan)
+        if success_at is not None and tier == "expert":
+            progress = np.clip(trajectory.step[index] / trajectory.step[success_at], 0, 1)
+        tier_rank = TIER_RANK.get(tier, np.nan) if mode == "whole" else np.nan
+        full_expert = tier == "expert" and mode in ("whole", "prefix") and stop > (success_at or frames)
+        numbers = (progress, value, np.float64(tier_rank), reward.mean(dtype=np.float64))
+        return trajectory.frames[index], *(np.asarray(x, np.float32) for x in numbers), np.asarray(full_expert)

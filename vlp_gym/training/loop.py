@@ -1,0 +1,175 @@
+"""The training loop: one process or many GPUs through accelerate, resumable, with a curve to look at."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from vlp_gym.data.dataset import Trajectory
+from vlp_gym.errors import MissingExtraError
+from vlp_gym.models.checkpoint import save_checkpoint
+from vlp_gym.storage import write_atomic
+from vlp_gym.training.checkpoint import load_training_state, save_training_state
+from vlp_gym.training.clips import ClipSampler
+from vlp_gym.training.losses import batch_loss
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long and how fast to train.
+
+    Attributes:
+        steps: optimizer steps.
+        tasks_per_batch: G.
+        clips_per_task: C, at least 3.
+        learning_rate: highest, after the warm-up; falls by a cosine to a hundredth.
+        weight_decay: of AdamW.
+        warmup: share of the steps.
+        seed: of batches, augmentation and initial weights.
+        precision: "no" (fp32), "bf16" or "fp16".
+        save_every: steps between two saved states.
+    """
+
+    steps: int = 700
+    tasks_per_batch: int = 14
+    clips_per_task: int = 4
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.05
+    seed: int = 0
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    save_every: int = 100
+
+
+def train(
+    model: nn.Module,
+    trajectories: Sequence[Trajectory],
+    folder: str | Path,
+    config: TrainConfig,
+    *,
+    progress_bar: bool = True,
+) -> list[dict[str, float]]:
+    """Train a model; an interrupted call resumes where its last saved state was.
+
+    Args:
+        model: a `CompactRewardModel` or `VLPModel`, freshly built; moved to the accelerator's device.
+        trajectories: of the training tasks only.
+        folder: gets ``config.json`` + ``model.safetensors``, the state to resume from, ``history.json`` and
+            ``training.png``.
+        config: how.
+        progress_bar: show one.
+
+    Returns:
+        One row of figures a step.
+    """
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise MissingExtraError('training needs: pip install "vlp_gym[train]"') from error
+    folder = Path(folder)
+    accelerator = Accelerator(mixed_precision=config.precision)
+    sampler = ClipSampler(
+        trajectories,
+        tasks_per_batch=config.tasks_per_batch,
+        clips_per_task=config.clips_per_task,
+        window=model.window,  # type: ignore[arg-type]
+        seed=config.seed,
+    )
+    generator = torch.Generator().manual_seed(config.seed + accelerator.process_index)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99))
+    model.to(accelerator.device).train()
+    history: list[dict[str, float]] = []
+    if (folder / "training.json").exists():
+        _, extra = load_training_state(folder, model=model, optimizer=optimizer, generators={"augment": generator})
+        history = extra["history"]
+        _check_same_config(extra["config"], config, folder)
+    wrapped = _DistributedLoss(model)
+    wrapped, optimizer = accelerator.prepare(wrapped, optimizer)
+    bar = tqdm(
+        total=config.steps, initial=len(history), desc="training", unit="step",
+        disable=not (progress_bar and accelerator.is_main_process),
+    )  # fmt: skip
+
+    def save() -> None:
+        if accelerator.is_main_process:
+            extra = {"history": history, "config": asdict(config)}
+            save_training_state(
+                folder, model=model, optimizer=getattr(optimizer, "optimizer", optimizer), step=len(history),
+                generators={"augment": generator}, extra=extra,
+            )  # fmt: skip
+            _write_history(folder, history)
+
+    with bar:
+        while len(history) < config.steps:
+            step = len(history)
+            started = time.perf_counter()
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * schedule(step, config)
+            batch = sampler.batch(step * accelerator.num_processes + accelerator.process_index).to(accelerator.device)
+            with accelerator.autocast():
+                parts = wrapped(batch, generator)
+            if not torch.isfinite(parts["loss"]):
+                raise FloatingPointError(
+                    f"training step {step}: the loss is {parts['loss'].item()}; lower --learning-rate. "
+                    f"{folder} holds the last saved state"
+                )
+            accelerator.backward(parts["loss"])
+            accelerator.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            row = {name: float(value.detach()) for name, value in parts.items()}
+            history.append({"step": step, **row, "seconds": time.perf_counter() - started})
+            bar.update()
+            bar.set_postfix(loss=f"{np.mean([r['loss'] for r in history[-20:]]):.3f}")
+            if len(history) % config.save_every == 0 and len(history) < config.steps:
+                save()
+    save()
+    model.eval()
+    if accelerator.is_main_process:
+        save_checkpoint(model, folder)
+    return history
+
+
+def schedule(step: int, config: TrainConfig) -> float:
+    """Factor on the learning rate: linear warm-up, then a cosine from 1 to 0.01."""
+    warm = max(1, round(config.warmup * config.steps))
+    if step < warm:
+        return (step + 1) / warm
+    done = (step - warm) / max(1, config.steps - warm)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class _DistributedLoss(nn.Module):
+    """Puts the loss inside `forward`, so that gradients are averaged over processes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Any) -> dict[str, torch.Tensor]:
+        return batch_loss(self.model, *inputs)
+
+
+def _check_same_config(before: dict[str, Any], config: TrainConfig, folder: Path) -> None:
+    now = asdict(config)
+    changed = {key: (before[key], now[key]) for key in now if before.get(key) != now[key] and key != "save_every"}
+    if changed:
+        raise ValueError(f"{folder} holds a run with other settings (then, now): {changed}; choose another --out")
+
+
+def _write_history(folder: Path, history: list[dict[str, float]]) -> None:
+    write_atomic(folder / "history.json", json.dumps(history).encode())
+    from vlp_gym.viz import plot_training
+
+    plot_training(history, folder / "training.png", title="vlp_gym training")

@@ -1,0 +1,95 @@
+"""What each kind of model learns from a batch of clips: the total loss and its parts, by name."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vlp_gym.models.compact import ClipFeatures, CompactRewardModel
+from vlp_gym.models.vlp import VLPModel
+from vlp_gym.objectives.preference import vlp_loss
+from vlp_gym.objectives.progress import pairwise_ranking_loss, progress_loss
+from vlp_gym.objectives.relevance import balanced_match_loss, text_to_video_loss, video_to_text_loss
+from vlp_gym.training.augment import augment_clips
+from vlp_gym.training.clips import ClipBatch
+
+VALUE_MARGIN = 0.1  # difference in reward rank that orders two frames
+RETURN_MARGIN = 0.02  # share of the largest reward that orders two segments
+MAX_REWARD = 10.0  # of Meta-World
+
+
+def batch_loss(model: nn.Module, batch: ClipBatch, generator: torch.Generator) -> dict[str, Tensor]:
+    """The loss of a batch: "loss" to minimise, and its unweighted parts.
+
+    Raises:
+        TypeError: for a model that has no training objective.
+    """
+    if isinstance(model, CompactRewardModel):
+        return _compact_loss(model, batch, generator)
+    if isinstance(model, VLPModel):
+        return _vlp_loss(model, batch, generator)
+    raise TypeError(f"expected a model with a training objective (compact, vlp), got {type(model).__name__}")
+
+
+def _compact_loss(model: CompactRewardModel, batch: ClipBatch, generator: torch.Generator) -> dict[str, Tensor]:
+    groups, clips, time = batch.frames.shape[:3]
+    pixels = augment_clips(batch.frames.flatten(0, 1), generator)
+    tokens = model.backbone.encode_pixels(pixels).unflatten(0, (groups * clips, time))
+    mask = torch.ones(groups * clips, time, dtype=torch.bool, device=tokens.device)
+    seen = model.features(tokens, mask)
+    by_frame = seen.progress_logits.reshape(groups, clips * time)
+
+    reversible = batch.expert.flatten()
+    backwards = model.features(tokens[reversible].flip(1), mask[reversible])
+    every = ClipFeatures(*(torch.cat([getattr(seen, name), getattr(backwards, name)]) for name in vars(seen)))
+    sentence = torch.arange(groups, device=tokens.device).repeat_interleave(clips)
+    relevance = model.relevance(every, model.encode_text(batch.instructions))  # [V, G]
+    shows = torch.cat([sentence, sentence[reversible]])[:, None] == torch.arange(groups, device=tokens.device)
+    forward = torch.arange(len(shows), device=tokens.device)[:, None] < len(sentence)
+    positive, candidate = shows & forward, shows | forward  # a reversed clip is a negative of its own sentence only
+
+    parts = {
+        "progress": progress_loss(seen.progress_logits, batch.progress.flatten(0, 1)),
+        "frame_rank": pairwise_ranking_loss(by_frame, batch.value.flatten(1), margin=VALUE_MARGIN),
+        "tier": pairwise_ranking_loss(seen.quality.unflatten(0, (groups, clips)), batch.tier, margin=0.5),
+        "segment": pairwise_ranking_loss(
+            seen.quality.unflatten(0, (groups, clips)), batch.segment_return / MAX_REWARD, margin=RETURN_MARGIN
+        ),
+        "to_text": video_to_text_loss(relevance[: len(sentence)], sentence),
+        "to_video": text_to_video_loss(relevance, positive, candidate),
+        "match": balanced_match_loss(relevance, positive, candidate),
+    }
+    total = parts["progress"] + parts["frame_rank"] + parts["tier"] + 0.5 * parts["segment"]
+    total = total + 0.5 * (parts["to_text"] + parts["to_video"]) + 0.5 * parts["match"]
+    return {"loss": total, **parts}
+
+
+def _vlp_loss(model: VLPModel, batch: ClipBatch, generator: torch.Generator) -> dict[str, Tensor]:
+    """VLP eq. 4: pairs of tiers within a task, a foreign sentence, and videos of the next task as negatives."""
+    groups, clips, time = batch.frames.shape[:3]
+    pixels = augment_clips(batch.frames.flatten(0, 1), generator)
+    frames = (pixels.permute(0, 2, 3, 1) * 255).round().to(torch.uint8)
+    tokens = model.encode_frames(frames).unflatten(0, (groups, clips, time))
+    text = model.encode_text(batch.instructions)
+    mask = torch.ones(groups, time, dtype=torch.bool, device=tokens.device)
+    order = torch.argsort(torch.rand(groups, clips, generator=generator), 1).to(tokens.device)
+    rows = torch.arange(groups, device=tokens.device)
+    a, b = tokens[rows, order[:, 0]], tokens[rows, order[:, 1]]
+    quality = torch.where(batch.tier.isnan(), batch.segment_return / MAX_REWARD, batch.tier)
+    quality_a, quality_b = quality[rows, order[:, 0]], quality[rows, order[:, 1]]
+    both_tiers = ~(batch.tier[rows, order[:, 0]].isnan() | batch.tier[rows, order[:, 1]].isnan())
+    returns = batch.segment_return[rows, order[:, 0]] - batch.segment_return[rows, order[:, 1]]
+    label = ((torch.where(both_tiers, quality_a - quality_b, returns)).sign() + 1) / 2
+
+    def score(video: Tensor, sentence: Tensor) -> Tensor:
+        return model.score(video, sentence, mask).preference
+
+    score_a, score_b = score(a, text), score(b, text)
+    foreign = text.roll(1, 0)
+    negatives = torch.stack([score(a.roll(shift, 0), text) for shift in range(1, min(5, groups))], 1)
+    loss = vlp_loss(
+        (score_a, score_b, label),
+        (score(a, foreign), score(b, foreign)),
+        ((score_a, negatives), (score_b, negatives)),
+    )
+    return {"loss": loss.total, "itp": loss.itp, "ilp": loss.ilp, "ivp": loss.ivp}

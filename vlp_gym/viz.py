@@ -1,0 +1,391 @@
+"""Pictures: reward curves over a rollout, training and learning curves, evaluation tables, attention maps.
+
+Drawn on figures of their own, so that no backend, window or global setting of matplotlib is touched.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vlp_gym.errors import MissingExtraError
+from vlp_gym.storage import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette without its yellow, which is too light for a line: safe for colour-blind readers.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+INK, GREY, FAINT = "#222222", "#777777", "#E3E3E3"
+DPI = 160
+
+_STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GREY,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.7,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "text.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+}
+
+
+def plot_reward_curves(
+    curves: Mapping[str, ArrayLike],
+    path: str | Path,
+    *,
+    title: str = "",
+    xlabel: str = "environment step",
+    ylabel: str = "reward",
+    steps: Mapping[str, ArrayLike] | None = None,
+    frames: Mapping[str, NDArray[np.uint8]] | None = None,
+    dashed: Sequence[str] = (),
+    num_shown: int = 7,
+) -> None:
+    """Draw reward curves over time, with a strip of frames beneath for each video.
+
+    Args:
+        curves: label -> rewards, float ``[F]``.
+        path: picture to write (.png, .pdf or .svg), replaced atomically.
+        title: above the picture.
+        xlabel: what the horizontal axis counts.
+        ylabel: what the curves show.
+        steps: label -> position of each reward, float ``[F]``; the index by default.
+        frames: label -> video, uint8 ``[F, H, W, 3]``; its strip is marked in the colour of the curve of that label.
+        dashed: labels to draw dashed; they take the colours from the first one again, so that "expert" and
+            "expert, wrong sentence" match when they come in the same order.
+        num_shown: frames in a strip.
+
+    Raises:
+        ValueError: if there is no curve.
+        MissingExtraError: without matplotlib.
+    """
+    if not curves:
+        raise ValueError("curves: expected at least one, got none")
+    strips = dict(frames or {})
+    first_strip = next(iter(strips.values()), np.zeros((1, 1, 1, 3)))
+    width = 7.2
+    strip_height = width * 0.97 / num_shown * first_strip.shape[1] / first_strip.shape[2]
+    height = 2.9 + len(strips) * (strip_height + 0.06) + (0.25 if strips else 0.0)
+    with _figure(width, height, path) as figure:
+        figure.get_layout_engine().set(hspace=0.0, h_pad=0.03)
+        grid = figure.add_gridspec(1 + len(strips), 1, height_ratios=[2.9, *[strip_height] * len(strips)])
+        axes = figure.add_subplot(grid[0])
+        colour = _paired_colours(list(curves), dashed)
+        for label, curve in curves.items():
+            x = np.arange(len(np.asarray(curve))) if steps is None else np.asarray(steps[label])
+            style: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.4} if label in dashed else {}
+            axes.plot(x, np.asarray(curve), color=colour[label], label=label, **style)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.margins(x=0.01)
+        if title:
+            figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+        if len(curves) > 1:
+            handles, columns = _legend_rows(axes, dashed)
+            axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=columns, handlelength=2.0)
+        for row, (label, video) in enumerate(strips.items(), start=1):
+            strip = figure.add_subplot(grid[row])
+            _strip(strip, video, num_shown, colour.get(label, INK), label)
+
+
+def plot_training(history: Sequence[Mapping[str, float]], path: str | Path, *, title: str = "") -> None:
+    """Draw every logged quantity against the step: one panel for each group, faint raw values, smoothed lines.
+
+    Args:
+        history: rows with a "step" and any floats; "loss/itp" and "loss/ivp" share the panel "loss". A quantity
+            may be missing from a row.
+        path: picture to write, replaced atomically.
+        title: above the picture.
+
+    Raises:
+        ValueError: if no row holds a quantity.
+        MissingExtraError: without matplotlib.
+    """
+    series: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    for row in history:
+        for name, value in row.items():
+            if name != "step" and isinstance(value, (int, float)) and np.isfinite(value):
+                group, _, rest = name.partition("/")
+                series[group][rest or group].append((row["step"], value))
+    if not series:
+        raise ValueError("history: expected rows with a step and at least one quantity, got none")
+    columns = min(3, len(series))
+    rows = -(-len(series) // columns)
+    with _figure(0.4 + 3.1 * columns, 0.3 + 2.3 * rows, path) as figure:
+        panels = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
+        for axes, (group, quantities) in zip(panels, series.items(), strict=False):
+            for k, (name, points) in enumerate(quantities.items()):
+                x, y = np.asarray(points, dtype=np.float64).T
+                colour = COLOURS[k % len(COLOURS)]
+                if len(x) > 20:
+                    axes.plot(x, y, color=colour, alpha=0.22, linewidth=0.8)
+                axes.plot(x, _smooth(y), color=colour, label=name)
+            name = group if len(quantities) > 1 or group in quantities else f"{group} {next(iter(quantities))}"
+            axes.set(title=name.replace("_", " "), xlabel="step")
+            axes.margins(x=0.01)
+            if len(quantities) > 1:
+                axes.legend(ncols=1 + (len(quantities) > 4), handlelength=1.2, columnspacing=1.0)
+        for axes in panels[len(series) :]:
+            axes.set_axis_off()
+        if title:
+            figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+
+
+def plot_learning_curve(
+    runs: Mapping[str, Sequence[Sequence[Mapping[str, float]]]],
+    path: str | Path,
+    *,
+    title: str = "",
+    quantities: Mapping[str, str] | None = None,
+) -> None:
+    """Draw success and reward against environment steps: the mean over seeds, and the band from worst to best.
+
+    Args:
+        runs: label -> one history a seed -> evaluation rows with "step" and the quantities.
+        path: picture to write, replaced atomically.
+        title: above the picture.
+        quantities: key in the rows -> title of its panel; default ``{"success": "success rate", "reward": "reward
+            of the model (mean a step)"}``, of which those present are drawn.
+
+    Raises:
+        ValueError: if no row holds one of the quantities.
+        MissingExtraError: without matplotlib.
+    """
+    wanted = quantities or {"success": "success rate", "reward": "reward of the model (mean a step)"}
+    rows = [row for histories in runs.values() for history in histories for row in history]
+    panels = {key: name for key, name in wanted.items() if any(key in row for row in rows)}
+    if not panels:
+        raise ValueError(f"runs: expected rows with one of {', '.join(wanted)}, got none")
+    with _figure(0.4 + 3.4 * len(panels), 2.8, path) as figure:
+        for axes, (key, name) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+            for (label, histories), colour in zip(runs.items(), _cycle(len(runs)), strict=True):
+                x, curves = _align(histories, key)
+                if len(x) == 0:
+                    continue
+                seeds = f" ({len(curves)} seeds)" if len(curves) > 1 else ""
+                axes.plot(x, curves.mean(axis=0), color=colour, label=label + seeds)
+                if len(curves) > 1:
+                    axes.fill_between(x, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.18, linewidth=0)
+            axes.set(title=name, xlabel="environment steps")
+            axes.xaxis.set_major_formatter(_thousands)
+            axes.margins(x=0.01)
+            if key == "success":
+                axes.set_ylim(-0.03, 1.03)
+            if len(runs) > 1 or any(len(h) > 1 for h in runs.values()):
+                axes.legend(loc="best")
+        if title:
+            figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+
+
+def plot_evaluation(
+    result: Mapping[str, Any], figures: Mapping[str, Mapping[str, str]], path: str | Path, *, title: str = ""
+) -> None:
+    """Draw an evaluation: a bar for the mean over tasks and a dot for each task, one panel for each group.
+
+    Args:
+        result: what `vlp_gym.evaluation.evaluate` returned.
+        figures: group -> name in the result -> title.
+        path: picture to write, replaced atomically.
+        title: above the picture; the model's name and the split by default.
+
+    Raises:
+        MissingExtraError: without matplotlib.
+    """
+    shown = {
+        group: {name: text for name, text in names.items() if result["mean"].get(name) is not None}
+        for group, names in figures.items()
+    }
+    shown = {group: names for group, names in shown.items() if names}
+    tasks = result["tasks"]
+    named = len(tasks) <= len(COLOURS)
+    count = sum(map(len, shown.values()))
+    with _figure(8.0, 1.0 + 0.24 * count + 0.35 * len(shown), path) as figure:
+        heights = [len(names) + 0.5 for names in shown.values()]
+        panels = figure.subplots(len(shown), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+        for axes, (group, names) in zip(panels, shown.items(), strict=True):
+            y = np.arange(len(names))
+            axes.barh(y, [result["mean"][name] for name in names], height=0.62, color="#C9D7E3")
+            for k, task in enumerate(tasks):
+                values = [result["per_task"][task][name] for name in names]
+                points = np.array([[v, row] for row, v in enumerate(values) if v is not None]).reshape(-1, 2)
+                colour = COLOURS[k] if named else COLOURS[0]
+                axes.scatter(*points.T, s=14 if named else 6, color=colour, linewidth=0, label=task.removesuffix("-v3"))
+            for row, name in enumerate(names):
+                axes.annotate(
+                    f"{result['mean'][name]:.2f}",
+                    (1.01, row),
+                    xycoords=("axes fraction", "data"),
+                    va="center",
+                    fontsize=8.5,
+                )
+            axes.axvline(0.0, color=GREY, linewidth=0.8)
+            axes.set_yticks(y, list(names.values()))
+            axes.set(title=group, ylim=(len(names) - 0.4, -0.6))
+            axes.tick_params(axis="y", length=0)
+            axes.spines["left"].set_visible(False)
+            axes.grid(visible=False, axis="y")
+        if named:
+            handles, labels = panels[0].get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(tasks)), handletextpad=0.2)
+        heading = title or f"{result['settings']['model']} on {result['split']}"
+        figure.suptitle(heading, x=0.01, ha="left", fontweight="bold")
+
+
+def attention_overlay(frame: NDArray[np.uint8], attention: ArrayLike, *, opacity: float = 0.6) -> NDArray[np.uint8]:
+    """Lay an attention map over a frame: the frame in grey, the map in colour where it is strong.
+
+    Args:
+        frame: uint8 ``[H, W, 3]``.
+        attention: non-negative weights, float ``[h, w]`` of any size; scaled to its own maximum.
+        opacity: of the colour where the attention is greatest, in [0, 1].
+
+    Returns:
+        uint8 ``[H, W, 3]``.
+
+    Raises:
+        ValueError: if the map is not a finite matrix.
+        MissingExtraError: without matplotlib.
+    """
+    weights = np.asarray(attention, dtype=np.float64)
+    if weights.ndim != 2 or not np.isfinite(weights).all():
+        raise ValueError(f"attention: expected a finite [h, w] matrix, got shape {weights.shape}")
+    colormaps = _matplotlib().colormaps
+    weights = _bilinear(weights - min(0.0, float(weights.min())), frame.shape[0], frame.shape[1])
+    weights = weights / weights.max() if weights.max() > 0 else weights
+    grey = (frame.astype(np.float64) @ [0.299, 0.587, 0.114])[..., None] * np.ones(3)
+    colour = colormaps["inferno"](0.25 + 0.75 * weights)[..., :3] * 255.0
+    alpha = (opacity * weights)[..., None]
+    return np.clip(grey * (1 - alpha) + colour * alpha, 0, 255).round().astype(np.uint8)
+
+
+# ---------------------------------------------------------------- shared with vlp_gym.video
+
+
+def _matplotlib() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingExtraError('drawing needs matplotlib: pip install "vlp_gym[viz]"') from error
+    return matplotlib
+
+
+def new_figure(width: float, height: float, *, dpi: int = DPI) -> Figure:
+    """A figure with an Agg canvas of its own, in inches; draw on it within ``style()``."""
+    _matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def style() -> Any:
+    """Context in which new axes take the house style."""
+    return _matplotlib().rc_context(_STYLE)
+
+
+@contextmanager
+def _figure(width: float, height: float, path: str | Path) -> Any:
+    """Yield a figure; write it when the block ends well."""
+    path = Path(path)
+    with style():
+        figure = new_figure(width, height)
+        yield figure
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=path.suffix[1:] or "png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, buffer.getvalue())
+
+
+def _paired_colours(labels: Sequence[str], dashed: Sequence[str]) -> dict[str, str]:
+    solid = [label for label in labels if label not in dashed]
+    other = [label for label in labels if label in dashed]
+    return {label: COLOURS[k % len(COLOURS)] for group in (solid, other) for k, label in enumerate(group)}
+
+
+def _legend_rows(axes: Axes, dashed: Sequence[str]) -> tuple[list[Any], int]:
+    """Handles in the order in which columns fill up, so that each dashed curve stands under its solid one."""
+    handles, labels = axes.get_legend_handles_labels()
+    solid = [handle for handle, label in zip(handles, labels, strict=True) if label not in dashed]
+    other = [handle for handle, label in zip(handles, labels, strict=True) if label in dashed]
+    if len(solid) != len(other):
+        return handles, min(4, len(handles))
+    return [handle for pair in zip(solid, other, strict=True) for handle in pair], len(solid)
+
+
+def _cycle(count: int) -> list[str]:
+    return [COLOURS[k % len(COLOURS)] for k in range(count)]
+
+
+def _strip(axes: Axes, video: NDArray[np.uint8], count: int, colour: str, label: str) -> None:
+    chosen = video[np.linspace(0, len(video) - 1, count).round().astype(int)]
+    gap = np.full((video.shape[1], max(1, video.shape[2] // 28), 3), 255, np.uint8)
+    picture = np.concatenate([part for frame in chosen for part in (frame, gap)][:-1], axis=1)
+    axes.imshow(picture, interpolation="lanczos", aspect="equal", extent=(0, picture.shape[1], picture.shape[0], 0))
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.set_ylabel(label, color=colour, fontweight="bold", fontsize=8.5)
+
+
+def _smooth(y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Centred moving average over a twentieth of the points; the window shrinks at the ends."""
+    half = len(y) // 40
+    total = np.concatenate([[0.0], np.cumsum(y)])
+    low = np.maximum(np.arange(len(y)) - half, 0)
+    high = np.minimum(np.arange(len(y)) + half + 1, len(y))
+    return (total[high] - total[low]) / (high - low)
+
+
+def _align(
+    histories: Sequence[Sequence[Mapping[str, float]]], key: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Steps ``[E]`` and values ``[S, E]``, interpolated at the first seed's steps that all seeds have reached."""
+    curves = [[(row["step"], row[key]) for row in history if key in row] for history in histories]
+    arrays = [np.asarray(curve, dtype=np.float64) for curve in curves if curve]
+    if not arrays:
+        return np.zeros(0), np.zeros((0, 0))
+    last = min(array[-1, 0] for array in arrays)
+    x = arrays[0][arrays[0][:, 0] <= last, 0]
+    return x, np.stack([np.interp(x, array[:, 0], array[:, 1]) for array in arrays])
+
+
+def _thousands(value: float, _: int) -> str:
+    return f"{value / 1000:g}k" if abs(value) >= 1000 else f"{value:g}"
+
+
+def _bilinear(image: NDArray[np.float64], height: int, width: int) -> NDArray[np.float64]:
+    """Resize a matrix, sampling at pixel centres."""
+    for size in (height, width):  # one axis, then the other: the transpose comes back after two
+        old = image.shape[0]
+        at = np.clip((np.arange(size) + 0.5) * old / size - 0.5, 0, old - 1)
+        low = np.minimum(at.astype(int), max(old - 2, 0))
+        part = (at - low)[:, None]
+        image = (image[low] * (1 - part) + image[np.minimum(low + 1, old - 1)] * part).T
+    return image
