@@ -42,13 +42,15 @@ class Options:
     model: str = "vlp-compact-45"
     """Reward model: a name, a folder or a hub id. vlp-compact-45 never saw this task."""
     steps: int = 60_000
-    """Environment steps."""
+    """Decisions of the agent; each holds for --repeat environment steps."""
     seed: int = 0
     """Of the task's placements, the agent and the exploration."""
     episode_steps: int = 150
     """Length of an episode."""
+    repeat: int = 2
+    """Environment steps that each action is held for."""
     eval_every: int = 5_000
-    """Steps between two evaluations."""
+    """Decisions between two evaluations."""
     eval_episodes: int = 20
     """Episodes of an evaluation."""
     scale: float = 1.0
@@ -71,7 +73,7 @@ def main(options: Options) -> None:
     model = load_reward_model(options.model)
     first_look(options, model, out / "reward_curves.png")
 
-    env = make_metaworld(options.task, seed=options.seed, max_episode_steps=options.episode_steps)
+    env = make_env(options, seed=options.seed)
     env = VLPRewardWrapper(env, options.instruction, model, reward="progress", scale=options.scale)
     if options.control == "shuffled":
         env = ShuffledReward(env, options.seed)
@@ -98,10 +100,31 @@ def main(options: Options) -> None:
         "history": history,
     }
     (out / "result.json").write_text(json.dumps(result, indent=2))
-    print(
-        f"success {history[-1]['success']:.2f} over {options.eval_episodes} episodes after {agent.num_timesteps:,} steps"
-    )
+    success = history[-1]["success"]
+    print(f"success {success:.2f} over {options.eval_episodes} episodes after {agent.num_timesteps:,} decisions")
     print(f"see {out}/learning_curve.png and {out}/final_policy.mp4; tensorboard --logdir {out}/tensorboard")
+
+
+def make_env(options: Options, **settings: Any) -> gym.Env:
+    """The task without any reward of ours."""
+    env = make_metaworld(options.task, max_episode_steps=options.episode_steps, **settings)
+    return ActionRepeat(env, options.repeat)
+
+
+class ActionRepeat(gym.Wrapper):
+    """Holds each action for some steps of the environment: one rendering, one query and one update for all of them."""
+
+    def __init__(self, env: gym.Env, times: int) -> None:
+        super().__init__(env)
+        self.times = times
+
+    def step(self, action: Any) -> Any:
+        """The last of the steps; what the environment paid before it is of no interest here."""
+        for _ in range(self.times):
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            if terminated or truncated:
+                break
+        return observation, reward, terminated, truncated, info
 
 
 class Evaluation(BaseCallback):
@@ -110,9 +133,7 @@ class Evaluation(BaseCallback):
     def __init__(self, options: Options) -> None:
         super().__init__()
         self.options = options
-        self.env = make_metaworld(
-            options.task, seed=options.seed + 1_000, max_episode_steps=options.episode_steps, terminate_on_success=True
-        )
+        self.env = make_env(options, seed=options.seed + 1_000, terminate_on_success=True)
         self.history: list[dict[str, float]] = []
         self.rewards: list[float] = []
         self.started = time.monotonic()
@@ -148,9 +169,8 @@ class Evaluation(BaseCallback):
         self.history.append(row)
         self.logger.record("eval/success", row["success"])
         self.logger.dump(self.num_timesteps)
-        print(
-            f"{row['step']:>8,} steps  success {row['success']:.2f}  reward {row['reward']:.3f}  {row['minutes']:.1f} min"
-        )
+        success, reward, minutes = row["success"], row["reward"], row["minutes"]
+        print(f"{self.num_timesteps:>8,} decisions  success {success:.2f}  reward {reward:.3f}  {minutes:.1f} min")
 
 
 class ShuffledReward(gym.RewardWrapper):
@@ -167,14 +187,14 @@ class ShuffledReward(gym.RewardWrapper):
         return self.seen[self.rng.integers(len(self.seen))]
 
 
-def rollout(options: Options, act: Any, model: Any, instruction: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
+def rollout(options: Options, act: Any, model: Any, instruction: str) -> tuple[np.ndarray, np.ndarray]:
     """Frames uint8 ``[F, H, W, 3]`` and rewards ``[F]`` of one episode on a placement that training did not see."""
-    env = make_metaworld(options.task, seed=options.seed + 2_000, max_episode_steps=options.episode_steps)
+    env = make_env(options, seed=options.seed + 2_000)
     env = VLPRewardWrapper(env, instruction, model, reward="progress", scale=options.scale)
     observation, info = env.reset(seed=0)
-    frames, rewards = [env.render()], [info["vlp"]["score"]]
-    for step in range(min(steps, options.episode_steps)):
-        observation, reward, _, _, _ = env.step(act(observation, step))
+    frames, rewards, truncated = [env.render()], [info["vlp"]["score"]], False
+    while not truncated:
+        observation, reward, _, truncated, _ = env.step(act(observation, len(rewards)))
         frames.append(env.render())
         rewards.append(reward)
     env.close()
@@ -186,24 +206,31 @@ def first_look(options: Options, model: Any, path: Path) -> None:
     expert, rng = scripted_policy(options.task), np.random.default_rng(0)
     behaviours = {
         "expert": lambda observation, step: np.clip(expert.get_action(observation), -1, 1),
-        "half-finished": lambda observation, step: np.clip(expert.get_action(observation), -1, 1) * (step < 30),
+        "half-finished": lambda observation, step: np.clip(expert.get_action(observation), -1, 1) * (step < 15),
         "random": lambda observation, step: rng.uniform(-1, 1, 4),
     }
     curves, frames = {}, {}
     for name, act in behaviours.items():
-        frames[name], curves[name] = rollout(options, act, model, options.instruction, 80)
+        frames[name], curves[name] = rollout(options, act, model, options.instruction)
     for name, act in behaviours.items():
-        curves[f"{name}, “{WRONG_SENTENCE}”"] = rollout(options, act, model, WRONG_SENTENCE, 80)[1]
+        curves[f"{name}, “{WRONG_SENTENCE}”"] = rollout(options, act, model, WRONG_SENTENCE)[1]
     wrong = [name for name in curves if WRONG_SENTENCE in name]
-    plot_reward_curves(curves, path, title=f"Reward for “{options.instruction}”", frames=frames, dashed=wrong)
+    plot_reward_curves(
+        curves,
+        path,
+        title=f"Reward for “{options.instruction}”",
+        frames=frames,
+        dashed=wrong,
+        xlabel="decision of the agent",
+    )
     print(f"first look at the reward: {path}")
 
 
 def film(options: Options, model: Any, agent: SAC, path: Path) -> None:
-    """Three episodes of the final policy, with the reward drawn beside them."""
+    """An episode of the final policy, with the reward drawn beside it."""
     frames, rewards = rollout(
         options, lambda observation, _: agent.predict(observation, deterministic=True)[0], model,
-        options.instruction, options.episode_steps,
+        options.instruction,
     )  # fmt: skip
     overlay_video(frames, rewards, path, title=options.instruction)
 

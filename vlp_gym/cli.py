@@ -78,8 +78,9 @@ def train(
     *,
     data: Path,
     split: SplitName = "vlp",
+    leave_out: tuple[str, ...] = (),
     out: Path | None = None,
-    steps: int = 700,
+    steps: int = 600,
     seed: int = 0,
     precision: Literal["no", "bf16", "fp16"] = "no",
     learning_rate: float = 1e-3,
@@ -87,6 +88,8 @@ def train(
     clips_per_task: int = 4,
     save_every: int = 100,
     backbone: str = OPEN_CLIP,
+    quality_weight: float = 0.2,
+    relevance_shift: float = 0.0,
 ) -> None:
     """Train a reward model on the training tasks of a split; the same command again goes on where it stopped.
 
@@ -95,6 +98,7 @@ def train(
             paper's over the compact model's encoders.
         data: folder that `vlp-gym collect` filled.
         split: vlp and ml45 hold five tasks out each; all trains on the 50.
+        leave_out: also keep these tasks out, to validate on (see `vlp-gym tune`).
         out: folder for the checkpoint, the state to go on from and the training curve; runs/ARCHITECTURE-SPLIT by
             default.
         steps: optimizer steps.
@@ -105,6 +109,8 @@ def train(
         clips_per_task: clips of each of them, at least 3.
         save_every: steps between two saved states.
         backbone: of vlp, as open_clip:NAME/PRETRAINED.
+        quality_weight: of compact, the share of quality in its preference; `vlp-gym tune` finds it.
+        relevance_shift: of compact, likewise.
     """
     import torch
 
@@ -124,11 +130,34 @@ def train(
         steps=steps, seed=seed, precision=precision, learning_rate=learning_rate, save_every=save_every,
         tasks_per_batch=tasks_per_batch, clips_per_task=clips_per_task,
     )  # fmt: skip
-    trajectories = load_trajectories(data, tasks=train_tasks(split))
+    chosen = train_tasks(split)
+    if unknown := set(leave_out) - set(chosen):
+        raise ValueError(f"--leave-out: expected training tasks of split {split}, got {', '.join(sorted(unknown))}")
+    trajectories = load_trajectories(data, tasks=[task for task in chosen if task not in leave_out])
     torch.manual_seed(seed)
-    run_training(_build(architecture, backbone), trajectories, out, config)
+    run_training(_build(architecture, backbone, quality_weight, relevance_shift), trajectories, out, config)
     print(f"checkpoint: {out}")
     print(f"evaluate it: vlp-gym eval --model {out} --data {data} --split {split}")
+
+
+def tune(*, model: Path, data: Path, tasks: tuple[str, ...]) -> None:
+    """Choose --quality-weight and --relevance-shift of a compact model on tasks that its training left out.
+
+    Args:
+        model: folder of a compact model that `vlp-gym train compact --leave-out ...` made.
+        data: folder that `vlp-gym collect` filled.
+        tasks: the tasks that were left out, at least two.
+    """
+    from vlp_gym.data.dataset import load_trajectories
+    from vlp_gym.models.checkpoint import load_checkpoint
+    from vlp_gym.models.compact import CompactRewardModel
+    from vlp_gym.training.tune import tune as choose
+
+    chosen = choose(load_checkpoint(CompactRewardModel, model), load_trajectories(data, tasks=tasks), tasks)
+    print("quality weight   tier ITP   IVP")
+    for weight, itp, ivp in chosen.table:
+        print(f"{weight:14.2f}   {itp:8.3f}   {ivp:.3f}")
+    print(f"--quality-weight {chosen.quality_weight} --relevance-shift {chosen.relevance_shift}")
 
 
 def evaluate(
@@ -210,7 +239,8 @@ def score(video: Path, /, *, instruction: str, model: str = "vlp-compact", out: 
         {label: rewards}, paths[0], title=instruction, xlabel="frame", ylabel=label, frames={label: frames}
     )
     every = -(-len(frames) // GIF_FRAMES)
-    for path, shown in zip(paths[1:], (slice(None), slice(None, None, every)), strict=True):
+    files = zip(paths[1:], (slice(None), slice(None, None, every)), strict=True)
+    for path, shown in tqdm(files, desc="drawing", unit="file", total=2):
         overlay_video(frames[shown], rewards[shown], path, title=instruction, ylabel=label)
     print(f"{label}: {rewards[0]:.3f} at the first frame, {rewards[-1]:.3f} at the last, {max(rewards):.3f} at most")
     print(f"written: {' '.join(str(path) for path in paths)}")
@@ -229,6 +259,7 @@ def models() -> None:
 COMMANDS: dict[str, Callable[..., None]] = {
     "collect": collect,
     "train": train,
+    "tune": tune,
     "eval": evaluate,
     "score": score,
     "models": models,
@@ -268,11 +299,11 @@ def _run(arguments: Sequence[str]) -> None:
     )
 
 
-def _build(architecture: Architecture, backbone: str) -> nn.Module:
+def _build(architecture: Architecture, backbone: str, quality_weight: float, relevance_shift: float) -> nn.Module:
     if architecture == "compact":
         from vlp_gym.models.compact import CompactRewardModel
 
-        return CompactRewardModel()
+        return CompactRewardModel(quality_weight=quality_weight, relevance_shift=relevance_shift)
     from vlp_gym.models.vlp import VLPModel
 
     return VLPModel("small" if architecture == "joint" else backbone)

@@ -8,9 +8,15 @@ caller's array.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import ctypes.util
+import importlib
 import os
-from collections.abc import Iterator
+import sys
+import weakref
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import gymnasium as gym
@@ -26,9 +32,26 @@ MAX_GEOMS = 2000
 
 
 def choose_gl_backend() -> None:
-    """Set ``MUJOCO_GL`` for a machine with no display, unless the user has chosen; call before importing mujoco."""
+    """Set ``MUJOCO_GL`` for a machine with no display, unless the user has chosen; call before importing mujoco.
+
+    EGL where there is an NVIDIA GPU or no OSMesa (newer systems no longer ship it); OSMesa otherwise.
+    """
     if "MUJOCO_GL" not in os.environ and "DISPLAY" not in os.environ:
-        os.environ["MUJOCO_GL"] = "egl" if os.path.exists("/dev/nvidia0") else "osmesa"
+        egl = os.path.exists("/dev/nvidia0") or ctypes.util.find_library("OSMesa") is None
+        os.environ["MUJOCO_GL"] = "egl" if egl else "osmesa"
+    _load_triton_first()
+
+
+def _load_triton_first() -> None:
+    """Load Triton's LLVM before Mesa's: the other way round, the first ``torch.optim.Adam(...)`` ends the process.
+
+    Both libraries bring an LLVM, and constructing an optimizer imports Triton. Where Mesa's is loaded already, because
+    another package has rendered, importing Triton here would crash too: then it is left alone.
+    """
+    maps = Path("/proc/self/maps")
+    if "triton" not in sys.modules and maps.exists() and "libLLVM" not in maps.read_text():
+        with contextlib.suppress(ImportError):
+            importlib.import_module("triton")
 
 
 class FastRenderer:
@@ -41,14 +64,23 @@ class FastRenderer:
         width: of the picture, in pixels.
         camera: name or index of a camera of the model; -1 is the free camera.
         quality: "fast" draws no shadows, reflections, haze or anti-aliasing; "default" draws the model's own settings.
+        view: for the free camera: its fields, such as "distance" and "lookat"; None shows the whole model.
 
     Raises:
         ValueError: for a camera that the model does not have.
         MissingExtraError: if mujoco is not installed.
     """
 
+    _gl: Any = None  # until the context is whole
+
     def __init__(
-        self, model: Any, height: int = 224, width: int = 224, camera: str | int = -1, quality: Quality = "fast"
+        self,
+        model: Any,
+        height: int = 224,
+        width: int = 224,
+        camera: str | int = -1,
+        quality: Quality = "fast",
+        view: Mapping[str, Any] | None = None,
     ) -> None:
         mujoco = _import_mujoco()
         if quality not in ("fast", "default"):
@@ -62,12 +94,20 @@ class FastRenderer:
             self._camera.fixedcamid = self._camera_id
         else:
             mujoco.mjv_defaultFreeCamera(model, self._camera)
+            for name, value in (view or {}).items():
+                if isinstance(value, np.ndarray):
+                    getattr(self._camera, name)[:] = value
+                else:
+                    setattr(self._camera, name, value)
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, width)
         model.vis.global_.offheight = max(model.vis.global_.offheight, height)
         with _fast_quality(model) if quality == "fast" else contextlib.nullcontext():
-            self._gl = mujoco.GLContext(width, height)
-            self._gl.make_current()
+            gl = mujoco.GLContext(width, height)
+            gl.make_current()
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+            self._gl = gl
+        # MuJoCo's contexts complain when they are freed as late as in `__del__` at exit, and EGL's must go before EGL.
+        atexit.register(_close_if_alive, weakref.ref(self))
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=MAX_GEOMS)
         self._option = mujoco.MjvOption()
@@ -104,9 +144,14 @@ class FastRenderer:
     def close(self) -> None:
         """Free the GL context; a second call does nothing."""
         if self._gl is not None:
+            self._gl.make_current()  # freed under another context, these would be that one's buffers and textures
             self._context.free()
             self._gl.free()
             self._gl = None
+
+    def __del__(self) -> None:
+        """Free the GL context: left to MuJoCo, it would be freed under whatever context is current."""
+        self.close()
 
 
 class FastRender(gym.Wrapper, gym.utils.RecordConstructorArgs):
@@ -117,7 +162,7 @@ class FastRender(gym.Wrapper, gym.utils.RecordConstructorArgs):
             made with ``render_mode="rgb_array"``.
         height: of the picture, in pixels.
         width: of the picture, in pixels.
-        camera: name or index; None takes the environment's own ``camera_name`` or ``camera_id``, else the free camera.
+        camera: name or index; None takes the camera that the environment itself renders.
         quality: "fast" or "default".
 
     Raises:
@@ -137,11 +182,11 @@ class FastRender(gym.Wrapper, gym.utils.RecordConstructorArgs):
         unwrapped: Any = env.unwrapped
         if not (hasattr(unwrapped, "model") and hasattr(unwrapped, "data")):
             raise ValueError(f"FastRender: expected a MuJoCo environment with .model and .data, got {env}")
+        own = getattr(unwrapped, "mujoco_renderer", None)
         if camera is None:
-            camera = getattr(unwrapped, "camera_name", None)
-        if camera is None:
-            camera = getattr(unwrapped, "camera_id", None)
-        self._settings = (height, width, -1 if camera is None else camera, quality)
+            camera = getattr(own, "camera_id", -1)
+        self._settings = (height, width, camera, quality)
+        self._view = getattr(own, "default_cam_config", None) or {}
         self._renderer: FastRenderer | None = None
         self._rendered_model: Any = None
 
@@ -150,8 +195,10 @@ class FastRender(gym.Wrapper, gym.utils.RecordConstructorArgs):
         unwrapped: Any = self.env.unwrapped
         if self._rendered_model is not unwrapped.model:  # some environments compile a new model on reset
             self._close_renderer()
-            height, width, camera, quality = self._settings
-            self._renderer = FastRenderer(unwrapped.model, height, width, camera, quality)
+            # The free camera as Gymnasium's viewer places it.
+            middle = np.median(unwrapped.data.geom_xpos, axis=0)
+            view = {"lookat": middle, "distance": unwrapped.model.stat.extent, **self._view}
+            self._renderer = FastRenderer(unwrapped.model, *self._settings, view)
             self._rendered_model = unwrapped.model
         assert self._renderer is not None
         return self._renderer.render(unwrapped.data)
@@ -165,6 +212,12 @@ class FastRender(gym.Wrapper, gym.utils.RecordConstructorArgs):
         if self._renderer is not None:
             self._renderer.close()
         self._renderer = self._rendered_model = None
+
+
+def _close_if_alive(reference: weakref.ref[FastRenderer]) -> None:
+    renderer = reference()
+    if renderer is not None:
+        renderer.close()
 
 
 def roll_camera(model: Any, camera: str, degrees: float) -> None:

@@ -102,7 +102,8 @@ def scripted_policy(task: str) -> Any:
     _import_metaworld()
     from metaworld.policies import ENV_POLICY_MAP
 
-    return ENV_POLICY_MAP[task]()
+    policies: dict[str, Any] = ENV_POLICY_MAP
+    return policies[task]()
 
 
 def _import_metaworld() -> Any:

@@ -93,8 +93,11 @@ class ClipSampler:
         length = int(rng.choice([2, 4, 6, self.window], p=[0.1, 0.2, 0.3, 0.4]))
         groups = [[self._clip(task, slot, length, rng) for slot in range(self.clips_per_task)] for task in tasks]
         columns = [[np.stack(column) for column in zip(*group, strict=True)] for group in groups]
-        stacked = [torch.from_numpy(np.stack(column)) for column in zip(*columns, strict=True)]
-        return ClipBatch(*stacked, instructions=[str(rng.choice(training_phrasings(task))) for task in tasks])
+        frames, progress, value, tier, segment_return, expert = (
+            torch.from_numpy(np.stack(column)) for column in zip(*columns, strict=True)
+        )
+        sentences = [str(rng.choice(training_phrasings(task))) for task in tasks]
+        return ClipBatch(frames, progress, value, tier, segment_return, expert, sentences)
 
     def _clip(self, task: str, slot: int, length: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         tiers = self.by_task[task]

@@ -40,7 +40,7 @@ class TrainConfig:
         save_every: steps between two saved states.
     """
 
-    steps: int = 700
+    steps: int = 600
     tasks_per_batch: int = 14
     clips_per_task: int = 4
     learning_rate: float = 1e-3

@@ -40,8 +40,10 @@ def _compact_loss(model: CompactRewardModel, batch: ClipBatch, generator: torch.
     by_frame = seen.progress_logits.reshape(groups, clips * time)
 
     reversible = batch.expert.flatten()
-    backwards = model.features(tokens[reversible].flip(1), mask[reversible])
-    every = ClipFeatures(*(torch.cat([getattr(seen, name), getattr(backwards, name)]) for name in vars(seen)))
+    looks = [seen]
+    if reversible.any():  # attention takes no empty batch
+        looks.append(model.features(tokens[reversible].flip(1), mask[reversible]))
+    every = ClipFeatures(*(torch.cat([getattr(look, name) for look in looks]) for name in vars(seen)))
     sentence = torch.arange(groups, device=tokens.device).repeat_interleave(clips)
     relevance = model.relevance(every, model.encode_text(batch.instructions))  # [V, G]
     shows = torch.cat([sentence, sentence[reversible]])[:, None] == torch.arange(groups, device=tokens.device)

@@ -15,12 +15,13 @@ from vlp_gym.text import check_length, normalize_instruction
 
 MAX_WORDS = 64
 PAIR_WEIGHT = 0.5
+UNTRAINED = 1e-3  # not 0: the first sentences need directions to be told apart by
 
 
 class HashedWords(nn.Module):
     """Sum of one vector a word and half a vector a pair of neighbours, scaled to unit length.
 
-    The table starts at zero, so a word that training never saw adds nothing rather than noise.
+    The table starts near zero and trained words grow a hundredfold, so an untrained word adds next to nothing.
 
     Args:
         buckets: size of the hash table.
@@ -33,8 +34,8 @@ class HashedWords(nn.Module):
         super().__init__()
         self.buckets, self.dim, self.word_dropout, self.truncate = buckets, dim, word_dropout, truncate
         self.table = nn.Embedding(buckets, dim)
-        nn.init.zeros_(self.table.weight)
-        self.project = nn.Linear(dim, dim)
+        nn.init.normal_(self.table.weight, std=UNTRAINED)
+        self.project = nn.Linear(dim, dim, bias=False)
 
     def forward(self, instructions: Sequence[str]) -> Tensor:
         """Encode B sentences, float ``[B, 1, dim]``; raises InstructionError, see `vlp_gym.text`."""

@@ -1,0 +1,130 @@
+"""Training clips: what each target says is worked out again from the painted frames."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from rollouts import STRIDE, SUCCESS_AT, painted, painted_tasks
+
+from vlp_gym.data.dataset import NEAR_MISS, TIERS
+from vlp_gym.data.instructions import training_phrasings
+from vlp_gym.training.clips import ClipSampler
+
+TASKS = ("door-open-v3", "push-v3", "reach-v3")
+ROLLOUTS = {task: painted_tasks([task], tiers=(*TIERS, NEAR_MISS)) for task in TASKS}
+EVERY = [trajectory for group in ROLLOUTS.values() for trajectory in group]
+SETTINGS = {"tasks_per_batch": 2, "clips_per_task": 4, "window": 8, "seed": 0}
+TASK_OF = {sentence: task for task in TASKS for sentence in training_phrasings(task)}
+
+
+@pytest.fixture(scope="module")
+def batches():
+    sampler = ClipSampler(EVERY, **SETTINGS)
+    return [sampler.batch(number) for number in range(60)]
+
+
+def clips(batches):
+    """(task, slot, rollout, frame indices [T], targets by name) of each clip, read from the paint."""
+    for batch in batches:
+        paint = batch.frames[..., 0, 0, :].numpy()
+        for group, sentence in enumerate(batch.instructions):
+            for slot in range(batch.frames.shape[1]):
+                red, green, _ = paint[group, slot].T
+                names = ("progress", "value", "tier", "segment_return", "expert")
+                targets = {name: getattr(batch, name)[group, slot].numpy() for name in names}
+                task = TASK_OF[sentence]
+                yield task, slot, ROLLOUTS[task][red[0] // 20], green // 8, targets
+
+
+def test_shapes_and_kinds(batches):
+    for batch in batches:
+        groups, count, time = batch.frames.shape[:3]
+        assert (groups, count) == (2, 4)
+        assert time in (2, 4, 6, 8)
+        assert batch.frames.dtype == torch.uint8
+        assert batch.progress.shape == batch.value.shape == (2, 4, time)
+        assert batch.tier.shape == batch.segment_return.shape == batch.expert.shape == (2, 4)
+        assert len(batch.instructions) == 2
+        assert len({TASK_OF[sentence] for sentence in batch.instructions}) == 2  # only training phrasings
+
+
+def test_a_clip_is_of_one_rollout_of_its_own_task(batches):
+    for batch in batches:
+        red = batch.frames[..., 0, 0, 0]
+        assert (red == red[..., :1]).all()
+    for _, slot, rollout, _, _ in clips(batches):
+        wanted = {0: ("expert",), 1: ("medium",), 2: ("random", NEAR_MISS)}.get(slot, (*TIERS, NEAR_MISS))
+        assert rollout.tier in wanted
+
+
+def test_targets(batches):
+    modes = dict.fromkeys(("whole", "backwards", "expert", "unknown"), 0)
+    for task, _, rollout, index, targets in clips(batches):
+        if rollout.tier == "expert":
+            expected = np.minimum(index / SUCCESS_AT, 1)
+            assert targets["progress"] == pytest.approx(expected)
+        else:
+            assert np.isnan(targets["progress"]).all()
+        rewards = np.concatenate([other.reward for other in ROLLOUTS[task]])
+        rank = [np.mean(rewards <= rollout.reward[i]) for i in index]
+        assert targets["value"] == pytest.approx(np.where(rollout.success[index], 1, rank))
+        assert targets["segment_return"] == pytest.approx(rollout.reward[index].mean(), rel=1e-5)
+        backwards = (np.diff(index.astype(int)) < 0).any()
+        modes["backwards"] += backwards
+        if not np.isnan(targets["tier"]):
+            modes["whole"] += 1
+            assert targets["tier"] == {"expert": 2, "medium": 1, "random": 0}[rollout.tier]
+            assert (index[0], index[-1]) == (0, len(rollout.frames) - 1)
+        else:
+            modes["unknown"] += 1
+        if rollout.tier == NEAR_MISS:
+            assert np.isnan(targets["tier"])
+        if targets["expert"]:
+            modes["expert"] += 1
+            assert rollout.tier == "expert"
+            assert index[0] == 0
+            assert index[-1] >= SUCCESS_AT
+            assert not backwards
+        if backwards:
+            assert rollout.tier == "expert"
+    assert min(modes.values()) > 3, modes
+
+
+def test_segments_are_fifty_steps(batches):
+    spans = [index[-1] - index[0] for _, _, _, index, _ in clips(batches)]
+    assert spans.count(50 // STRIDE) > 0.15 * len(spans)
+
+
+def test_a_batch_depends_on_its_number_alone(batches):
+    again = ClipSampler(EVERY, **SETTINGS).batch(17)  # without the seventeen before it
+    other = ClipSampler(EVERY, **{**SETTINGS, "seed": 1}).batch(17)
+    for name, value in vars(again).items():
+        before = getattr(batches[17], name)
+        assert value == before if name == "instructions" else torch.equal(value.nan_to_num(-1), before.nan_to_num(-1))
+    assert other.frames.shape != again.frames.shape or not torch.equal(other.frames, again.frames)
+
+
+def test_to_another_device(batches):
+    moved = batches[0].to(torch.device("meta"))
+    assert {value.device.type for value in vars(moved).values() if isinstance(value, torch.Tensor)} == {"meta"}
+    assert moved.instructions == batches[0].instructions
+
+
+def test_failed_experts_are_left_out():
+    failed = painted("push-v3", "expert", 9, fails=True)
+    sampler = ClipSampler([*EVERY, failed], **SETTINGS)
+    assert len(EVERY) not in sampler.by_task["push-v3"]["expert"]
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_tasks_that_are_not_there(count):
+    with pytest.raises(ValueError) as caught:
+        ClipSampler(EVERY, **{**SETTINGS, "tasks_per_batch": count})
+    assert str(caught.value) == f"tasks_per_batch: expected 2 to 3 (the tasks there are), got {count}"
+
+
+def test_tier_that_is_not_there():
+    with pytest.raises(ValueError) as caught:
+        ClipSampler([t for t in EVERY if (t.task, t.tier) != ("push-v3", "medium")], **SETTINGS)
+    assert str(caught.value) == "push-v3: expected trajectories of every tier, found none of ['medium']"

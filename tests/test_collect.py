@@ -1,0 +1,193 @@
+"""The collection, by the command line, of one real Meta-World task; everything else looks at what it left."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("metaworld")
+pytest.importorskip("datasets")
+
+from vlp_gym.cli import main
+from vlp_gym.data import collect
+from vlp_gym.data.collect import CollectConfig, Stage, collect_metaworld
+from vlp_gym.data.dataset import NEAR_MISS, TIERS, load_trajectories, shard_path
+from vlp_gym.errors import DatasetError
+from vlp_gym.models.resize import resize_frames
+
+pytestmark = pytest.mark.filterwarnings("ignore:Constant")  # of Meta-World's scripted policies
+
+TASK = "button-press-v3"
+ALL = (*TIERS, NEAR_MISS)
+CONFIG = CollectConfig(per_tier=2, near_miss=1, stride=10, varied_share=0.5, seed=4)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Made by worker processes, as a user makes it."""
+    made = tmp_path_factory.mktemp("collected")
+    settings = ["--per-tier", "2", "--near-miss", "1", "--stride", "10", "--varied-share", "0.5", "--seed", "4"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONWARNINGS", "ignore")
+        status = main(["collect", "metaworld", "--out", str(made), "--tasks", "button-press", *settings])
+    assert status == 0
+    return made
+
+
+@pytest.fixture(scope="module")
+def rollouts(folder):
+    return load_trajectories(folder, progress_bar=False)
+
+
+def test_one_shard_a_tier_and_the_settings(folder):
+    assert sorted(path.name for path in (folder / "data").iterdir()) == sorted(f"{TASK}-{tier}.parquet" for tier in ALL)
+    assert json.loads((folder / "collect.json").read_text()) == vars(CONFIG)
+
+
+def test_rollouts(rollouts):
+    assert sorted((t.tier, t.varied) for t in rollouts) == sorted(
+        [(tier, varied) for tier in TIERS for varied in (False, True)] + [(NEAR_MISS, False)]
+    )
+    assert len({t.seed for t in rollouts}) == len(rollouts)
+    for t in rollouts:
+        assert (t.task, t.camera, t.stride) == (TASK, "corner2", 10)
+        assert t.frames.shape[1:] == (112, 112, 3)
+        assert len({len(t.frames), len(t.step), len(t.reward), len(t.success)}) == 1
+        last = len(t.episode_reward)
+        expected = list(range(0, last + 1, 10))
+        assert t.step.tolist() == (expected if expected[-1] == last else [*expected, last])
+        assert t.reward[0] == 0
+        assert t.reward[1:] == pytest.approx(t.episode_reward[t.step[1:] - 1])
+        assert (t.frames[0] != t.frames[-1]).any()
+
+
+def test_tiers_are_what_they_are_called(rollouts):
+    by_tier = {tier: [t for t in rollouts if t.tier == tier] for tier in ALL}
+    for t in by_tier["expert"]:
+        assert t.success[-1]
+        assert not t.success[0]
+    for t in by_tier["random"] + by_tier[NEAR_MISS]:
+        assert not t.success[:-1].any()
+        assert len(t.episode_reward) < 120
+    best = {tier: np.mean([t.episode_reward.max() for t in group]) for tier, group in by_tier.items()}
+    assert best["expert"] > max(best["medium"], best["random"], best[NEAR_MISS])
+    assert best["medium"] > best["random"]
+
+
+def test_the_same_seed_gives_the_same_frames_and_what_is_there_is_kept(folder, tmp_path):
+    """A run that stopped between two shards goes on: the missing ones come out as if it had never stopped."""
+    shutil.copytree(folder, tmp_path / "resumed")
+    resumed = tmp_path / "resumed"
+    for tier in ("medium", NEAR_MISS):
+        shard_path(resumed, TASK, tier).unlink()
+    kept = {tier: shard_path(resumed, TASK, tier).stat().st_mtime_ns for tier in ("expert", "random")}
+    collect._collect_task((resumed, CONFIG, TASK, ALL))
+    assert {tier: shard_path(resumed, TASK, tier).stat().st_mtime_ns for tier in kept} == kept
+    for tier in ALL:
+        assert shard_path(resumed, TASK, tier).read_bytes() == shard_path(folder, TASK, tier).read_bytes(), tier
+
+
+def test_nothing_is_left_to_do(folder, monkeypatch):
+    monkeypatch.setattr(collect, "_collect_task", None)  # no worker could run it
+    collect_metaworld(folder, CONFIG, tasks=[TASK], progress_bar=False)
+
+
+def test_other_settings_are_refused(folder):
+    with pytest.raises(DatasetError) as caught:
+        collect_metaworld(folder, CollectConfig(**{**vars(CONFIG), "seed": 5, "stride": 5}), tasks=[TASK])
+    assert str(caught.value) == (
+        f"{folder} was collected with other settings (then, now): {{'stride': (10, 5), 'seed': (4, 5)}}; "
+        "choose another --out"
+    )
+
+
+@pytest.mark.parametrize(("share", "varied"), [(0.0, 0), (0.25, 2), (0.5, 4), (1.0, 8)])
+def test_share_of_varied_rollouts(share, varied, monkeypatch):
+    class Env:
+        def reset(self, seed):
+            return np.zeros(39), {}
+
+        def render(self):
+            return np.zeros((8, 8, 3), np.uint8)
+
+        def step(self, action):
+            return np.zeros(39), 0.0, False, False, {"success": 1.0, "near_object": 0.0}
+
+    restored = []
+    monkeypatch.setattr(collect, "vary_scene", lambda env, rng: lambda: restored.append(1))
+    config = CollectConfig(size=8, varied_share=share)
+    made = [collect._rollout(Env(), config, TASK, "random", Stage(False, 5), index) for index in range(8)]
+    assert sum(t.varied for t in made) == len(restored) == varied
+
+
+class TestActor:
+    class Policy:
+        """Asks for the object's position, as the actions allow it."""
+
+        def get_action(self, observation):
+            return np.append(observation[4:7], 0.5)
+
+    @pytest.fixture(autouse=True)
+    def _policy(self, monkeypatch):
+        monkeypatch.setattr(collect, "scripted_policy", lambda task: self.Policy())
+
+    OBSERVATION = np.full(39, 0.1)
+    ASKED = np.array([0.1, 0.1, 0.1, 0.5])
+
+    def actions(self, actor, count=2000):
+        return np.array([actor(self.OBSERVATION) for _ in range(count)])
+
+    def actor(self, tier, stage=None):
+        return collect._Actor(TASK, tier, stage or Stage(by_near_object=True, steps=20), np.random.default_rng(0))
+
+    def test_expert_is_the_policy_with_a_little_noise(self):
+        actions = self.actions(self.actor("expert"))
+        assert actions.dtype == np.float32
+        assert actions.mean(0) == pytest.approx(self.ASKED, abs=0.02)
+        assert actions.std(0) == pytest.approx(0.1, abs=0.01)
+
+    def test_random_is_uniform(self):
+        actions = self.actions(self.actor("random"))
+        assert actions.min() < -0.98
+        assert actions.max() > 0.98
+        assert actions.std() == pytest.approx(1 / 3**0.5, abs=0.02)
+
+    def test_near_miss_aims_beside_and_leaves_the_observation_alone(self):
+        before = self.OBSERVATION.copy()
+        beside = self.actions(self.actor(NEAR_MISS)).mean(0) - self.ASKED
+        assert 0.05 < np.linalg.norm(beside[:2]) < 0.22
+        assert (before == self.OBSERVATION).all()
+
+    def test_medium_stops_trying_halfway(self):
+        for stage, halfway in ((Stage(True, 20), {"near_object": 1.0}), (Stage(False, 6), {"near_object": 0.0})):
+            actor = self.actor("medium", stage)
+            assert not actor.observe(5, halfway, succeeded=False)
+            assert self.actions(actor).mean(0) == pytest.approx(self.ASKED, abs=0.05)
+            assert not actor.observe(6, halfway, succeeded=False)
+            assert self.actions(actor).mean(0) == pytest.approx(0, abs=0.05)
+            ends = [actor.observe(7 + k, halfway, succeeded=False) for k in range(collect.NOISE_AFTER_STAGE)]
+            assert ends == [False] * (collect.NOISE_AFTER_STAGE - 1) + [True]
+
+    def test_expert_goes_on_a_little_beyond_success(self):
+        actor, nothing = self.actor("expert"), {"near_object": 0.0}
+        assert not actor.observe(50, nothing, succeeded=False)
+        assert not actor.observe(51, nothing, succeeded=True)
+        low, high = collect.BEYOND_SUCCESS
+        ends = [actor.observe(52 + k, nothing, succeeded=True) for k in range(high)]
+        assert low <= ends.index(True) + 1 < high
+
+    def test_random_stops_at_a_lucky_success(self):
+        assert self.actor("random").observe(3, {"near_object": 0.0}, succeeded=True)
+
+
+def test_frames_are_resized_as_models_resize_theirs():
+    frame = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
+    recorder = collect._Recorder(8)
+    recorder.add(frame, 3, 0.5, True)
+    frames, step, reward, success = recorder.arrays()
+    assert (frames[0] == resize_frames(torch.from_numpy(frame)[None], (8, 8))[0].numpy()).all()
+    assert (step.tolist(), reward.tolist(), success.tolist()) == ([3], [0.5], [True])

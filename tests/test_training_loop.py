@@ -1,0 +1,180 @@
+"""The training loop: it learns, it resumes bit for bit, and it says what is wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("accelerate")
+
+from rollouts import painted_tasks
+
+from vlp_gym.errors import CheckpointError
+from vlp_gym.models.backbones.small import SmallBackbone
+from vlp_gym.models.compact import CompactRewardModel
+from vlp_gym.models.registry import load_reward_model
+from vlp_gym.models.vlp import VLPModel
+from vlp_gym.training import loop
+from vlp_gym.training.clips import ClipSampler
+from vlp_gym.training.loop import TrainConfig, schedule, train
+from vlp_gym.training.losses import batch_loss
+
+ROLLOUTS = painted_tasks(["push-v3", "reach-v3"], each=1, size=32)
+CONFIG = TrainConfig(steps=4, tasks_per_batch=2, clips_per_task=3, save_every=2, seed=5)
+
+
+def tiny(seed=0):
+    torch.manual_seed(seed)
+    return CompactRewardModel(image_size=32, channels=16, hidden=32, embedding=8, buckets=64, window=4)
+
+
+def tiny_vlp(seed=0):
+    torch.manual_seed(seed)
+    return VLPModel(SmallBackbone(32, 16, 64), window=4, self_attention_layers=1, heads=8, head=(16,))
+
+
+def run(folder, config=CONFIG, model=None, seed=0):
+    model = tiny(seed) if model is None else model
+    return model, train(model, ROLLOUTS, folder, config, progress_bar=False)
+
+
+def numbers(history):
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in history]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """(folder, model, history) of four steps without a stop."""
+    folder = tmp_path_factory.mktemp("straight")
+    return folder, *run(folder)
+
+
+class TestResume:
+    def test_bit_for_bit(self, straight, tmp_path, monkeypatch):
+        """Killed in the third step, before it is counted; the state of step two is on disk."""
+        _, model, history = straight
+        calls = []
+
+        def interrupted(*inputs):
+            calls.append(1)
+            if len(calls) == 4:
+                raise KeyboardInterrupt
+            return batch_loss(*inputs)
+
+        monkeypatch.setattr(loop, "batch_loss", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path)
+        monkeypatch.undo()
+        assert not (tmp_path / "config.json").exists()
+        torch.rand(7)  # whatever happens in between
+        resumed, again = run(tmp_path, seed=99)  # the weights that it starts from do not matter
+        assert numbers(again) == numbers(history)
+        for name, weight in model.state_dict().items():
+            assert torch.equal(resumed.state_dict()[name], weight), name
+
+    def test_a_finished_run_is_not_trained_on(self, straight):
+        folder, model, history = straight
+        again, rows = run(folder, seed=99)
+        assert rows == history
+        assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+
+    def test_other_settings_are_refused(self, straight):
+        folder, model, _ = straight
+        with pytest.raises(ValueError) as caught:
+            run(folder, TrainConfig(**{**vars(CONFIG), "steps": 5, "seed": 6, "save_every": 1}))
+        assert str(caught.value) == (
+            f"{folder} holds a run with other settings (then, now): {{'steps': (4, 5), 'seed': (5, 6)}}; "
+            "choose another --out"
+        )
+        assert torch.equal(next(load_reward_model(folder).parameters()), next(model.parameters()))
+
+
+class TestTraining:
+    def test_what_it_leaves(self, straight):
+        folder, model, history = straight
+        assert [row["step"] for row in history] == [0, 1, 2, 3]
+        assert json.loads((folder / "history.json").read_text()) == history
+        assert (folder / "training.png").stat().st_size > 1000
+        loaded = load_reward_model(folder)
+        assert not loaded.training
+        assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
+
+    def test_the_total_is_its_weighted_parts(self, straight):
+        for row in straight[2]:
+            whole = row["progress"] + row["frame_rank"] + row["tier"]
+            half = row["segment"] + row["to_text"] + row["to_video"] + row["match"]
+            assert row["loss"] == pytest.approx(whole + 0.5 * half, rel=1e-5)
+
+    def test_the_seed_decides(self, straight, tmp_path):
+        _, history = run(tmp_path, TrainConfig(**{**vars(CONFIG), "steps": 1, "seed": 6}))
+        assert history[0]["loss"] != straight[2][0]["loss"]
+
+    def test_it_learns(self, tmp_path):
+        """Two painted tasks of four rollouts are learnt by heart in a few steps."""
+        _, history = run(
+            tmp_path, TrainConfig(**{**vars(CONFIG), "steps": 40, "learning_rate": 3e-3, "save_every": 99})
+        )
+        losses = [row["loss"] for row in history]
+        assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
+
+    def test_the_papers_model_by_the_same_call(self, tmp_path):
+        model = tiny_vlp()
+        before = [weight.clone() for weight in model.parameters()]
+        with pytest.raises(CheckpointError, match="cannot be saved: name the backbone by a string"):
+            run(tmp_path, TrainConfig(**{**vars(CONFIG), "steps": 2}), model)  # trained; a live backbone has no config
+        assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+        history = json.loads((tmp_path / "history.json").read_text())
+        for row in history:
+            assert row["loss"] == pytest.approx(row["itp"] + 0.1 * row["ilp"] + 0.5 * row["ivp"], rel=1e-5)
+
+    def test_a_loss_that_is_not_finite_stops_it(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(loop, "batch_loss", lambda model, *_: {"loss": next(model.parameters()).sum() * math.nan})
+        with pytest.raises(FloatingPointError) as caught:
+            run(tmp_path)
+        assert str(caught.value) == (
+            f"training step 0: the loss is nan; lower --learning-rate. {tmp_path} holds the last saved state"
+        )
+
+    def test_schedule(self):
+        """Up over a tenth of the steps, then half a cosine down to a hundredth."""
+        config = TrainConfig(steps=100, warmup=0.1)
+        factors = [schedule(step, config) for step in range(100)]
+        assert factors[:10] == pytest.approx(np.arange(1, 11) / 10)
+        expected = 0.01 + 0.99 * (1 + np.cos(np.pi * np.arange(90) / 90)) / 2
+        assert factors[10:] == pytest.approx(expected)
+
+
+class TestLoss:
+    def batch(self, number=0):
+        return ClipSampler(ROLLOUTS, tasks_per_batch=2, clips_per_task=3, window=4, seed=0).batch(number)
+
+    @pytest.mark.parametrize("make", [tiny, tiny_vlp])
+    def test_every_trained_weight_gets_a_finite_gradient(self, make):
+        model, generator = make().train(), torch.Generator().manual_seed(0)
+        for number in range(6):
+            batch_loss(model, self.batch(number), generator)["loss"].backward()
+        missing = [name for name, weight in model.named_parameters() if weight.grad is None]
+        assert missing == []
+        assert all(weight.grad.isfinite().all() for weight in model.parameters())
+
+    def test_no_expert_clip_to_reverse(self):
+        batch = self.batch()
+        batch.expert[:] = False
+        parts = batch_loss(tiny().train(), batch, torch.Generator().manual_seed(0))
+        assert all(value.isfinite() for value in parts.values())
+
+    def test_no_tier_and_no_progress_known(self):
+        batch = self.batch()
+        batch.tier[:] = batch.progress[:] = math.nan
+        parts = batch_loss(tiny().train(), batch, torch.Generator().manual_seed(0))
+        assert parts["tier"] == parts["progress"] == 0
+        assert parts["loss"].isfinite()
+
+    def test_other_models(self):
+        with pytest.raises(TypeError) as caught:
+            batch_loss(torch.nn.Linear(1, 1), self.batch(), torch.Generator())
+        assert str(caught.value) == "expected a model with a training objective (compact, vlp), got Linear"

@@ -1,0 +1,99 @@
+"""Chooses the two constants of `CompactRewardModel` that training does not: on tasks that it did not see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from vlp_gym.data.dataset import TIERS, Trajectory
+from vlp_gym.data.instructions import held_out_phrasings, instructions_for
+from vlp_gym.metrics import preference_accuracy
+from vlp_gym.models.compact import CompactRewardModel
+from vlp_gym.windows import window_indices
+
+QUALITY_WEIGHTS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
+SHIFTS = np.linspace(-6, 6, 121)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The chosen constants, and what each weight gives.
+
+    Attributes:
+        quality_weight: lambda with the best mean of tier ITP and IVP.
+        relevance_shift: what makes sigmoid(relevance) the probability of a right sentence, when half are right.
+        table: rows (lambda, tier ITP accuracy, IVP accuracy).
+    """
+
+    quality_weight: float
+    relevance_shift: float
+    table: list[tuple[float, float, float]]
+
+
+@torch.inference_mode()
+def tune(model: CompactRewardModel, trajectories: Sequence[Trajectory], tasks: Sequence[str]) -> Tuned:
+    """Choose lambda and the relevance shift on validation tasks, which the model must not have been trained on.
+
+    Args:
+        model: trained; its present constants are left out of the account.
+        trajectories: of the validation tasks; varied ones and near misses are passed over.
+        tasks: at least two.
+
+    Raises:
+        ValueError: if there are fewer than two tasks, or a task has no trajectories.
+    """
+    if len(tasks) < 2:
+        raise ValueError(f"tasks: expected at least two validation tasks, got {list(tasks)}")
+    sentences = [[instructions_for(task)[0], *held_out_phrasings(task)] for task in tasks]
+    text = model.encode_text([sentence for group in sentences for sentence in group])
+    owner = np.repeat(np.arange(len(tasks)), [len(group) for group in sentences])
+    chosen = [t for t in trajectories if t.task in tasks and t.tier in TIERS and not t.varied]
+    if missing := set(tasks) - {t.task for t in chosen}:
+        raise ValueError(f"expected trajectories of every validation task, found none of {sorted(missing)}")
+    relevance, quality = [], []
+    for trajectory in chosen:
+        index, mask = window_indices(len(trajectory.frames), model.window, "prefix")
+        tokens = model.encode_frames(torch.from_numpy(trajectory.frames[index]))[None]
+        clip = model.features(tokens, torch.from_numpy(mask)[None])
+        relevance.append(model.relevance(clip, text)[0].numpy() - model.config["relevance_shift"])
+        quality.append(float(clip.quality))
+    task_of = np.array([tasks.index(t.task) for t in chosen])
+    tier_of = np.array([TIERS.index(t.tier) for t in chosen])
+    table = [
+        _accuracies(np.array(relevance), np.array(quality), weight, owner, task_of, tier_of)
+        for weight in QUALITY_WEIGHTS
+    ]
+    best = max(table, key=lambda row: row[1] + row[2])
+    right = owner[None, :] == task_of[:, None]
+    logits = torch.from_numpy(np.array(relevance))
+    losses = [
+        float(F.softplus(-(logits[right] + shift)).mean() + F.softplus(logits[~right] + shift).mean())
+        for shift in SHIFTS
+    ]
+    return Tuned(best[0], round(float(SHIFTS[int(np.argmin(losses))]), 2), table)
+
+
+def _accuracies(
+    relevance: NDArray[np.float32],
+    quality: NDArray[np.float64],
+    weight: float,
+    owner: NDArray[np.int64],
+    task_of: NDArray[np.int64],
+    tier_of: NDArray[np.int64],
+) -> tuple[float, float, float]:
+    score = relevance + weight * quality[:, None]  # [videos, sentences]
+    itp, ivp = [], []
+    for column, task in enumerate(owner):
+        own, other = task_of == task, task_of != task
+        for better in range(len(TIERS)):
+            for worse in range(better + 1, len(TIERS)):
+                a, b = score[own & (tier_of == better), column], score[own & (tier_of == worse), column]
+                itp.append(preference_accuracy(np.repeat(a, len(b)), np.tile(b, len(a))))
+        a, b = score[own, column], score[other, column]
+        ivp.append(preference_accuracy(np.repeat(a, len(b)), np.tile(b, len(a))))
+    return weight, float(np.mean(itp)), float(np.mean(ivp))
