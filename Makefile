@@ -11,7 +11,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 # Software OpenGL for off-screen rendering: OSMesa where the system still has it, EGL everywhere.
 GL := libegl1 libgl1 libgl1-mesa-dri libosmesa6
-DATA ?= data/mtvlp
+DATA ?= data
 RUNS ?= runs
 
 .PHONY: help install demo test bench train clean distclean
@@ -32,12 +32,20 @@ test: $(STAMP)
 bench: $(STAMP)
 	@for file in tests/benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
 
+# The recipe of the shipped models: collect, choose lambda on five validation tasks, train, evaluate. Hours on two cores.
+TEST_TASKS := button-press-v3 door-close-v3 drawer-close-v3 faucet-close-v3 window-open-v3
+SIBLINGS := door-open-v3 drawer-open-v3 faucet-open-v3 window-close-v3
+VALIDATION := button-press-topdown-wall-v3 door-unlock-v3 handle-press-side-v3 plate-slide-back-v3 coffee-pull-v3
+LAMBDA ?= 2.0
 train: $(STAMP)
-	$(BIN)/vlp-gym collect metaworld --out $(DATA)
-	$(BIN)/vlp-gym train --data $(DATA) --split vlp --out $(RUNS)/vlp-compact-45
-	$(BIN)/vlp-gym eval --data $(DATA) --split vlp --model $(RUNS)/vlp-compact-45
-	$(BIN)/vlp-gym train --data $(DATA) --split all --out $(RUNS)/vlp-compact
-	$(BIN)/vlp-gym eval --data $(DATA) --split all --model $(RUNS)/vlp-compact
+	$(BIN)/vlp-gym collect metaworld --out $(DATA)/train --per-tier 24 --near-miss 12 --varied-share 0.5
+	$(BIN)/vlp-gym collect metaworld --out $(DATA)/eval --seed 1000 --tasks $(TEST_TASKS) $(SIBLINGS)
+	$(BIN)/vlp-gym train compact --data $(DATA)/train --split vlp --leave-out $(VALIDATION) --out $(RUNS)/validation
+	$(BIN)/vlp-gym tune --model $(RUNS)/validation --data $(DATA)/train --tasks $(VALIDATION)
+	$(BIN)/vlp-gym train compact --data $(DATA)/train --split vlp --quality-weight $(LAMBDA) --half --out $(RUNS)/vlp-compact-45
+	$(BIN)/vlp-gym eval --data $(DATA)/eval --split vlp --model $(RUNS)/vlp-compact-45
+	$(BIN)/vlp-gym train compact --data $(DATA)/train --split all --quality-weight $(LAMBDA) --half --out $(RUNS)/vlp-compact
+	$(BIN)/vlp-gym eval --data $(DATA)/eval --split vlp --model $(RUNS)/vlp-compact
 
 # System packages first (missing ones only), then the virtual environment. The stamp is written last, so a failed
 # install starts again at the next call, and a finished one is skipped until pyproject.toml changes.

@@ -31,10 +31,10 @@ def clips(batches):
         for group, sentence in enumerate(batch.instructions):
             for slot in range(batch.frames.shape[1]):
                 red, green, _ = paint[group, slot].T
-                names = ("progress", "value", "tier", "segment_return", "expert")
+                names = ("progress", "value", "tier", "segment_return", "expert", "reversed")
                 targets = {name: getattr(batch, name)[group, slot].numpy() for name in names}
                 task = TASK_OF[sentence]
-                yield task, slot, ROLLOUTS[task][red[0] // 20], green // 8, targets
+                yield task, slot, ROLLOUTS[task][red[0] // 20], (green // 8).astype(int), targets
 
 
 def test_shapes_and_kinds(batches):
@@ -44,7 +44,8 @@ def test_shapes_and_kinds(batches):
         assert time in (2, 4, 6, 8)
         assert batch.frames.dtype == torch.uint8
         assert batch.progress.shape == batch.value.shape == (2, 4, time)
-        assert batch.tier.shape == batch.segment_return.shape == batch.expert.shape == (2, 4)
+        assert batch.tier.shape == batch.segment_return.shape == (2, 4)
+        assert batch.expert.shape == batch.reversed.shape == (2, 4)
         assert len(batch.instructions) == 2
         assert len({TASK_OF[sentence] for sentence in batch.instructions}) == 2  # only training phrasings
 
@@ -59,7 +60,7 @@ def test_a_clip_is_of_one_rollout_of_its_own_task(batches):
 
 
 def test_targets(batches):
-    modes = dict.fromkeys(("whole", "backwards", "expert", "unknown"), 0)
+    modes = dict.fromkeys(("whole", "rewound", "reversed", "expert", "unknown"), 0)
     for task, _, rollout, index, targets in clips(batches):
         if rollout.tier == "expert":
             expected = np.minimum(index / SUCCESS_AT, 1)
@@ -69,9 +70,17 @@ def test_targets(batches):
         rewards = np.concatenate([other.reward for other in ROLLOUTS[task]])
         rank = [np.mean(rewards <= rollout.reward[i]) for i in index]
         assert targets["value"] == pytest.approx(np.where(rollout.success[index], 1, rank))
+        turns = np.diff(index)
+        if targets["reversed"]:
+            modes["reversed"] += 1
+            assert (turns <= 0).all()
+            assert np.isnan(targets["segment_return"])
+            assert targets["tier"] == 0  # whatever was done is undone
+            assert not targets["expert"]
+            continue
         assert targets["segment_return"] == pytest.approx(rollout.reward[index].mean(), rel=1e-5)
-        backwards = (np.diff(index.astype(int)) < 0).any()
-        modes["backwards"] += backwards
+        rewound = (turns < 0).any()
+        modes["rewound"] += rewound
         if not np.isnan(targets["tier"]):
             modes["whole"] += 1
             assert targets["tier"] == {"expert": 2, "medium": 1, "random": 0}[rollout.tier]
@@ -85,9 +94,7 @@ def test_targets(batches):
             assert rollout.tier == "expert"
             assert index[0] == 0
             assert index[-1] >= SUCCESS_AT
-            assert not backwards
-        if backwards:
-            assert rollout.tier == "expert"
+            assert not rewound
     assert min(modes.values()) > 3, modes
 
 

@@ -24,7 +24,7 @@ from vlp_gym.training.loop import TrainConfig, schedule, train
 from vlp_gym.training.losses import batch_loss
 
 ROLLOUTS = painted_tasks(["push-v3", "reach-v3"], each=1, size=32)
-CONFIG = TrainConfig(steps=4, tasks_per_batch=2, clips_per_task=3, save_every=2, seed=5)
+CONFIG = TrainConfig(steps=3, relevance_steps=1, tasks_per_batch=2, clips_per_task=3, save_every=2, seed=5)
 
 
 def tiny(seed=0):
@@ -59,11 +59,11 @@ class TestResume:
         _, model, history = straight
         calls = []
 
-        def interrupted(*inputs):
+        def interrupted(*inputs, **options):
             calls.append(1)
             if len(calls) == 4:
                 raise KeyboardInterrupt
-            return batch_loss(*inputs)
+            return batch_loss(*inputs, **options)
 
         monkeypatch.setattr(loop, "batch_loss", interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -87,7 +87,7 @@ class TestResume:
         with pytest.raises(ValueError) as caught:
             run(folder, TrainConfig(**{**vars(CONFIG), "steps": 5, "seed": 6, "save_every": 1}))
         assert str(caught.value) == (
-            f"{folder} holds a run with other settings (then, now): {{'steps': (4, 5), 'seed': (5, 6)}}; "
+            f"{folder} holds a run with other settings (then, now): {{'steps': (3, 5), 'seed': (5, 6)}}; "
             "choose another --out"
         )
         assert torch.equal(next(load_reward_model(folder).parameters()), next(model.parameters()))
@@ -105,9 +105,18 @@ class TestTraining:
 
     def test_the_total_is_its_weighted_parts(self, straight):
         for row in straight[2]:
-            whole = row["progress"] + row["frame_rank"] + row["tier"]
-            half = row["segment"] + row["to_text"] + row["to_video"] + row["match"]
-            assert row["loss"] == pytest.approx(whole + 0.5 * half, rel=1e-5)
+            relevance = 0.5 * (row["to_text"] + row["to_video"] + row["match"])
+            rest = row["progress"] + row["frame_rank"] + row["tier"] + 0.5 * row["segment"]
+            last_stage = row["step"] >= CONFIG.steps
+            assert row["loss"] == pytest.approx(relevance if last_stage else relevance + rest, rel=1e-5)
+
+    def test_the_last_stage_trains_the_relevance_alone(self, tmp_path):
+        config = TrainConfig(**{**vars(CONFIG), "relevance_steps": 0})
+        before, _ = run(tmp_path / "without", config)
+        after, _ = run(tmp_path / "with", CONFIG)
+        free = {id(parameter) for parameter in after.relevance_parameters()}
+        for (name, a), b in zip(before.named_parameters(), after.parameters(), strict=True):
+            assert torch.equal(a, b) != (id(b) in free), name
 
     def test_the_seed_decides(self, straight, tmp_path):
         _, history = run(tmp_path, TrainConfig(**{**vars(CONFIG), "steps": 1, "seed": 6}))
@@ -116,7 +125,7 @@ class TestTraining:
     def test_it_learns(self, tmp_path):
         """Two painted tasks of four rollouts are learnt by heart in a few steps."""
         _, history = run(
-            tmp_path, TrainConfig(**{**vars(CONFIG), "steps": 40, "learning_rate": 3e-3, "save_every": 99})
+            tmp_path, TrainConfig(**{**vars(CONFIG), "steps": 40, "relevance_steps": 0, "learning_rate": 3e-3, "save_every": 99})
         )
         losses = [row["loss"] for row in history]
         assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
@@ -132,7 +141,7 @@ class TestTraining:
             assert row["loss"] == pytest.approx(row["itp"] + 0.1 * row["ilp"] + 0.5 * row["ivp"], rel=1e-5)
 
     def test_a_loss_that_is_not_finite_stops_it(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(loop, "batch_loss", lambda model, *_: {"loss": next(model.parameters()).sum() * math.nan})
+        monkeypatch.setattr(loop, "batch_loss", lambda model, *_, **__: {"loss": next(model.parameters()).sum() * math.nan})
         with pytest.raises(FloatingPointError) as caught:
             run(tmp_path)
         assert str(caught.value) == (
@@ -141,11 +150,13 @@ class TestTraining:
 
     def test_schedule(self):
         """Up over a tenth of the steps, then half a cosine down to a hundredth."""
-        config = TrainConfig(steps=100, warmup=0.1)
+        config = TrainConfig(steps=100, relevance_steps=50, warmup=0.1)
         factors = [schedule(step, config) for step in range(100)]
         assert factors[:10] == pytest.approx(np.arange(1, 11) / 10)
         expected = 0.01 + 0.99 * (1 + np.cos(np.pi * np.arange(90) / 90)) / 2
         assert factors[10:] == pytest.approx(expected)
+        assert schedule(100, config) == pytest.approx(1 / 5)  # and once more
+        assert schedule(105, config) == pytest.approx(1)
 
 
 class TestLoss:

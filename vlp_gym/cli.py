@@ -80,16 +80,17 @@ def train(
     split: SplitName = "vlp",
     leave_out: tuple[str, ...] = (),
     out: Path | None = None,
-    steps: int = 600,
+    steps: int = 500,
     seed: int = 0,
     precision: Literal["no", "bf16", "fp16"] = "no",
     learning_rate: float = 1e-3,
     tasks_per_batch: int = 14,
     clips_per_task: int = 4,
-    save_every: int = 100,
+    save_every: int = 50,
     backbone: str = OPEN_CLIP,
     quality_weight: float = 0.2,
     relevance_shift: float = 0.0,
+    half: bool = False,
 ) -> None:
     """Train a reward model on the training tasks of a split; the same command again goes on where it stopped.
 
@@ -111,11 +112,13 @@ def train(
         backbone: of vlp, as open_clip:NAME/PRETRAINED.
         quality_weight: of compact, the share of quality in its preference; `vlp-gym tune` finds it.
         relevance_shift: of compact, likewise.
+        half: store the finished checkpoint in half precision, as the shipped ones are.
     """
     import torch
 
     from vlp_gym.data.dataset import load_trajectories
     from vlp_gym.data.instructions import train_tasks
+    from vlp_gym.models.checkpoint import save_checkpoint
     from vlp_gym.training.loop import TrainConfig
     from vlp_gym.training.loop import train as run_training
 
@@ -135,7 +138,10 @@ def train(
         raise ValueError(f"--leave-out: expected training tasks of split {split}, got {', '.join(sorted(unknown))}")
     trajectories = load_trajectories(data, tasks=[task for task in chosen if task not in leave_out])
     torch.manual_seed(seed)
-    run_training(_build(architecture, backbone, quality_weight, relevance_shift), trajectories, out, config)
+    model = _build(architecture, backbone, quality_weight, relevance_shift)
+    run_training(model, trajectories, out, config)
+    if half:
+        save_checkpoint(model, out, dtype="float16")
     print(f"checkpoint: {out}")
     print(f"evaluate it: vlp-gym eval --model {out} --data {data} --split {split}")
 

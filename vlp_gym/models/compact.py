@@ -99,13 +99,13 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         layer = nn.TransformerEncoderLayer(hidden, 4, 2 * hidden, dropout=0.1, batch_first=True, norm_first=True)
         self.sequence = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.quality_head = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, 1))
-        self.scene_head = nn.Sequential(nn.ReLU(), nn.Linear(hidden, embedding))
-        self.motion_head = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.ReLU(), nn.Linear(hidden, embedding))
+        self.scene_head = _embedding_head(2 * channels, hidden, embedding)
+        self.motion_head = _embedding_head(2 * hidden, hidden, embedding)
         words = self.backbone.text_dim
-        self.text_scene = nn.Sequential(nn.Linear(words, hidden), nn.ReLU(), nn.Linear(hidden, embedding))
-        self.text_motion = nn.Sequential(nn.Linear(words, hidden), nn.ReLU(), nn.Linear(hidden, embedding))
-        self.temperature = nn.Parameter(torch.tensor([5.0, 5.0]))  # of scene and motion
-        self.relevance_bias = nn.Parameter(torch.tensor(-3.0))
+        self.text_scene = _embedding_head(words, hidden, embedding)
+        self.text_motion = _embedding_head(words, hidden, embedding)
+        self.temperature = nn.Parameter(torch.tensor([10.0, 10.0]))  # of scene and motion
+        self.relevance_bias = nn.Parameter(torch.tensor(-5.0))
 
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
         """Encode sentences as one token each, float ``[B, 1, D]``."""
@@ -120,7 +120,8 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         batch, time = mask.shape
         rows = torch.arange(batch, device=frames.device)
         first_index = mask.int().argmax(1)
-        change = frames - frames[rows, first_index][:, None]
+        first = frames[rows, first_index]
+        change = frames - first[:, None]
         local = torch.relu(self.pair(torch.cat([frames, change], -1)) + self.place)
         local = torch.relu(self.local(local))
         state = self.pooled(torch.cat([local.mean(2), local.amax(2)], -1))  # [B, T, hidden]
@@ -130,12 +131,12 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         context = self.sequence(state + order, src_key_padding_mask=~mask)
         real = mask[..., None].to(context.dtype)
         mean = (context * real).sum(1) / real.sum(1)
-        first_state, last_state = state[rows, first_index], state[:, -1]
-        motion = self.motion_head(torch.cat([last_state - first_state, mean], 1))
+        motion = self.motion_head(torch.cat([state[:, -1] - state[rows, first_index], mean], 1))
+        scene = self.scene_head(torch.cat([first.mean(1), first.amax(1)], 1))
         return ClipFeatures(
             progress_logits=self.progress_head(state).squeeze(-1),
             quality=self.quality_head(mean).squeeze(-1),
-            scene=F.normalize(self.scene_head(first_state), dim=-1),
+            scene=F.normalize(scene, dim=-1),
             motion=F.normalize(motion, dim=-1),
         )
 
@@ -146,6 +147,12 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         shift = self.relevance_bias + self.config["relevance_shift"]
         return self.temperature[0] * scene + self.temperature[1] * motion + shift
 
+    def relevance_parameters(self) -> list[nn.Parameter]:
+        """What only the relevance depends on; progress and quality stay as they are when these are trained alone."""
+        heads = (self.backbone.words, self.scene_head, self.motion_head, self.text_scene, self.text_motion)
+        own = [parameter for head in heads for parameter in head.parameters()]
+        return [*own, self.temperature, self.relevance_bias]
+
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
         """Score windows; shapes as in `RewardModel`."""
         clips = self.features(frames, mask)
@@ -155,3 +162,10 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
             progress=torch.sigmoid(clips.progress_logits),
             relevance=relevance,
         )
+
+
+def _embedding_head(width: int, hidden: int, embedding: int) -> nn.Sequential:
+    """The batch norm takes away what all inputs share; without it, all embeddings start and stay alike."""
+    return nn.Sequential(
+        nn.BatchNorm1d(width, affine=False), nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, embedding)
+    )

@@ -11,10 +11,11 @@ CONTRAST = 0.25
 BRIGHTNESS = 0.12
 CHANNEL_GAIN = 0.15
 NOISE = 0.02
+BLACK = 12 / 255  # the background of fast rendering, give or take the JPEG
 
 
 def augment_clips(frames: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift, scale, re-light, tint and add noise.
+    """Shift, scale, re-light, tint, add noise, and give every other clip another background than black.
 
     Args:
         frames: uint8 ``[B, T, H, W, 3]``.
@@ -30,6 +31,10 @@ def augment_clips(frames: Tensor, generator: torch.Generator) -> Tensor:
     def draw(*shape: int) -> Tensor:
         return (torch.rand(shape, generator=generator) * 2 - 1).to(device)
 
+    background = 0.5 * (draw(batch, 1, 3, 1, 1) + 1) * (draw(batch, 1, 1, 1, 1) > 0)
+    by_frame = pixels.unflatten(1, (time, 3))
+    black = by_frame.amax(2, keepdim=True) < BLACK
+    pixels = torch.where(black, background, by_frame).flatten(1, 2)
     scale = 1 + 0.06 * draw(batch, 1)
     shift = draw(batch, 2) * (2 * MAX_SHIFT / torch.tensor([width, height], device=device))
     theta = torch.zeros(batch, 2, 3, device=device)

@@ -14,6 +14,8 @@ from vlp_gym.data.instructions import training_phrasings
 
 SEGMENT_STEPS = 50  # environment steps in a preference segment (VLP)
 TIER_RANK = {"expert": 2.0, "medium": 1.0, "random": 0.0}
+# How a clip is cut from a rollout, and how often. A model that saw no reversed clip would pay for any change at all.
+MODES = {"whole": 0.3, "prefix": 0.2, "segment": 0.25, "rewind": 0.08, "reverse": 0.17}
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,10 @@ class ClipBatch:
         frames: uint8 ``[G, C, T, H, W, 3]``.
         progress: float ``[G, C, T]``, share of the way to success by the clock; NaN in rollouts that fail.
         value: float ``[G, C, T]``, rank of the environment's reward within the task in [0, 1]; 1 at success.
-        tier: float ``[G, C]``, 2 expert, 1 medium, 0 random in whole rollouts; NaN elsewhere.
-        segment_return: float ``[G, C]``, mean environment reward over the clip.
-        expert: bool ``[G, C]``, a forward clip of an expert that gets something done.
+        tier: float ``[G, C]``, 2 expert, 1 medium, 0 random in whole rollouts, 0 in reversed ones; NaN elsewhere.
+        segment_return: float ``[G, C]``, mean environment reward over the clip; NaN in reversed ones.
+        expert: bool ``[G, C]``, a forward clip of an expert that gets its task done.
+        reversed: bool ``[G, C]``, the clip runs backwards: it shows no task.
         instructions: G sentences.
     """
 
@@ -36,6 +39,7 @@ class ClipBatch:
     tier: Tensor
     segment_return: Tensor
     expert: Tensor
+    reversed: Tensor
     instructions: list[str]
 
     def to(self, device: torch.device) -> ClipBatch:
@@ -51,7 +55,7 @@ class ClipSampler:
         trajectories: of all training tasks.
         tasks_per_batch: G, at least 2.
         clips_per_task: C, at least 3: an expert clip, a medium, a random or near miss; then any.
-        window: T is drawn from 2 to this.
+        window: T is a quarter, a half, three quarters or all of this, and at least 2.
         seed: decides everything.
 
     Raises:
@@ -90,14 +94,15 @@ class ClipSampler:
         """Batch `number` of the endless sequence that the seed defines."""
         rng = np.random.default_rng([self.seed, number])
         tasks = rng.choice(self.tasks, self.tasks_per_batch, replace=False)
-        length = int(rng.choice([2, 4, 6, self.window], p=[0.1, 0.2, 0.3, 0.4]))
+        lengths = [max(2, share * self.window // 4) for share in (1, 2, 3, 4)]
+        length = int(rng.choice(lengths, p=[0.1, 0.2, 0.3, 0.4]))
         groups = [[self._clip(task, slot, length, rng) for slot in range(self.clips_per_task)] for task in tasks]
         columns = [[np.stack(column) for column in zip(*group, strict=True)] for group in groups]
-        frames, progress, value, tier, segment_return, expert = (
+        frames, progress, value, tier, segment_return, expert, backwards = (
             torch.from_numpy(np.stack(column)) for column in zip(*columns, strict=True)
         )
         sentences = [str(rng.choice(training_phrasings(task))) for task in tasks]
-        return ClipBatch(frames, progress, value, tier, segment_return, expert, sentences)
+        return ClipBatch(frames, progress, value, tier, segment_return, expert, backwards, sentences)
 
     def _clip(self, task: str, slot: int, length: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         tiers = self.by_task[task]
@@ -105,7 +110,7 @@ class ClipSampler:
         tier = str(rng.choice([name for name in wanted if name in tiers]))
         trajectory = self.trajectories[int(rng.choice(tiers[tier]))]
         frames, success_at = len(trajectory.frames), trajectory.first_success
-        mode = str(rng.choice(["whole", "prefix", "segment", "rewind"], p=[0.4, 0.2, 0.3, 0.1]))
+        mode = str(rng.choice(list(MODES), p=list(MODES.values())))
         start, stop = 0, frames
         if mode == "prefix":
             stop = int(rng.integers(min(3, frames), frames + 1))
@@ -113,12 +118,16 @@ class ClipSampler:
             count = min(SEGMENT_STEPS // trajectory.stride + 1, frames)
             start = int(rng.integers(0, frames - count + 1))
             stop = start + count
+        elif mode == "reverse":
+            start = int(rng.integers(0, max(frames - 3, 1)))
         if rng.random() < 0.5 or mode == "segment":
             index = np.linspace(start, stop - 1, length).round().astype(np.int64)
         else:
             index = np.sort(rng.choice(np.arange(start, stop), length, replace=stop - start < length))
             index[0], index[-1] = start, stop - 1
-        if mode == "rewind" and tier == "expert" and length > 2:
+        if mode == "reverse":
+            index = index[::-1].copy()
+        if mode == "rewind" and length > 2:
             turn = int(rng.integers(1, length - 1))
             index = np.concatenate([index[: turn + 1], index[:turn][::-1], np.repeat(index[0], length)])[:length]
         reward = trajectory.reward[index]
@@ -129,6 +138,10 @@ class ClipSampler:
         if success_at is not None and tier == "expert":
             progress = np.clip(trajectory.step[index] / trajectory.step[success_at], 0, 1)
         tier_rank = TIER_RANK.get(tier, np.nan) if mode == "whole" else np.nan
+        segment_return = np.nan if mode == "reverse" else reward.mean(dtype=np.float64)
+        if mode == "reverse":
+            tier_rank = TIER_RANK["random"]  # whatever was done is undone
         full_expert = tier == "expert" and mode in ("whole", "prefix") and stop > (success_at or frames)
-        numbers = (progress, value, np.float64(tier_rank), reward.mean(dtype=np.float64))
-        return trajectory.frames[index], *(np.asarray(x, np.float32) for x in numbers), np.asarray(full_expert)
+        numbers = (progress, value, np.float64(tier_rank), segment_return)
+        flags = (full_expert, mode == "reverse")
+        return trajectory.frames[index], *(np.asarray(x, np.float32) for x in numbers), *(np.asarray(x) for x in flags)

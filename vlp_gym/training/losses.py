@@ -18,37 +18,48 @@ RETURN_MARGIN = 0.02  # share of the largest reward that orders two segments
 MAX_REWARD = 10.0  # of Meta-World
 
 
-def batch_loss(model: nn.Module, batch: ClipBatch, generator: torch.Generator) -> dict[str, Tensor]:
+def batch_loss(
+    model: nn.Module, batch: ClipBatch, generator: torch.Generator, *, relevance_only: bool = False
+) -> dict[str, Tensor]:
     """The loss of a batch: "loss" to minimise, and its unweighted parts.
+
+    Args:
+        model: a `CompactRewardModel` or `VLPModel`.
+        batch: the clips.
+        generator: of the augmentation.
+        relevance_only: the compact model's last stage: the relevance alone, on pictures as they are.
 
     Raises:
         TypeError: for a model that has no training objective.
     """
     if isinstance(model, CompactRewardModel):
-        return _compact_loss(model, batch, generator)
+        return _compact_loss(model, batch, None if relevance_only else generator)
     if isinstance(model, VLPModel):
         return _vlp_loss(model, batch, generator)
     raise TypeError(f"expected a model with a training objective (compact, vlp), got {type(model).__name__}")
 
 
-def _compact_loss(model: CompactRewardModel, batch: ClipBatch, generator: torch.Generator) -> dict[str, Tensor]:
+def _compact_loss(model: CompactRewardModel, batch: ClipBatch, generator: torch.Generator | None) -> dict[str, Tensor]:
     groups, clips, time = batch.frames.shape[:3]
-    pixels = augment_clips(batch.frames.flatten(0, 1), generator)
-    tokens = model.backbone.encode_pixels(pixels).unflatten(0, (groups * clips, time))
-    mask = torch.ones(groups * clips, time, dtype=torch.bool, device=tokens.device)
-    seen = model.features(tokens, mask)
+    if generator is None:
+        tokens = model.encode_frames(batch.frames.flatten(0, 2))
+    else:
+        tokens = model.backbone.encode_pixels(augment_clips(batch.frames.flatten(0, 1), generator))
+    tokens = tokens.unflatten(0, (groups * clips, time))
+    reversible = batch.expert.flatten()
+    tokens = torch.cat([tokens, tokens[reversible].flip(1)])
+    every = model.features(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))
+    seen = ClipFeatures(*(value[: groups * clips] for value in vars(every).values()))
     by_frame = seen.progress_logits.reshape(groups, clips * time)
 
-    reversible = batch.expert.flatten()
-    looks = [seen]
-    if reversible.any():  # attention takes no empty batch
-        looks.append(model.features(tokens[reversible].flip(1), mask[reversible]))
-    every = ClipFeatures(*(torch.cat([getattr(look, name) for look in looks]) for name in vars(seen)))
+    shown = ~batch.reversed.flatten()  # a clip that was cut backwards shows no task
+    videos = torch.cat([shown, shown.new_ones(len(tokens) - len(shown))])
+    every = ClipFeatures(*(value[videos] for value in vars(every).values()))
     sentence = torch.arange(groups, device=tokens.device).repeat_interleave(clips)
     relevance = model.relevance(every, model.encode_text(batch.instructions))  # [V, G]
-    shows = torch.cat([sentence, sentence[reversible]])[:, None] == torch.arange(groups, device=tokens.device)
-    forward = torch.arange(len(shows), device=tokens.device)[:, None] < len(sentence)
-    positive, candidate = shows & forward, shows | forward  # a reversed clip is a negative of its own sentence only
+    own = torch.cat([sentence[shown], sentence[reversible]])[:, None] == torch.arange(groups, device=tokens.device)
+    forward = torch.arange(len(own), device=tokens.device)[:, None] < shown.sum()
+    positive, candidate = own & forward, own | forward  # a turned clip is a negative of its own sentence only
 
     parts = {
         "progress": progress_loss(seen.progress_logits, batch.progress.flatten(0, 1)),
@@ -57,13 +68,13 @@ def _compact_loss(model: CompactRewardModel, batch: ClipBatch, generator: torch.
         "segment": pairwise_ranking_loss(
             seen.quality.unflatten(0, (groups, clips)), batch.segment_return / MAX_REWARD, margin=RETURN_MARGIN
         ),
-        "to_text": video_to_text_loss(relevance[: len(sentence)], sentence),
+        "to_text": video_to_text_loss(relevance[: int(shown.sum())], sentence[shown]),
         "to_video": text_to_video_loss(relevance, positive, candidate),
         "match": balanced_match_loss(relevance, positive, candidate),
     }
-    total = parts["progress"] + parts["frame_rank"] + parts["tier"] + 0.5 * parts["segment"]
-    total = total + 0.5 * (parts["to_text"] + parts["to_video"]) + 0.5 * parts["match"]
-    return {"loss": total, **parts}
+    relevance_loss = 0.5 * (parts["to_text"] + parts["to_video"] + parts["match"])
+    progress = parts["progress"] + parts["frame_rank"] + parts["tier"] + 0.5 * parts["segment"]
+    return {"loss": relevance_loss if generator is None else relevance_loss + progress, **parts}
 
 
 def _vlp_loss(model: VLPModel, batch: ClipBatch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -81,7 +92,7 @@ def _vlp_loss(model: VLPModel, batch: ClipBatch, generator: torch.Generator) -> 
     quality_a, quality_b = quality[rows, order[:, 0]], quality[rows, order[:, 1]]
     both_tiers = ~(batch.tier[rows, order[:, 0]].isnan() | batch.tier[rows, order[:, 1]].isnan())
     returns = batch.segment_return[rows, order[:, 0]] - batch.segment_return[rows, order[:, 1]]
-    label = ((torch.where(both_tiers, quality_a - quality_b, returns)).sign() + 1) / 2
+    label = (torch.where(both_tiers, quality_a - quality_b, returns).nan_to_num(0.0).sign() + 1) / 2
 
     def score(video: Tensor, sentence: Tensor) -> Tensor:
         return model.score(video, sentence, mask).preference

@@ -16,7 +16,7 @@ from vlp_gym.metrics import preference_accuracy
 from vlp_gym.models.compact import CompactRewardModel
 from vlp_gym.windows import window_indices
 
-QUALITY_WEIGHTS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
+QUALITY_WEIGHTS = (0.05, 0.1, 0.2, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
 SHIFTS = np.linspace(-6, 6, 121)
 
 

@@ -19,7 +19,7 @@ UNTRAINED = 1e-3  # not 0: the first sentences need directions to be told apart 
 
 
 class HashedWords(nn.Module):
-    """Sum of one vector a word and half a vector a pair of neighbours, scaled to unit length.
+    """Sum of one vector a word and half a vector a pair of neighbours, scaled to entries of size 1 or so.
 
     The table starts near zero and trained words grow a hundredfold, so an untrained word adds next to nothing.
 
@@ -54,4 +54,4 @@ class HashedWords(nn.Module):
         )
         weights = torch.tensor([1.0] * len(words) + [PAIR_WEIGHT] * (len(keys) - len(words)), device=device)
         total = (self.table(buckets) * weights[:, None]).sum(0)
-        return F.normalize(self.project(total), dim=-1)
+        return F.normalize(self.project(total), dim=-1) * self.dim**0.5
