@@ -83,7 +83,7 @@ def train(
     steps: int = 500,
     seed: int = 0,
     precision: Literal["no", "bf16", "fp16"] = "no",
-    learning_rate: float = 1e-3,
+    learning_rate: float = 2e-3,
     tasks_per_batch: int = 14,
     clips_per_task: int = 4,
     save_every: int = 50,

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MAX_SHIFT = 6  # pixels
-CONTRAST = 0.25
-BRIGHTNESS = 0.12
-CHANNEL_GAIN = 0.15
-NOISE = 0.02
+MAX_SHIFT = 4  # pixels
+CONTRAST = 0.1
+BRIGHTNESS = 0.05
+CHANNEL_GAIN = 0.05
+NOISE = 0.01
 BLACK = 12 / 255  # the background of fast rendering, give or take the JPEG
 
 
@@ -31,11 +31,11 @@ def augment_clips(frames: Tensor, generator: torch.Generator) -> Tensor:
     def draw(*shape: int) -> Tensor:
         return (torch.rand(shape, generator=generator) * 2 - 1).to(device)
 
-    background = 0.5 * (draw(batch, 1, 3, 1, 1) + 1) * (draw(batch, 1, 1, 1, 1) > 0)
+    background = 0.5 * (draw(batch, 1, 3, 1, 1) + 1) * (draw(batch, 1, 1, 1, 1) > 0.5)
     by_frame = pixels.unflatten(1, (time, 3))
     black = by_frame.amax(2, keepdim=True) < BLACK
     pixels = torch.where(black, background, by_frame).flatten(1, 2)
-    scale = 1 + 0.06 * draw(batch, 1)
+    scale = 1 + 0.03 * draw(batch, 1)
     shift = draw(batch, 2) * (2 * MAX_SHIFT / torch.tensor([width, height], device=device))
     theta = torch.zeros(batch, 2, 3, device=device)
     theta[:, 0, 0] = theta[:, 1, 1] = scale[:, 0]

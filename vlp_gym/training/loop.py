@@ -47,7 +47,7 @@ class TrainConfig:
     relevance_steps: int = 200
     tasks_per_batch: int = 14
     clips_per_task: int = 4
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     weight_decay: float = 0.05
     warmup: float = 0.05
     seed: int = 0

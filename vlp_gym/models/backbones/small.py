@@ -39,11 +39,11 @@ class SmallBackbone(nn.Module):
             nn.Conv2d(3 * PATCH**2, half, 1),
             nn.ReLU(),
             nn.Conv2d(half, half, 3, 2, 1),
-            nn.GroupNorm(8, half),
+            nn.BatchNorm2d(half),
             nn.ReLU(),
             _Residual(half),
             nn.Conv2d(half, channels, 3, 2, 1),
-            nn.GroupNorm(8, channels),
+            nn.BatchNorm2d(channels),
             nn.ReLU(),
             _Residual(channels),
         )
@@ -67,9 +67,10 @@ class _Residual(nn.Module):
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(channels, channels, 3, 1, 1),
-            nn.GroupNorm(8, channels),
+            nn.BatchNorm2d(channels),
             nn.ReLU(),
             nn.Conv2d(channels, channels, 3, 1, 1),
+            nn.BatchNorm2d(channels),
         )
 
     def forward(self, x: Tensor) -> Tensor:
