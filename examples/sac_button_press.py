@@ -78,9 +78,17 @@ def main(options: Options) -> None:
     if options.control == "shuffled":
         env = ShuffledReward(env, options.seed)
     agent = SAC(
-        "MlpPolicy", env, learning_starts=1_500, batch_size=256, gamma=0.98, tau=0.01,
-        policy_kwargs={"net_arch": [256, 256]}, tensorboard_log=str(out / "tensorboard"), seed=options.seed,
-    )  # fmt: skip
+        "MlpPolicy",
+        env,
+        learning_rate=1e-3,
+        learning_starts=1_000,
+        gamma=0.98,
+        tau=0.01,
+        ent_coef="auto_0.05",  # rewards are at most 1: the usual start of 1 would drown them in entropy
+        policy_kwargs={"net_arch": [256, 256]},
+        tensorboard_log=str(out / "tensorboard"),
+        seed=options.seed,
+    )
     evaluation = Evaluation(options)
     try:
         agent.learn(options.steps, CallbackList([evaluation, ProgressBarCallback()]), tb_log_name="sac")

@@ -158,7 +158,8 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (["--steps", "0"], "--steps and --save-every: expected at least 1, got 0 and 100"),
+            (["--steps", "0"], "--steps and --save-every: expected at least 1, got 0 and 50"),
+            (["--relevance-steps", "-1"], "--relevance-steps: expected at least 0, got -1"),
             (["--clips-per-task", "2"], "--clips-per-task: expected at least 3, got 2"),
             (["--backbone", "small"], "--backbone: only vlp takes one, got 'small' for compact"),
             (["--leave-out", "push"], "--leave-out: expected training tasks of split vlp, got push"),
@@ -219,7 +220,7 @@ class TestErrors:
 
 
 class TestTrainAndEvaluate:
-    SETTINGS = ("--tasks-per-batch", "2", "--clips-per-task", "3", "--save-every", "1")
+    SETTINGS = ("--relevance-steps", "1", "--tasks-per-batch", "2", "--clips-per-task", "3", "--save-every", "1")
 
     def test_train_resume_evaluate(self, data, tmp_path, capsys, monkeypatch):
         monkeypatch.chdir(tmp_path)

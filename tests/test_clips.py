@@ -131,6 +131,12 @@ def test_tasks_that_are_not_there(count):
     assert str(caught.value) == f"tasks_per_batch: expected 2 to 3 (the tasks there are), got {count}"
 
 
+def test_too_few_clips_for_the_tiers():
+    with pytest.raises(ValueError) as caught:
+        ClipSampler(EVERY, **{**SETTINGS, "clips_per_task": 2})
+    assert str(caught.value) == "clips_per_task: expected at least 3, got 2"
+
+
 def test_tier_that_is_not_there():
     with pytest.raises(ValueError) as caught:
         ClipSampler([t for t in EVERY if (t.task, t.tier) != ("push-v3", "medium")], **SETTINGS)

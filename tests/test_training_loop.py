@@ -93,6 +93,18 @@ class TestResume:
         assert torch.equal(next(load_reward_model(folder).parameters()), next(model.parameters()))
 
 
+    def test_other_tasks_are_refused(self, straight):
+        """A model that claims not to have seen a task must not have been trained on it before the stop."""
+        folder, _, _ = straight
+        others = painted_tasks(["push-v3", "window-open-v3"], each=1, size=32)
+        with pytest.raises(ValueError) as caught:
+            train(tiny(), others, folder, CONFIG, progress_bar=False)
+        assert str(caught.value) == (
+            f"{folder} holds a run with other settings (then, now): "
+            "{'tasks': (['push-v3', 'reach-v3'], ['push-v3', 'window-open-v3'])}; choose another --out"
+        )
+
+
 class TestTraining:
     def test_what_it_leaves(self, straight):
         folder, model, history = straight
@@ -124,9 +136,8 @@ class TestTraining:
 
     def test_it_learns(self, tmp_path):
         """Two painted tasks of four rollouts are learnt by heart in a few steps."""
-        _, history = run(
-            tmp_path, TrainConfig(**{**vars(CONFIG), "steps": 40, "relevance_steps": 0, "learning_rate": 3e-3, "save_every": 99})
-        )
+        longer = {"steps": 40, "relevance_steps": 0, "learning_rate": 3e-3, "save_every": 99}
+        _, history = run(tmp_path, TrainConfig(**{**vars(CONFIG), **longer}))
         losses = [row["loss"] for row in history]
         assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
 
@@ -141,7 +152,10 @@ class TestTraining:
             assert row["loss"] == pytest.approx(row["itp"] + 0.1 * row["ilp"] + 0.5 * row["ivp"], rel=1e-5)
 
     def test_a_loss_that_is_not_finite_stops_it(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(loop, "batch_loss", lambda model, *_, **__: {"loss": next(model.parameters()).sum() * math.nan})
+        def broken(model, *_, **__):
+            return {"loss": next(model.parameters()).sum() * math.nan}
+
+        monkeypatch.setattr(loop, "batch_loss", broken)
         with pytest.raises(FloatingPointError) as caught:
             run(tmp_path)
         assert str(caught.value) == (

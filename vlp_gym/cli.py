@@ -81,6 +81,7 @@ def train(
     leave_out: tuple[str, ...] = (),
     out: Path | None = None,
     steps: int = 500,
+    relevance_steps: int = 200,
     seed: int = 0,
     precision: Literal["no", "bf16", "fp16"] = "no",
     learning_rate: float = 2e-3,
@@ -102,7 +103,8 @@ def train(
         leave_out: also keep these tasks out, to validate on (see `vlp-gym tune`).
         out: folder for the checkpoint, the state to go on from and the training curve; runs/ARCHITECTURE-SPLIT by
             default.
-        steps: optimizer steps.
+        steps: optimizer steps on everything.
+        relevance_steps: of compact, further steps on its relevance alone.
         seed: of initial weights, batches and augmentation.
         precision: of the arithmetic; no is fp32.
         learning_rate: the highest, after the warm-up.
@@ -126,12 +128,14 @@ def train(
         raise ValueError(f"--backbone: only vlp takes one, got {backbone!r} for {architecture}")
     if steps < 1 or save_every < 1:
         raise ValueError(f"--steps and --save-every: expected at least 1, got {steps} and {save_every}")
+    if relevance_steps < 0:
+        raise ValueError(f"--relevance-steps: expected at least 0, got {relevance_steps}")
     if clips_per_task < 3:
         raise ValueError(f"--clips-per-task: expected at least 3, got {clips_per_task}")
     out = Path("runs") / f"{architecture}-{split}" if out is None else out
     config = TrainConfig(
-        steps=steps, seed=seed, precision=precision, learning_rate=learning_rate, save_every=save_every,
-        tasks_per_batch=tasks_per_batch, clips_per_task=clips_per_task,
+        steps=steps, relevance_steps=relevance_steps, seed=seed, precision=precision, learning_rate=learning_rate,
+        save_every=save_every, tasks_per_batch=tasks_per_batch, clips_per_task=clips_per_task,
     )  # fmt: skip
     chosen = train_tasks(split)
     if unknown := set(leave_out) - set(chosen):

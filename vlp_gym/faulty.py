@@ -243,7 +243,7 @@ class FaultyModel(nn.Module):
     def _allocate(self, rows: int) -> None:
         self.batches.append(rows)
         if self.fault == "out_of_memory" and rows > self.limit:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
 def _with_gradient(rows: int) -> Tensor:

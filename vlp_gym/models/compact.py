@@ -1,4 +1,4 @@
-"""`vlp-compact`: a two-megabyte reward model that trains from scratch on two cores and loads with no network.
+"""`vlp-compact`: a reward model of 1.6 million weights that trains from scratch on two cores and loads with no network.
 
 It is factorised, because a joint f(video, text) trained on few scenes memorises (scene, sentence) pairs:
 
@@ -148,7 +148,10 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         return self.temperature[0] * scene + self.temperature[1] * motion + shift
 
     def relevance_parameters(self) -> list[nn.Parameter]:
-        """What only the relevance depends on; progress and quality stay as they are when these are trained alone."""
+        """What only the relevance depends on: when these are trained alone, no other weight changes.
+
+        Progress and quality may still move a little: the encoder's batch norm goes on averaging what it sees.
+        """
         heads = (self.backbone.words, self.scene_head, self.motion_head, self.text_scene, self.text_motion)
         own = [parameter for head in heads for parameter in head.parameters()]
         return [*own, self.temperature, self.relevance_bias]

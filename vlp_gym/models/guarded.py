@@ -94,7 +94,7 @@ class GuardedModel:
             self.model.eval()  # someone trained it meanwhile, and dropout would make the reward random
         try:
             return function()
-        except (InstructionError, torch.OutOfMemoryError):
+        except (InstructionError, torch.cuda.OutOfMemoryError):
             raise
         except Exception as error:
             raise QueryError(f"the reward model raised {type(error).__name__}: {error} ({where})") from error
@@ -109,7 +109,7 @@ class GuardedModel:
                 results.append(function(*(tensor[start:stop] for tensor in rows)))
                 start = stop
                 continue
-            except torch.OutOfMemoryError as error:
+            except torch.cuda.OutOfMemoryError as error:
                 if stop - start == 1:
                     raise QueryError(f"out of memory at batch 1, {_memory(self.device)} ({where})") from error
                 self.max_batch = (stop - start) // 2

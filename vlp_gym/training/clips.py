@@ -24,7 +24,7 @@ class ClipBatch:
 
     Attributes:
         frames: uint8 ``[G, C, T, H, W, 3]``.
-        progress: float ``[G, C, T]``, share of the way to success by the clock; NaN in rollouts that fail.
+        progress: float ``[G, C, T]``, share of an expert's way to success by the clock; NaN in other rollouts.
         value: float ``[G, C, T]``, rank of the environment's reward within the task in [0, 1]; 1 at success.
         tier: float ``[G, C]``, 2 expert, 1 medium, 0 random in whole rollouts, 0 in reversed ones; NaN elsewhere.
         segment_return: float ``[G, C]``, mean environment reward over the clip; NaN in reversed ones.
@@ -59,7 +59,7 @@ class ClipSampler:
         seed: decides everything.
 
     Raises:
-        ValueError: if there are fewer tasks than `tasks_per_batch`, or a task lacks a tier.
+        ValueError: if there are fewer tasks than `tasks_per_batch` or clips than 3, or a task lacks a tier.
     """
 
     def __init__(
@@ -76,6 +76,8 @@ class ClipSampler:
             raise ValueError(
                 f"tasks_per_batch: expected 2 to {len(self.tasks)} (the tasks there are), got {tasks_per_batch}"
             )
+        if clips_per_task < 3:
+            raise ValueError(f"clips_per_task: expected at least 3, got {clips_per_task}")
         for task, tiers in self.by_task.items():
             if lacking := TIER_RANK.keys() - tiers.keys():
                 raise ValueError(f"{task}: expected trajectories of every tier, found none of {sorted(lacking)}")

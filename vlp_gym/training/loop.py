@@ -75,13 +75,20 @@ def train(
 
     Returns:
         One row of figures a step.
+
+    Raises:
+        ValueError: if the folder holds a run with other settings or tasks.
+        FloatingPointError: if the loss is not finite.
+        MissingExtraError: without accelerate.
     """
     try:
-        from accelerate import Accelerator
+        from accelerate import Accelerator, DistributedDataParallelKwargs
     except ImportError as error:
         raise MissingExtraError('training needs: pip install "vlp_gym[train]"') from error
     folder = Path(folder)
-    accelerator = Accelerator(mixed_precision=config.precision)
+    # In the last stage most weights are at rest: DistributedDataParallel would wait for their gradients for ever.
+    resting = DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = Accelerator(mixed_precision=config.precision, kwargs_handlers=[resting])
     sampler = ClipSampler(
         trajectories,
         tasks_per_batch=config.tasks_per_batch,
@@ -94,10 +101,11 @@ def train(
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99))
     model.to(accelerator.device).train()
     history: list[dict[str, float]] = []
+    settings = {**asdict(config), "tasks": sampler.tasks}
     if (folder / "training.json").exists():
         _, extra = load_training_state(folder, model=model, optimizer=optimizer, generators={"augment": generator})
         history = extra["history"]
-        _check_same_config(extra["config"], config, folder)
+        _check_same_settings(extra["config"], settings, folder)
     wrapped = _DistributedLoss(model)
     wrapped, optimizer = accelerator.prepare(wrapped, optimizer)
     relevance = model.relevance_parameters() if isinstance(model, CompactRewardModel) else []
@@ -109,7 +117,7 @@ def train(
 
     def save() -> None:
         if accelerator.is_main_process:
-            extra = {"history": history, "config": asdict(config)}
+            extra = {"history": history, "config": settings}
             save_training_state(
                 folder, model=model, optimizer=getattr(optimizer, "optimizer", optimizer), step=len(history),
                 generators={"augment": generator}, extra=extra,
@@ -177,9 +185,9 @@ class _DistributedLoss(nn.Module):
         return batch_loss(self.model, batch, generator, relevance_only=relevance_only)
 
 
-def _check_same_config(before: dict[str, Any], config: TrainConfig, folder: Path) -> None:
-    now = asdict(config)
-    changed = {key: (before[key], now[key]) for key in now if before.get(key) != now[key] and key != "save_every"}
+def _check_same_settings(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    known = [key for key in now if key in before and key != "save_every"]  # an older state may know fewer
+    changed = {key: (before[key], now[key]) for key in known if before[key] != now[key]}
     if changed:
         raise ValueError(f"{folder} holds a run with other settings (then, now): {changed}; choose another --out")
 

@@ -88,11 +88,9 @@ def _vlp_loss(model: VLPModel, batch: ClipBatch, generator: torch.Generator) -> 
     order = torch.argsort(torch.rand(groups, clips, generator=generator), 1).to(tokens.device)
     rows = torch.arange(groups, device=tokens.device)
     a, b = tokens[rows, order[:, 0]], tokens[rows, order[:, 1]]
-    quality = torch.where(batch.tier.isnan(), batch.segment_return / MAX_REWARD, batch.tier)
-    quality_a, quality_b = quality[rows, order[:, 0]], quality[rows, order[:, 1]]
-    both_tiers = ~(batch.tier[rows, order[:, 0]].isnan() | batch.tier[rows, order[:, 1]].isnan())
+    tiers = batch.tier[rows, order[:, 0]] - batch.tier[rows, order[:, 1]]  # NaN unless both are known
     returns = batch.segment_return[rows, order[:, 0]] - batch.segment_return[rows, order[:, 1]]
-    label = (torch.where(both_tiers, quality_a - quality_b, returns).nan_to_num(0.0).sign() + 1) / 2
+    label = (torch.where(tiers.isnan(), returns, tiers).nan_to_num(0.0).sign() + 1) / 2
 
     def score(video: Tensor, sentence: Tensor) -> Tensor:
         return model.score(video, sentence, mask).preference
