@@ -26,10 +26,11 @@ def compact_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(EXAMPLE), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=110)
+    return subprocess.run(command, capture_output=True, text=True, timeout=280)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_everything_that_it_promises_is_there(compact_folder, tmp_path):
     done = run(*SHORT, "--model", compact_folder, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
