@@ -95,11 +95,13 @@ def main(options: Options) -> None:
     except KeyboardInterrupt:
         print("\nstopped: keeping what was learned")
     evaluation.run()
+    evaluation.env.close()
     env.close()
 
     agent.save(out / "policy.zip")
     history = evaluation.history
-    plot_learning_curve({options.task: [history]}, out / "learning_curve.png", title=f"“{options.instruction}”")
+    title, unit = f"“{options.instruction}”", "decisions of the agent"
+    plot_learning_curve({options.task: [history]}, out / "learning_curve.png", title=title, xlabel=unit)
     film(options, model, agent, out / "final_policy.mp4")
     result = {
         "options": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()},
@@ -200,7 +202,7 @@ def rollout(options: Options, act: Any, model: Any, instruction: str) -> tuple[n
     env = make_env(options, seed=options.seed + 2_000)
     env = VLPRewardWrapper(env, instruction, model, reward="progress", scale=options.scale)
     observation, info = env.reset(seed=0)
-    frames, rewards, truncated = [env.render()], [info["vlp"]["score"]], False
+    frames, rewards, truncated = [env.render()], [options.scale * info["vlp"]["score"]], False
     while not truncated:
         observation, reward, _, truncated, _ = env.step(act(observation, len(rewards)))
         frames.append(env.render())
@@ -211,11 +213,11 @@ def rollout(options: Options, act: Any, model: Any, instruction: str) -> tuple[n
 
 def first_look(options: Options, model: Any, path: Path) -> None:
     """What the reward says of an expert, half an expert and random actions, under the right and a wrong sentence."""
-    expert, rng = scripted_policy(options.task), np.random.default_rng(0)
+    expert = scripted_policy(options.task)
     behaviours = {
         "expert": lambda observation, step: np.clip(expert.get_action(observation), -1, 1),
         "half-finished": lambda observation, step: np.clip(expert.get_action(observation), -1, 1) * (step < 15),
-        "random": lambda observation, step: rng.uniform(-1, 1, 4),
+        "random": lambda observation, step: np.random.default_rng(step).uniform(-1, 1, 4),
     }
     curves, frames = {}, {}
     for name, act in behaviours.items():

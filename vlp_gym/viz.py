@@ -161,6 +161,7 @@ def plot_learning_curve(
     *,
     title: str = "",
     quantities: Mapping[str, str] | None = None,
+    xlabel: str = "environment steps",
 ) -> None:
     """Draw success and reward against environment steps: the mean over seeds, and the band from worst to best.
 
@@ -170,6 +171,7 @@ def plot_learning_curve(
         title: above the picture.
         quantities: key in the rows -> title of its panel; default ``{"success": "success rate", "reward": "reward
             of the model (mean a step)"}``, of which those present are drawn.
+        xlabel: what "step" counts.
 
     Raises:
         ValueError: if no row holds one of the quantities.
@@ -190,7 +192,7 @@ def plot_learning_curve(
                 axes.plot(x, curves.mean(axis=0), color=colour, label=label + seeds)
                 if len(curves) > 1:
                     axes.fill_between(x, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.18, linewidth=0)
-            axes.set(title=name, xlabel="environment steps")
+            axes.set(title=name, xlabel=xlabel)
             axes.xaxis.set_major_formatter(_thousands)
             axes.margins(x=0.01)
             if key == "success":
