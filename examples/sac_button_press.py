@@ -1,11 +1,12 @@
-"""SAC learns to press a button it has no reward for: a sentence and a camera are all it gets.
+"""SAC trained on the reward of "press the button": a sentence and a camera are all it gets.
 
     python examples/sac_button_press.py
     python examples/sac_button_press.py --task door-close-v3 --instruction "close the door"
 
-The agent's reward comes from `VLPRewardWrapper` alone. The environment's own success is looked at for evaluation only,
-and its reward not at all. Everything lands in --out: TensorBoard logs, result.json, learning_curve.png, policy.zip and
-final_policy.mp4. Ctrl-C keeps what was learned.
+With the shipped models it does not reliably succeed yet: see "Results" in the README. The agent's reward comes from
+`VLPRewardWrapper` alone. The environment's own success is looked at for evaluation only, and its reward not at all.
+Everything lands in --out: TensorBoard logs, result.json, learning_curve.png, policy.zip and final_policy.mp4. Ctrl-C
+keeps what was learned.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Options:
     """What the agent is told."""
     model: str = "vlp-compact-45"
     """Reward model: a name, a folder or a hub id. vlp-compact-45 never saw this task."""
-    steps: int = 60_000
+    steps: int = 30_000
     """Decisions of the agent; each holds for --repeat environment steps."""
     seed: int = 0
     """Of the task's placements, the agent and the exploration."""

@@ -64,7 +64,11 @@ def main(options: Options) -> None:
 
 
 def rendering(options: Options) -> dict[str, Any]:
-    """Milliseconds a frame at 224 px: ours against Gymnasium's own viewer on the same scene."""
+    """Milliseconds a frame at 224 px: ours against Gymnasium's own viewer on the same scene.
+
+    Not yet trustworthy: Gymnasium's viewer never makes its GL context current, so beside ours it draws into our cheaper
+    one and looks faster than it is. The two belong in processes of their own.
+    """
     env = make_metaworld(options.task, size=224)
     env.reset(seed=0)
     gymnasium_env = env.env  # the same environment without FastRender renders through Gymnasium's viewer
