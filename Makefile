@@ -38,7 +38,7 @@ SIBLINGS := door-open-v3 drawer-open-v3 faucet-open-v3 window-close-v3
 VALIDATION := button-press-topdown-wall-v3 door-unlock-v3 handle-press-side-v3 plate-slide-back-v3 coffee-pull-v3
 LAMBDA ?= 1.0
 train: $(STAMP)
-	$(BIN)/vlp-gym collect metaworld --out $(DATA)/train --per-tier 24 --near-miss 12 --varied-share 0.5
+	$(BIN)/vlp-gym collect metaworld --out $(DATA)/train --per-tier 24 --near-miss 12 --explore 16 --varied-share 0.5
 	$(BIN)/vlp-gym collect metaworld --out $(DATA)/eval --seed 1000 --tasks $(TEST_TASKS) $(SIBLINGS)
 	$(BIN)/vlp-gym train compact --data $(DATA)/train --split vlp --leave-out $(VALIDATION) --out $(RUNS)/validation
 	$(BIN)/vlp-gym tune --model $(RUNS)/validation --data $(DATA)/train --tasks $(VALIDATION)

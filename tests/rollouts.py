@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
 
-from vlp_gym.data.dataset import NEAR_MISS, TIERS, Trajectory, shard_path, write_shard
+from vlp_gym.data.dataset import EXPLORE, NEAR_MISS, TIERS, Trajectory, shard_path, write_shard
 
 STRIDE = 5
 SUCCESS_AT = 12  # frame at which an expert succeeds
 
 
 def painted(task, tier, number=0, frames=16, size=16, *, fails=False):
-    """A rollout whose reward grows to 10 (expert), 5 (medium), 2 (near miss), or stays below 1 (random)."""
+    """A rollout whose reward grows to 10 (expert), 5 (medium), 2 (near miss), 3 (explore), or under 1."""
     rng = np.random.default_rng([number, frames, len(tier)])
     step = np.arange(frames) * STRIDE
-    top = {"expert": 10.0, "medium": 5.0, NEAR_MISS: 2.0, "random": 0.0}[tier]
+    top = {"expert": 10.0, "medium": 5.0, NEAR_MISS: 2.0, EXPLORE: 3.0, "random": 0.0}[tier]
     every = top * np.minimum(np.arange(1, step[-1] + 1) / (SUCCESS_AT * STRIDE), 1) + rng.uniform(0, 0.5, step[-1])
     reward = np.append(0.0, every[step[1:] - 1])
     success = (np.arange(frames) >= SUCCESS_AT) & (tier == "expert") & (not fails)
     pictures = np.zeros((frames, size, size, 3), np.uint8)
     pictures[..., 0] = 20 * number
     pictures[..., 1] = 8 * np.arange(frames)[:, None, None]
-    pictures[..., 2] = 60 * (*TIERS, NEAR_MISS).index(tier)
+    pictures[..., 2] = 60 * (*TIERS, NEAR_MISS, EXPLORE).index(tier)
     numbers = reward.astype(np.float32), success, every.astype(np.float32)
     return Trajectory(task, tier, number, "corner2", STRIDE, False, pictures, step.astype(np.int64), *numbers)
 
@@ -41,3 +43,8 @@ def write_tasks(folder: Path, trajectories):
     """Shards as a collection leaves them."""
     for task, tier in dict.fromkeys((t.task, t.tier) for t in trajectories):
         write_shard([t for t in trajectories if (t.task, t.tier) == (task, tier)], shard_path(folder, task, tier))
+
+
+def killed(job):
+    """Stands where a worker's task should: the worker ends as if the system had run out of memory."""
+    os.kill(os.getpid(), signal.SIGKILL)

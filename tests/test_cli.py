@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -25,7 +26,7 @@ from vlp_gym import cli
 from vlp_gym.cli import main
 from vlp_gym.data import instructions
 from vlp_gym.data.collect import CollectConfig
-from vlp_gym.data.dataset import TIERS
+from vlp_gym.data.dataset import TIERS, shard_path
 from vlp_gym.data.instructions import TEST_TASKS
 from vlp_gym.evaluation import evaluate
 from vlp_gym.models import registry
@@ -295,6 +296,14 @@ def test_tune(data, model, capsys):
     found = re.fullmatch(r"--quality-weight (\S+) --relevance-shift (-?\d+\.\d+)", lines[-1])
     assert float(found[1]) == best
     assert ((rows[:, 1:] >= 0) & (rows[:, 1:] <= 1)).all()
+
+
+def test_tune_needs_every_tier(data, model, tmp_path, capsys):
+    lacking = shutil.copytree(data, tmp_path / "lacking")
+    shard_path(lacking, TEST_TASKS[1], "medium").unlink()
+    assert run("tune", "--model", model, "--data", lacking, "--tasks", *TEST_TASKS[:2]) == 2
+    expected = f"expected trajectories of every tier of every validation task, found none of ['{TEST_TASKS[1]} medium']"
+    assert expected in capsys.readouterr().err
 
 
 class TestScore:

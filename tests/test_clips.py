@@ -7,12 +7,13 @@ import pytest
 import torch
 from rollouts import STRIDE, SUCCESS_AT, painted, painted_tasks
 
-from vlp_gym.data.dataset import NEAR_MISS, TIERS
+from vlp_gym.data.dataset import EXPLORE, NEAR_MISS, TIERS
 from vlp_gym.data.instructions import training_phrasings
-from vlp_gym.training.clips import ClipSampler
+from vlp_gym.training.clips import ClipSampler, progress_by_reward
 
 TASKS = ("door-open-v3", "push-v3", "reach-v3")
-ROLLOUTS = {task: painted_tasks([task], tiers=(*TIERS, NEAR_MISS)) for task in TASKS}
+ALL = (*TIERS, NEAR_MISS, EXPLORE)
+ROLLOUTS = {task: painted_tasks([task], tiers=ALL) for task in TASKS}
 EVERY = [trajectory for group in ROLLOUTS.values() for trajectory in group]
 SETTINGS = {"tasks_per_batch": 2, "clips_per_task": 4, "window": 8, "seed": 0}
 TASK_OF = {sentence: task for task in TASKS for sentence in training_phrasings(task)}
@@ -55,7 +56,7 @@ def test_a_clip_is_of_one_rollout_of_its_own_task(batches):
         red = batch.frames[..., 0, 0, 0]
         assert (red == red[..., :1]).all()
     for _, slot, rollout, _, _ in clips(batches):
-        wanted = {0: ("expert",), 1: ("medium",), 2: ("random", NEAR_MISS)}.get(slot, (*TIERS, NEAR_MISS))
+        wanted = {0: ("expert",), 1: ("medium",), 2: ("random", NEAR_MISS, EXPLORE)}.get(slot, ALL)
         assert rollout.tier in wanted
 
 
@@ -65,8 +66,8 @@ def test_targets(batches):
         if rollout.tier == "expert":
             expected = np.minimum(index / SUCCESS_AT, 1)
             assert targets["progress"] == pytest.approx(expected)
-        else:
-            assert np.isnan(targets["progress"]).all()
+        else:  # an expert's reward grows with its clock, to 10 at success, give or take 0.5
+            assert targets["progress"] == pytest.approx(rollout.reward[index] / 10, abs=0.1)
         rewards = np.concatenate([other.reward for other in ROLLOUTS[task]])
         rank = [np.mean(rewards <= rollout.reward[i]) for i in index]
         assert targets["value"] == pytest.approx(np.where(rollout.success[index], 1, rank))
@@ -87,7 +88,7 @@ def test_targets(batches):
             assert (index[0], index[-1]) == (0, len(rollout.frames) - 1)
         else:
             modes["unknown"] += 1
-        if rollout.tier == NEAR_MISS:
+        if rollout.tier in (NEAR_MISS, EXPLORE):
             assert np.isnan(targets["tier"])
         if targets["expert"]:
             modes["expert"] += 1
@@ -116,6 +117,39 @@ def test_to_another_device(batches):
     moved = batches[0].to(torch.device("meta"))
     assert {value.device.type for value in vars(moved).values() if isinstance(value, torch.Tensor)} == {"meta"}
     assert moved.instructions == batches[0].instructions
+
+
+class TestProgressByReward:
+    def test_it_is_the_clock_where_the_reward_rises(self):
+        reward, progress = progress_by_reward([painted("push-v3", "expert", k) for k in range(3)])
+        assert (np.diff(reward) >= 0).all()
+        assert (np.diff(progress) >= 0).all()
+        assert np.interp([0, 5, 11], reward, progress) == pytest.approx([0, 0.5, 1], abs=0.05)
+
+    def test_a_reward_that_falls_on_the_way_gives_one_progress(self):
+        expert = painted("push-v3", "expert")
+        expert.reward[4:8] = expert.reward[4:8][::-1].copy()  # dearer at a third of the way than at a half
+        reward, progress = progress_by_reward([expert])
+        found = np.interp(expert.reward[4:8], reward, progress)
+        assert found == pytest.approx(5.5 / SUCCESS_AT)
+
+
+def test_half_of_the_tasks_come_with_another_of_their_scene():
+    tasks = (
+        "door-open-v3",
+        "door-lock-v3",
+        "door-unlock-v3",
+        "push-v3",
+        "reach-v3",
+        "sweep-v3",
+        "soccer-v3",
+        "hammer-v3",
+    )
+    every = [painted(task, tier) for task in tasks for tier in TIERS]
+    sampler = ClipSampler(every, **SETTINGS)
+    doors = [[task.split("-")[0] for task in sampler._draw_tasks(np.random.default_rng(k))] for k in range(400)]
+    both = np.mean([pair == ["door", "door"] for pair in doors])
+    assert both == pytest.approx(3 / 8 * (0.5 + 0.5 * 2 / 7), abs=0.06)
 
 
 def test_failed_experts_are_left_out():

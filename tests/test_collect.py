@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import rollouts as rollouts_kit
 import torch
 
 pytest.importorskip("metaworld")
@@ -15,22 +16,35 @@ pytest.importorskip("datasets")
 from vlp_gym.cli import main
 from vlp_gym.data import collect
 from vlp_gym.data.collect import CollectConfig, Stage, collect_metaworld
-from vlp_gym.data.dataset import NEAR_MISS, TIERS, load_trajectories, shard_path
+from vlp_gym.data.dataset import EXPLORE, NEAR_MISS, TIERS, load_trajectories, shard_path
 from vlp_gym.errors import DatasetError
 from vlp_gym.models.resize import resize_frames
 
 pytestmark = pytest.mark.filterwarnings("ignore:Constant")  # of Meta-World's scripted policies
 
 TASK = "button-press-v3"
-ALL = (*TIERS, NEAR_MISS)
-CONFIG = CollectConfig(per_tier=2, near_miss=1, stride=10, varied_share=0.5, seed=4)
+ALL = (*TIERS, NEAR_MISS, EXPLORE)
+CONFIG = CollectConfig(per_tier=2, near_miss=1, explore=1, stride=10, varied_share=0.5, seed=4)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Made by worker processes, as a user makes it."""
     made = tmp_path_factory.mktemp("collected")
-    settings = ["--per-tier", "2", "--near-miss", "1", "--stride", "10", "--varied-share", "0.5", "--seed", "4"]
+    settings = [
+        "--per-tier",
+        "2",
+        "--near-miss",
+        "1",
+        "--explore",
+        "1",
+        "--stride",
+        "10",
+        "--varied-share",
+        "0.5",
+        "--seed",
+        "4",
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONWARNINGS", "ignore")
         status = main(["collect", "metaworld", "--out", str(made), "--tasks", "button-press", *settings])
@@ -50,7 +64,7 @@ def test_one_shard_a_tier_and_the_settings(folder):
 
 def test_rollouts(rollouts):
     assert sorted((t.tier, t.varied) for t in rollouts) == sorted(
-        [(tier, varied) for tier in TIERS for varied in (False, True)] + [(NEAR_MISS, False)]
+        [(tier, varied) for tier in TIERS for varied in (False, True)] + [(NEAR_MISS, False), (EXPLORE, False)]
     )
     assert len({t.seed for t in rollouts}) == len(rollouts)
     for t in rollouts:
@@ -73,6 +87,7 @@ def test_tiers_are_what_they_are_called(rollouts):
     for t in by_tier["random"] + by_tier[NEAR_MISS]:
         assert not t.success[:-1].any()
         assert len(t.episode_reward) < 120
+    assert 80 <= len(by_tier[EXPLORE][0].episode_reward) < 150
     best = {tier: np.mean([t.episode_reward.max() for t in group]) for tier, group in by_tier.items()}
     assert best["expert"] > max(best["medium"], best["random"], best[NEAR_MISS])
     assert best["medium"] > best["random"]
@@ -103,6 +118,12 @@ def test_other_settings_are_refused(folder):
         f"{folder} was collected with other settings (then, now): {{'stride': (10, 5), 'seed': (4, 5)}}; "
         "choose another --out"
     )
+
+
+def test_killed_worker_is_an_error_and_not_a_wait(tmp_path, monkeypatch):
+    monkeypatch.setattr(collect, "_collect_task", rollouts_kit.killed)
+    with pytest.raises(DatasetError, match=r"^a collecting process was killed .* goes on where it stopped"):
+        collect_metaworld(tmp_path, CONFIG, tasks=[TASK], workers=1, progress_bar=False)
 
 
 @pytest.mark.parametrize(("share", "varied"), [(0.0, 0), (0.25, 2), (0.5, 4), (1.0, 8)])
@@ -161,6 +182,18 @@ class TestActor:
         beside = self.actions(self.actor(NEAR_MISS)).mean(0) - self.ASKED
         assert 0.05 < np.linalg.norm(beside[:2]) < 0.22
         assert (before == self.OBSERVATION).all()
+
+    def test_exploring_hand_reaches_what_it_aims_for(self):
+        actor, hand, near = self.actor(EXPLORE), np.array([0.0, 0.6, 0.2]), []
+        for _ in range(3000):
+            observation = np.concatenate([hand, [1.0], self.OBSERVATION[4:]])
+            action = actor(observation)
+            hand = hand + 0.02 * action[:3]
+            if actor.phase == 0 and actor.aim is not None:
+                near.append(np.linalg.norm(hand - actor.aim))
+        assert len(near) > 50
+        assert np.median(near) < 0.05
+        assert not actor.observe(5, {"near_object": 1.0}, succeeded=True)
 
     def test_medium_stops_trying_halfway(self):
         for stage, halfway in ((Stage(True, 20), {"near_object": 1.0}), (Stage(False, 6), {"near_object": 0.0})):

@@ -90,29 +90,29 @@ class TestWhatItSees:
         a, b = (model.score(tokens, model.encode_text(s), ALL) for s in (SENTENCES, SENTENCES[::-1]))
         assert torch.equal(a.progress, b.progress)
         assert not torch.allclose(a.relevance, b.relevance)
-        assert torch.allclose(a.preference - a.relevance, b.preference - b.relevance, atol=1e-5)
-
-    def test_preference_is_relevance_and_weighted_quality(self, model, tokens):
-        scores = model.score(tokens, model.encode_text(SENTENCES), ALL)
-        quality = model.features(tokens, ALL).quality
-        expected = scores.relevance + model.config["quality_weight"] * quality
-        assert torch.allclose(scores.preference, expected, atol=1e-5)
-        assert quality.abs().max() > 1e-3
+        clips = model.features(tokens, ALL)
+        for scores, sentences in ((a, SENTENCES), (b, SENTENCES[::-1])):
+            rest = scores.preference - model.relevance(clips, model.encode_text(sentences)).diagonal()
+            assert torch.allclose(rest, model.config["quality_weight"] * clips.quality, atol=1e-5)
 
     def test_relevance_is_its_formula(self, model, tokens):
-        """Two temperatures times two cosines, plus the bias; every clip against every sentence."""
+        """A temperature times a cosine plus a bias, of scene and motion; every clip against every sentence."""
         clips, text = model.features(tokens, ALL), model.encode_text([*SENTENCES, "close the window"])
-        relevance = model.relevance(clips, text)
-        assert relevance.shape == (2, 3)
-        for i in range(2):
-            for j in range(3):
-                scene, motion = model.text_scene(text[j])[0], model.text_motion(text[j])[0]
-                expected = (
-                    model.temperature[0] * torch.cosine_similarity(clips.scene[i], scene, 0)
-                    + model.temperature[1] * torch.cosine_similarity(clips.motion[i], motion, 0)
-                    + model.relevance_bias
-                )
-                assert relevance[i, j].item() == pytest.approx(expected.item(), abs=1e-4)
+        seen = {"scene": model.scene_relevance(clips, text)}
+        seen["motion"] = model.relevance(clips, text) - seen["scene"]
+        for part, (name, logits) in enumerate(seen.items()):
+            assert logits.shape == (2, 3)
+            for i in range(2):
+                for j in range(3):
+                    said = getattr(model, f"text_{name}")(text[j])[0]
+                    cosine = torch.cosine_similarity(getattr(clips, name)[i], said, 0)
+                    expected = model.temperature[part] * cosine + model.relevance_bias[part]
+                    assert logits[i, j].item() == pytest.approx(expected.item(), abs=1e-4)
+
+    def test_no_motion_changes_the_gate_of_the_reward(self, model, tokens):
+        text = model.encode_text(SENTENCES)
+        other = torch.cat([tokens[:, :1], torch.randn_like(tokens[:, 1:])], 1)
+        assert torch.equal(model.score(tokens, text, ALL).relevance, model.score(other, text, ALL).relevance)
 
     def test_relevance_shift_is_added(self, model, tokens):
         shifted = CompactRewardModel(**{**TINY, "relevance_shift": 1.5}).eval()

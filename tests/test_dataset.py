@@ -136,14 +136,16 @@ class TestFaults:
         row["frames"][3] = other["frames"][3]
         with pytest.raises(DatasetError) as caught:
             decode_trajectory(row)
-        assert str(caught.value) == "push-v3/expert/7: frames of several sizes, or 16 frames for 16 steps"
+        assert str(caught.value) == "push-v3/expert/7: frames of several sizes"
 
-    def test_frames_and_steps_disagree(self):
+    @pytest.mark.parametrize("short", ["frames", "step", "reward", "success"])
+    def test_one_step_reward_and_success_a_frame(self, short):
         row = encode_trajectory(painted("push-v3", "expert", 7))
-        row["frames"].pop()
+        row[short].pop()
+        lengths = {name: 15 if name == short else 16 for name in ("frames", "step", "reward", "success")}
         with pytest.raises(DatasetError) as caught:
             decode_trajectory(row)
-        assert str(caught.value) == "push-v3/expert/7: frames of several sizes, or 15 frames for 16 steps"
+        assert str(caught.value) == f"push-v3/expert/7: expected one step, reward and success a frame, got {lengths}"
 
     def test_no_frames_or_too_many(self, monkeypatch):
         monkeypatch.setattr(dataset, "MAX_FRAMES", 10)

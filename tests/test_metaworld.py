@@ -125,9 +125,10 @@ def test_fifty_tasks_each_with_an_expert(env):
     ],
 )
 def test_unknown_task(task, message):
-    with pytest.raises(ValueError) as caught:
-        make_metaworld(task)
-    assert str(caught.value) == message
+    for make in (make_metaworld, scripted_policy):
+        with pytest.raises(ValueError) as caught:
+            make(task)
+        assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("steps", [0, 501])

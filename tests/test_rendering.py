@@ -52,6 +52,14 @@ class TestFastRender:
         default = FastRender(pendulum, 64, 80, quality="default").render()
         assert np.abs(default - own_picture.astype(float)).mean() < 0.5
 
+    def test_not_after_close(self):
+        env = FastRender(gym.make("InvertedPendulum-v5", render_mode="rgb_array"), 16, 16)
+        env.reset(seed=0)
+        env.render()
+        env.close()
+        with pytest.raises(gym.error.ClosedEnvironmentError, match=r"^render was called after close$"):
+            env.render()
+
     def test_a_new_array_for_every_frame(self, pendulum):
         env = FastRender(pendulum, 32, 32)
         first = env.render()
@@ -129,14 +137,19 @@ class TestFastRenderer:
         ],
     )
     def test_unknown_camera(self, pendulum, camera, message):
-        with pytest.raises(ValueError) as caught:
-            FastRenderer(pendulum.unwrapped.model, 16, 16, camera)
-        assert str(caught.value) == message
+        for make in (
+            lambda: FastRenderer(pendulum.unwrapped.model, 16, 16, camera),
+            lambda: FastRender(pendulum, 16, 16, camera),
+        ):
+            with pytest.raises(ValueError) as caught:
+                make()
+            assert str(caught.value) == message
 
     def test_unknown_quality(self, pendulum):
-        with pytest.raises(ValueError) as caught:
-            FastRenderer(pendulum.unwrapped.model, 16, 16, quality="best")
-        assert str(caught.value) == 'quality: expected "fast" or "default", got \'best\''
+        for make, environment in ((FastRenderer, pendulum.unwrapped.model), (FastRender, pendulum)):
+            with pytest.raises(ValueError) as caught:
+                make(environment, 16, 16, quality="best")
+            assert str(caught.value) == 'quality: expected "fast" or "default", got \'best\''
 
 
 def test_roll_camera_turns_the_picture():

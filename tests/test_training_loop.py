@@ -117,7 +117,8 @@ class TestTraining:
 
     def test_the_total_is_its_weighted_parts(self, straight):
         for row in straight[2]:
-            relevance = 0.5 * (row["to_text"] + row["to_video"] + row["match"])
+            names = ("to_text", "to_video", "match", "scene_to_text", "scene_match")
+            relevance = 0.5 * sum(row[name] for name in names)
             rest = row["progress"] + row["frame_rank"] + row["tier"] + 0.5 * row["segment"]
             last_stage = row["step"] >= CONFIG.steps
             assert row["loss"] == pytest.approx(relevance if last_stage else relevance + rest, rel=1e-5)

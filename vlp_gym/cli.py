@@ -32,6 +32,7 @@ def collect(
     tasks: tuple[str, ...] = (),
     per_tier: int = 32,
     near_miss: int = 0,
+    explore: int = 0,
     stride: int = 5,
     varied_share: float = 0.0,
     seed: int = 0,
@@ -46,6 +47,7 @@ def collect(
         tasks: such as button-press-v3 door-close-v3; all 50 by default.
         per_tier: rollouts of each task and tier (expert, medium, random).
         near_miss: also so many rollouts a task that aim beside the object.
+        explore: also so many rollouts a task that wander about the workspace and the object, as learning agents do.
         stride: environment steps between two stored frames.
         varied_share: share of the rollouts with another camera, light and colours, from 0 to 1.
         seed: of everything; two collections with the same seed are equal.
@@ -55,7 +57,8 @@ def collect(
     from vlp_gym.data.collect import CollectConfig, collect_metaworld
     from vlp_gym.data.instructions import instructions_for
 
-    for name, value, least in (("per-tier", per_tier, 1), ("near-miss", near_miss, 0), ("stride", stride, 1)):
+    least_of = (("per-tier", per_tier, 1), ("near-miss", near_miss, 0), ("explore", explore, 0), ("stride", stride, 1))
+    for name, value, least in least_of:
         if value < least:
             raise ValueError(f"--{name}: expected at least {least}, got {value}")
     if not 0 <= varied_share <= 1:
@@ -65,7 +68,9 @@ def collect(
     names = [task if task.endswith("-v3") else f"{task}-v3" for task in tasks]
     for name in names:
         instructions_for(name)  # an unknown task is refused before anything is written
-    config = CollectConfig(per_tier=per_tier, near_miss=near_miss, stride=stride, varied_share=varied_share, seed=seed)
+    config = CollectConfig(
+        per_tier=per_tier, near_miss=near_miss, explore=explore, stride=stride, varied_share=varied_share, seed=seed
+    )
     collect_metaworld(out, config, tasks=names or None, workers=workers)
     print(f"rollouts: {out}")
     if push_to_hub is not None:
@@ -80,13 +85,13 @@ def train(
     split: SplitName = "vlp",
     leave_out: tuple[str, ...] = (),
     out: Path | None = None,
-    steps: int = 500,
+    steps: int = 700,
     relevance_steps: int = 200,
     seed: int = 0,
     precision: Literal["no", "bf16", "fp16"] = "no",
     learning_rate: float = 2e-3,
     tasks_per_batch: int = 14,
-    clips_per_task: int = 4,
+    clips_per_task: int = 6,
     save_every: int = 50,
     backbone: str = OPEN_CLIP,
     quality_weight: float = 0.2,

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.error import ClosedEnvironmentError
 
 from vlp_gym.errors import MissingExtraError
 
@@ -83,8 +84,7 @@ class FastRenderer:
         view: Mapping[str, Any] | None = None,
     ) -> None:
         mujoco = _import_mujoco()
-        if quality not in ("fast", "default"):
-            raise ValueError(f'quality: expected "fast" or "default", got {quality!r}')
+        _check_quality(quality)
         self.height, self.width = height, width
         self._model = model
         self._camera = mujoco.MjvCamera()
@@ -166,7 +166,7 @@ class FastRender(gym.Wrapper, gym.utils.RecordConstructorArgs):
         quality: "fast" or "default".
 
     Raises:
-        ValueError: if the environment has no MuJoCo model.
+        ValueError: if the environment has no MuJoCo model, or for a camera or quality that there is not.
     """
 
     def __init__(
@@ -185,13 +185,18 @@ class FastRender(gym.Wrapper, gym.utils.RecordConstructorArgs):
         own = getattr(unwrapped, "mujoco_renderer", None)
         if camera is None:
             camera = getattr(own, "camera_id", -1)
+        _camera_id(unwrapped.model, camera)
+        _check_quality(quality)
         self._settings = (height, width, camera, quality)
         self._view = getattr(own, "default_cam_config", None) or {}
         self._renderer: FastRenderer | None = None
         self._rendered_model: Any = None
+        self._closed = False
 
     def render(self) -> np.ndarray:  # type: ignore[override]
         """A new uint8 picture ``[height, width, 3]`` of the present state."""
+        if self._closed:
+            raise ClosedEnvironmentError("render was called after close")
         unwrapped: Any = self.env.unwrapped
         if self._rendered_model is not unwrapped.model:  # some environments compile a new model on reset
             self._close_renderer()
@@ -205,6 +210,7 @@ class FastRender(gym.Wrapper, gym.utils.RecordConstructorArgs):
 
     def close(self) -> None:
         """Free the GL context and close the environment."""
+        self._closed = True
         self._close_renderer()
         super().close()
 
@@ -228,6 +234,11 @@ def roll_camera(model: Any, camera: str, degrees: float) -> None:
     camera_id = _camera_id(model, camera)
     mujoco.mju_mulQuat(turned, model.cam_quat[camera_id], np.array([np.cos(half), 0.0, 0.0, np.sin(half)]))
     model.cam_quat[camera_id] = turned
+
+
+def _check_quality(quality: str) -> None:
+    if quality not in ("fast", "default"):
+        raise ValueError(f'quality: expected "fast" or "default", got {quality!r}')
 
 
 def _camera_id(model: Any, camera: str | int) -> int:

@@ -4,6 +4,8 @@
 - medium: the scripted policy + N(0, 0.5) until half of the stages are done, then noise alone.
 - random: uniform actions.
 - near_miss (ours, optional): the scripted policy aiming beside the object, so that purpose alone earns nothing.
+- explore (ours, optional): the hand goes to points of the workspace, points about the object, or along the scripted
+  policy for a while, and holds still between: the states that an agent visits, whatever they are worth.
 
 One parquet shard a task and tier; a shard that exists is not collected again, so an interrupted run resumes.
 """
@@ -15,6 +17,8 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +26,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vlp_gym.data.dataset import NEAR_MISS, TIERS, Trajectory, shard_path, write_shard
+from vlp_gym.data.dataset import EXPLORE, NEAR_MISS, TIERS, Trajectory, shard_path, write_shard
 from vlp_gym.data.variety import vary_scene
 from vlp_gym.errors import DatasetError
 from vlp_gym.integrations.metaworld import CAMERA, make_metaworld, metaworld_tasks, scripted_policy
@@ -31,7 +35,10 @@ RENDER_SIZE = 224
 MAX_STEPS = 300
 BEYOND_SUCCESS = (5, 25)  # steps that an expert goes on after success
 WANDER_STEPS = (60, 120)  # length of random and near-miss rollouts
+EXPLORE_STEPS = (80, 150)
+PHASE_STEPS = (8, 35)  # length of one aim of an exploring rollout
 NOISE_AFTER_STAGE = 30  # steps of noise alone that end a medium rollout
+WORKSPACE = ((-0.45, 0.35, 0.05), (0.45, 0.95, 0.45))  # metres; what the hand of an exploring rollout reaches for
 EXPERT_ATTEMPTS = 4
 
 
@@ -41,6 +48,7 @@ class CollectConfig:
 
     per_tier: int = 32
     near_miss: int = 0
+    explore: int = 0
     stride: int = 5
     size: int = 112
     camera: str = CAMERA
@@ -78,7 +86,7 @@ def collect_metaworld(
     """
     folder = Path(folder)
     _check_same_config(folder, config)
-    tiers = (*TIERS, NEAR_MISS) if config.near_miss else TIERS
+    tiers = [*TIERS, *([NEAR_MISS] if config.near_miss else []), *([EXPLORE] if config.explore else [])]
     names = tuple(tasks) if tasks is not None else metaworld_tasks()
     missing = [task for task in names if any(not shard_path(folder, task, tier).exists() for tier in tiers)]
     jobs = [(folder, config, task, tiers) for task in missing]
@@ -88,10 +96,28 @@ def collect_metaworld(
         total=len(names), initial=len(names) - len(missing), desc="collecting", unit="task", disable=not progress_bar
     )
     processes = min(workers or os.cpu_count() or 1, len(jobs))
-    with bar, multiprocessing.get_context("spawn").Pool(processes, _prepare_worker) as pool:
-        for task in pool.imap_unordered(_collect_task, jobs):
-            bar.set_postfix_str(task)
-            bar.update()
+    spawn = multiprocessing.get_context("spawn")
+    with bar, ProcessPoolExecutor(processes, spawn, _prepare_worker) as pool:
+        try:
+            for done in as_completed([pool.submit(_collect_task, job) for job in jobs]):
+                bar.set_postfix_str(done.result())
+                bar.update()
+        except BrokenProcessPool as error:
+            raise DatasetError(
+                "a collecting process was killed (out of memory?); the same command goes on where it stopped, "
+                "with --workers 1 in less memory"
+            ) from error
+        except BaseException:
+            _stop(pool)
+            raise
+
+
+def _stop(pool: ProcessPoolExecutor) -> None:
+    """End the workers at once: without this, leaving the pool waits for every task that was begun."""
+    workers = list((pool._processes or {}).values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    for worker in workers:
+        worker.terminate()
 
 
 def _prepare_worker() -> None:
@@ -111,7 +137,7 @@ def _collect_task(job: tuple[Path, CollectConfig, str, Sequence[str]]) -> str:
             path = shard_path(folder, task, tier)
             if path.exists():
                 continue
-            count = config.near_miss if tier == NEAR_MISS else config.per_tier
+            count = {NEAR_MISS: config.near_miss, EXPLORE: config.explore}.get(tier, config.per_tier)
             write_shard([_rollout(env, config, task, tier, stage, index) for index in range(count)], path)
     finally:
         env.close()
@@ -149,7 +175,7 @@ def _rollout(env: Any, config: CollectConfig, task: str, tier: str, stage: Stage
 def _attempt(
     env: Any, config: CollectConfig, task: str, tier: str, stage: Stage, index: int, attempt: int
 ) -> Trajectory:
-    tier_index = (*TIERS, NEAR_MISS).index(tier)
+    tier_index = (*TIERS, NEAR_MISS, EXPLORE).index(tier)
     rng = np.random.default_rng([config.seed, metaworld_tasks().index(task), tier_index, index, attempt])
     episode_seed = int(rng.integers(2**31))
     varied = (index + 1) * config.varied_share % 1 < config.varied_share
@@ -158,7 +184,8 @@ def _attempt(
     recorder = _Recorder(config.size)
     recorder.add(env.render(), 0, 0.0, False)
     act = _Actor(task, tier, stage, rng)
-    limit = int(rng.integers(*WANDER_STEPS)) if tier in ("random", NEAR_MISS) else MAX_STEPS
+    lengths = {"random": WANDER_STEPS, NEAR_MISS: WANDER_STEPS, EXPLORE: EXPLORE_STEPS}
+    limit = int(rng.integers(*lengths[tier])) if tier in lengths else MAX_STEPS
     rewards: list[float] = []
     for step in range(1, limit + 1):
         observation, reward, _, _, info = env.step(act(observation))
@@ -189,20 +216,39 @@ class _Actor:
     def __init__(self, task: str, tier: str, stage: Stage, rng: np.random.Generator) -> None:
         self.tier, self.stage, self.rng = tier, stage, rng
         self.policy = scripted_policy(task)
-        self.noise = {"expert": 0.1, "medium": 0.5, "random": 0.0, NEAR_MISS: 0.3}[tier]
+        self.noise = {"expert": 0.1, "medium": 0.5, "random": 0.0, NEAR_MISS: 0.3, EXPLORE: 0.1}[tier]
         self.remaining: int | None = None  # steps to go once the tier's aim is reached
         angle, distance = rng.uniform(0, 2 * np.pi), rng.uniform(0.08, 0.2)
         self.offset = distance * np.array([np.cos(angle), np.sin(angle), rng.uniform(0, 1)])
+        self.phase = 0  # steps that the present aim of an exploring rollout goes on for
+        self.aim: np.ndarray | None = None  # where its hand goes; None: where the scripted policy says
+        self.grip = 0.0
 
     def __call__(self, observation: np.ndarray) -> np.ndarray:
         if self.tier == "random":
             return self.rng.uniform(-1, 1, 4).astype(np.float32)
+        if self.tier == EXPLORE:
+            return self._explore(observation)
         if self.tier == NEAR_MISS:
             observation = observation.copy()
             observation[4:7] += self.offset
         action = np.asarray(self.policy.get_action(observation), np.float64)
         if self.tier == "medium" and self.remaining is not None:
             action = np.zeros(4)
+        return np.clip(action + self.rng.normal(0, self.noise, 4), -1, 1).astype(np.float32)
+
+    def _explore(self, observation: np.ndarray) -> np.ndarray:
+        if self.phase == 0:
+            self.phase, kind = int(self.rng.integers(*PHASE_STEPS)), self.rng.choice(3)
+            anywhere = self.rng.uniform(*WORKSPACE)
+            about_object = observation[4:7] + self.rng.normal(0, 0.07, 3)
+            self.aim = (anywhere, about_object, None)[kind]
+            self.grip = float(self.rng.choice([-1.0, 1.0]))
+        self.phase -= 1
+        if self.aim is None:
+            action = np.asarray(self.policy.get_action(observation), np.float64)
+        else:
+            action = np.append(10 * (self.aim - observation[:3]), self.grip)
         return np.clip(action + self.rng.normal(0, self.noise, 4), -1, 1).astype(np.float32)
 
     def observe(self, step: int, info: dict[str, Any], succeeded: bool) -> bool:
@@ -216,7 +262,7 @@ class _Actor:
             near = info["near_object"] > 0 and step > 5 if self.stage.by_near_object else step >= self.stage.steps
             if near or succeeded:
                 self.remaining = NOISE_AFTER_STAGE
-        elif succeeded:
+        elif succeeded and self.tier != EXPLORE:
             return True
         return False
 

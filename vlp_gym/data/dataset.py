@@ -19,6 +19,7 @@ from vlp_gym.errors import DatasetError, MissingExtraError
 
 TIERS = ("expert", "medium", "random")  # MTVLP's, best first
 NEAR_MISS = "near_miss"  # the scripted policy aiming beside the object: moves with purpose, achieves nothing
+EXPLORE = "explore"  # a hand that wanders between points of the workspace and of the task, as learning agents do
 JPEG_QUALITY = 95
 MAX_FRAMES = 2_000
 
@@ -29,7 +30,7 @@ class Trajectory:
 
     Attributes:
         task: Meta-World name, such as "button-press-v3".
-        tier: "expert", "medium", "random" or "near_miss".
+        tier: "expert", "medium", "random", "near_miss" or "explore".
         seed: of the placement and the noise.
         camera: name of the camera.
         stride: environment steps between two frames.
@@ -84,8 +85,11 @@ def decode_trajectory(row: dict[str, Any]) -> Trajectory:
         images = [np.asarray(Image.open(io.BytesIO(image["bytes"])).convert("RGB")) for image in row["frames"]]
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise DatasetError(f"{name}: a frame cannot be decoded ({error}); collect this shard again") from error
-    if len({image.shape for image in images}) != 1 or len(images) != len(row["step"]):
-        raise DatasetError(f"{name}: frames of several sizes, or {len(images)} frames for {len(row['step'])} steps")
+    if len({image.shape for image in images}) != 1:
+        raise DatasetError(f"{name}: frames of several sizes")
+    lengths = {"frames": len(images), **{series: len(row[series]) for series in ("step", "reward", "success")}}
+    if len(set(lengths.values())) != 1:
+        raise DatasetError(f"{name}: expected one step, reward and success a frame, got {lengths}")
     return Trajectory(
         **{key: row[key] for key in ("task", "tier", "seed", "camera", "stride", "varied")},
         frames=np.stack(images),

@@ -12,11 +12,7 @@ from vlp_gym.errors import MissingExtraError
 from vlp_gym.rendering import FastRender, Quality, choose_gl_backend, roll_camera
 
 CAMERA = "corner2"
-CAMERA_POSITION = (
-    0.75,
-    0.075,
-    0.7,
-)  # nearer than Meta-World's own corner2; the gripper and the object fill the picture
+CAMERA_POSITION = (0.75, 0.075, 0.7)  # nearer than Meta-World's own: gripper and object fill the picture
 
 
 def metaworld_tasks() -> tuple[str, ...]:
@@ -53,11 +49,7 @@ def make_metaworld(
         ValueError: for an unknown task.
         MissingExtraError: if metaworld is not installed.
     """
-    task = task if task.endswith("-v3") else task + "-v3"
-    names = metaworld_tasks()
-    if task not in names:
-        near = difflib.get_close_matches(task, names, n=3) or list(names[:3])
-        raise ValueError(f"task: expected a Meta-World v3 task such as {', '.join(near)}; got {task!r}")
+    task = _full_name(task)
     if not 1 <= max_episode_steps <= 500:
         raise ValueError(f"max_episode_steps: expected 1 to 500 (Meta-World's own limit), got {max_episode_steps}")
     env = gym.make(
@@ -72,12 +64,16 @@ def make_metaworld(
         height=size,
         disable_env_checker=True,  # its observations leave their declared bounds by design, and it warns at each step
     )
-    model = env.unwrapped.model  # type: ignore[attr-defined]
-    if camera.startswith("corner"):
-        roll_camera(model, camera, 180)
-    if camera == CAMERA:
-        model.camera(CAMERA).pos[:] = CAMERA_POSITION
-    return FastRender(SeededReset(env, seed), size, size, camera, quality)
+    try:
+        model = env.unwrapped.model  # type: ignore[attr-defined]
+        if camera.startswith("corner"):
+            roll_camera(model, camera, 180)
+        if camera == CAMERA:
+            model.camera(CAMERA).pos[:] = CAMERA_POSITION
+        return FastRender(SeededReset(env, seed), size, size, camera, quality)
+    except BaseException:
+        env.close()
+        raise
 
 
 class SeededReset(gym.Wrapper, gym.utils.RecordConstructorArgs):
@@ -98,12 +94,25 @@ class SeededReset(gym.Wrapper, gym.utils.RecordConstructorArgs):
 
 
 def scripted_policy(task: str) -> Any:
-    """Meta-World's scripted expert for a task: an object with ``get_action(observation) -> action``."""
-    _import_metaworld()
+    """Meta-World's scripted expert for a task: an object with ``get_action(observation) -> action``.
+
+    Raises:
+        ValueError: for an unknown task.
+    """
+    task = _full_name(task)
     from metaworld.policies import ENV_POLICY_MAP
 
     policies: dict[str, Any] = ENV_POLICY_MAP
     return policies[task]()
+
+
+def _full_name(task: str) -> str:
+    task = task if task.endswith("-v3") else task + "-v3"
+    names = metaworld_tasks()
+    if task not in names:
+        near = difflib.get_close_matches(task, names, n=3) or list(names[:3])
+        raise ValueError(f"task: expected a Meta-World v3 task such as {', '.join(near)}; got {task!r}")
+    return task
 
 
 def _import_metaworld() -> Any:

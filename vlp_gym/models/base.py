@@ -19,7 +19,7 @@ class Scores:
     Attributes:
         preference: float ``[B]``; higher is better, compared by Bradley-Terry.
         progress: float ``[B, T]`` in [0, 1], one value a frame, or None if the model has no such head.
-        relevance: float ``[B]``, the logit that the video shows the instructed task, or None.
+        relevance: float ``[B]``, the logit that the sentence belongs to the video, or None; gates the reward.
     """
 
     preference: Tensor

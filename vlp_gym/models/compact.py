@@ -5,7 +5,10 @@ It is factorised, because a joint f(video, text) trained on few scenes memorises
 - progress and quality never see the text: they say how far and how well the shown behaviour goes;
 - relevance compares the video with the text: its scene (first frame) and its motion (what changed) each with a part of
   the sentence's embedding;
-- preference = relevance + quality_weight * quality.
+- preference = scene relevance + motion relevance + quality_weight * quality.
+
+The reward is gated by the scene relevance alone. It is settled by the first frame, so an agent cannot raise it; motion is
+what generalises worst, and on an unseen task it would take back the reward in the moment of success.
 
 Progress of a frame is read from [F_t, F_t - F_first] alone: the model cannot read the clock.
 """
@@ -54,7 +57,7 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         embedding: E, of the scene and motion embeddings.
         buckets: of the text encoder's hash table.
         quality_weight: lambda in preference = relevance + lambda * quality; choose it on validation tasks.
-        relevance_shift: added to the relevance logit, so that 0 lies between right and wrong sentences; likewise.
+        relevance_shift: added to the scene relevance, so that 0 lies between right and wrong sentences; likewise.
         truncate: cut sentences over 64 words instead of raising.
     """
 
@@ -91,9 +94,18 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         self.frame_size = (image_size, image_size)
         self.backbone = SmallBackbone(image_size, channels, buckets, truncate=truncate)
         self.pair = nn.Linear(2 * channels, hidden)
-        self.place = nn.Parameter(0.02 * torch.randn((image_size // 16) ** 2, hidden))
-        self.local = nn.Linear(hidden, hidden)
-        self.pooled = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.LayerNorm(hidden))
+        side = image_size // 16
+        half = -(-side // 2)
+        self.where = nn.Sequential(  # what is where in the picture: no pooling, a hand beside the button is not on it
+            nn.ReLU(),
+            nn.Unflatten(1, (side, side)),
+            _ChannelsFirst(),
+            nn.Conv2d(hidden, hidden, 3, 2, 1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(hidden * half**2, hidden),
+            nn.LayerNorm(hidden),
+        )
         self.progress_head = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1))
         self.order = nn.Linear(2, hidden)
         layer = nn.TransformerEncoderLayer(hidden, 4, 2 * hidden, dropout=0.1, batch_first=True, norm_first=True)
@@ -105,7 +117,7 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         self.text_scene = _embedding_head(words, hidden, embedding)
         self.text_motion = _embedding_head(words, hidden, embedding)
         self.temperature = nn.Parameter(torch.tensor([10.0, 10.0]))  # of scene and motion
-        self.relevance_bias = nn.Parameter(torch.tensor(-5.0))
+        self.relevance_bias = nn.Parameter(torch.tensor([-5.0, 0.0]))
 
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
         """Encode sentences as one token each, float ``[B, 1, D]``."""
@@ -122,9 +134,8 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         first_index = mask.int().argmax(1)
         first = frames[rows, first_index]
         change = frames - first[:, None]
-        local = torch.relu(self.pair(torch.cat([frames, change], -1)) + self.place)
-        local = torch.relu(self.local(local))
-        state = self.pooled(torch.cat([local.mean(2), local.amax(2)], -1))  # [B, T, hidden]
+        pair = self.pair(torch.cat([frames, change], -1))
+        state = self.where(pair.flatten(0, 1)).unflatten(0, (batch, time))  # [B, T, hidden]
         position = torch.arange(time, device=mask.device) - first_index[:, None]
         position = position / (time - 1 - first_index).clamp(min=1)[:, None]  # order only, not time: 0 first, 1 last
         order = self.order(torch.stack([position, position**2], -1).to(state.dtype))
@@ -133,25 +144,26 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         mean = (context * real).sum(1) / real.sum(1)
         motion = self.motion_head(torch.cat([state[:, -1] - state[rows, first_index], mean], 1))
         scene = self.scene_head(torch.cat([first.mean(1), first.amax(1)], 1))
+        progress = self.progress_head(state).squeeze(-1)
         return ClipFeatures(
-            progress_logits=self.progress_head(state).squeeze(-1),
-            quality=self.quality_head(mean).squeeze(-1),
+            progress_logits=progress,
+            quality=self.quality_head(mean).squeeze(-1) + (progress * mask).sum(1) / mask.sum(1),
             scene=F.normalize(scene, dim=-1),
             motion=F.normalize(motion, dim=-1),
         )
 
-    def relevance(self, clips: ClipFeatures, text: Tensor) -> Tensor:
-        """Relevance logit of every clip to every sentence ``[M, 1, D]``, as ``[B, M]``."""
+    def scene_relevance(self, clips: ClipFeatures, text: Tensor) -> Tensor:
+        """Logit that a sentence ``[M, 1, D]`` is about what a clip's first frame shows, as ``[B, M]``."""
         scene = clips.scene @ F.normalize(self.text_scene(text[:, 0]), dim=-1).T
+        return self.temperature[0] * scene + self.relevance_bias[0] + self.config["relevance_shift"]
+
+    def relevance(self, clips: ClipFeatures, text: Tensor) -> Tensor:
+        """Logit that a clip shows what a sentence ``[M, 1, D]`` says, scene and motion, as ``[B, M]``."""
         motion = clips.motion @ F.normalize(self.text_motion(text[:, 0]), dim=-1).T
-        shift = self.relevance_bias + self.config["relevance_shift"]
-        return self.temperature[0] * scene + self.temperature[1] * motion + shift
+        return self.scene_relevance(clips, text) + self.temperature[1] * motion + self.relevance_bias[1]
 
     def relevance_parameters(self) -> list[nn.Parameter]:
-        """What only the relevance depends on: when these are trained alone, no other weight changes.
-
-        Progress and quality may still move a little: the encoder's batch norm goes on averaging what it sees.
-        """
+        """What only the relevance depends on: when these are trained alone, no other weight changes."""
         heads = (self.backbone.words, self.scene_head, self.motion_head, self.text_scene, self.text_motion)
         own = [parameter for head in heads for parameter in head.parameters()]
         return [*own, self.temperature, self.relevance_bias]
@@ -159,12 +171,16 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
         """Score windows; shapes as in `RewardModel`."""
         clips = self.features(frames, mask)
-        relevance = self.relevance(clips, text).diagonal()
         return Scores(
-            preference=relevance + self.config["quality_weight"] * clips.quality,
+            preference=self.relevance(clips, text).diagonal() + self.config["quality_weight"] * clips.quality,
             progress=torch.sigmoid(clips.progress_logits),
-            relevance=relevance,
+            relevance=self.scene_relevance(clips, text).diagonal(),
         )
+
+
+class _ChannelsFirst(nn.Module):
+    def forward(self, grid: Tensor) -> Tensor:
+        return grid.permute(0, 3, 1, 2)
 
 
 def _embedding_head(width: int, hidden: int, embedding: int) -> nn.Sequential:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlp_gym.data.dataset import NEAR_MISS, Trajectory
+from vlp_gym.data.dataset import EXPLORE, NEAR_MISS, Trajectory
 from vlp_gym.data.instructions import training_phrasings
 
 SEGMENT_STEPS = 50  # environment steps in a preference segment (VLP)
@@ -24,7 +24,8 @@ class ClipBatch:
 
     Attributes:
         frames: uint8 ``[G, C, T, H, W, 3]``.
-        progress: float ``[G, C, T]``, share of an expert's way to success by the clock; NaN in other rollouts.
+        progress: float ``[G, C, T]``, share of an expert's way to success: by the clock in experts that succeed, by
+            the environment's reward in all other rollouts (`progress_by_reward`).
         value: float ``[G, C, T]``, rank of the environment's reward within the task in [0, 1]; 1 at success.
         tier: float ``[G, C]``, 2 expert, 1 medium, 0 random in whole rollouts, 0 in reversed ones; NaN elsewhere.
         segment_return: float ``[G, C]``, mean environment reward over the clip; NaN in reversed ones.
@@ -85,6 +86,9 @@ class ClipSampler:
             task: np.sort(np.concatenate([trajectories[i].reward for tier in tiers.values() for i in tier]))
             for task, tiers in self.by_task.items()
         }
+        self.progress_by_reward = {
+            task: progress_by_reward([trajectories[i] for i in tiers["expert"]]) for task, tiers in self.by_task.items()
+        }
         self.tasks_per_batch, self.clips_per_task, self.window, self.seed = (
             tasks_per_batch,
             clips_per_task,
@@ -95,9 +99,9 @@ class ClipSampler:
     def batch(self, number: int) -> ClipBatch:
         """Batch `number` of the endless sequence that the seed defines."""
         rng = np.random.default_rng([self.seed, number])
-        tasks = rng.choice(self.tasks, self.tasks_per_batch, replace=False)
+        tasks = self._draw_tasks(rng)
         lengths = [max(2, share * self.window // 4) for share in (1, 2, 3, 4)]
-        length = int(rng.choice(lengths, p=[0.1, 0.2, 0.3, 0.4]))
+        length = int(rng.choice(lengths, p=[0.25, 0.35, 0.2, 0.2]))
         groups = [[self._clip(task, slot, length, rng) for slot in range(self.clips_per_task)] for task in tasks]
         columns = [[np.stack(column) for column in zip(*group, strict=True)] for group in groups]
         frames, progress, value, tier, segment_return, expert, backwards = (
@@ -106,9 +110,23 @@ class ClipSampler:
         sentences = [str(rng.choice(training_phrasings(task))) for task in tasks]
         return ClipBatch(frames, progress, value, tier, segment_return, expert, backwards, sentences)
 
+    def _draw_tasks(self, rng: np.random.Generator) -> list[str]:
+        """Tasks at random, every other one followed by one of the same scene: a sentence must tell those apart too."""
+        waiting = [str(task) for task in rng.permutation(self.tasks)]
+        drawn: list[str] = []
+        while len(drawn) < self.tasks_per_batch:
+            drawn.append(waiting.pop(0))
+            same = [task for task in waiting if task.split("-")[0] == drawn[-1].split("-")[0]]
+            if same and len(drawn) < self.tasks_per_batch and rng.random() < 0.5:
+                drawn.append(same[0])
+                waiting.remove(same[0])
+        return drawn
+
     def _clip(self, task: str, slot: int, length: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         tiers = self.by_task[task]
-        wanted: tuple[str, ...] = (("expert",), ("medium",), ("random", NEAR_MISS))[slot] if slot < 3 else tuple(tiers)
+        wanted: tuple[str, ...] = (
+            (("expert",), ("medium",), ("random", NEAR_MISS, EXPLORE))[slot] if slot < 3 else tuple(tiers)
+        )
         tier = str(rng.choice([name for name in wanted if name in tiers]))
         trajectory = self.trajectories[int(rng.choice(tiers[tier]))]
         frames, success_at = len(trajectory.frames), trajectory.first_success
@@ -136,9 +154,10 @@ class ClipSampler:
         rewards = self.sorted_rewards[task]
         value = np.searchsorted(rewards, reward, side="right") / len(rewards)
         value = np.where(trajectory.success[index], 1.0, value)
-        progress = np.full(length, np.nan)
         if success_at is not None and tier == "expert":
             progress = np.clip(trajectory.step[index] / trajectory.step[success_at], 0, 1)
+        else:
+            progress = np.where(trajectory.success[index], 1.0, np.interp(reward, *self.progress_by_reward[task]))
         tier_rank = TIER_RANK.get(tier, np.nan) if mode == "whole" else np.nan
         segment_return = np.nan if mode == "reverse" else reward.mean(dtype=np.float64)
         if mode == "reverse":
@@ -147,3 +166,24 @@ class ClipSampler:
         numbers = (progress, value, np.float64(tier_rank), segment_return)
         flags = (full_expert, mode == "reverse")
         return trajectory.frames[index], *(np.asarray(x, np.float32) for x in numbers), *(np.asarray(x) for x in flags)
+
+
+def progress_by_reward(experts: Sequence[Trajectory]) -> tuple[np.ndarray, np.ndarray]:
+    """How far an expert is, by the clock, when the environment pays it so much: the best curve that never falls.
+
+    Args:
+        experts: rollouts of one task that succeed, at least one.
+
+    Returns:
+        Rewards, rising, and the progress in [0, 1] at each, for `numpy.interp`.
+    """
+    from scipy.optimize import isotonic_regression
+
+    rewards, clocks = [], []
+    for expert in experts:
+        until = slice(0, int(np.argmax(expert.success)) + 1)
+        rewards.append(expert.reward[until])
+        clocks.append(expert.step[until] / expert.step[until][-1])
+    reward, clock = np.concatenate(rewards), np.concatenate(clocks)
+    order = np.argsort(reward, kind="stable")
+    return reward[order], isotonic_regression(clock[order]).x

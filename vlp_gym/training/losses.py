@@ -56,7 +56,9 @@ def _compact_loss(model: CompactRewardModel, batch: ClipBatch, generator: torch.
     videos = torch.cat([shown, shown.new_ones(len(tokens) - len(shown))])
     every = ClipFeatures(*(value[videos] for value in vars(every).values()))
     sentence = torch.arange(groups, device=tokens.device).repeat_interleave(clips)
-    relevance = model.relevance(every, model.encode_text(batch.instructions))  # [V, G]
+    text = model.encode_text(batch.instructions)
+    relevance = model.relevance(every, text)  # [V, G]
+    scene = model.scene_relevance(every, text)[: int(shown.sum())]
     own = torch.cat([sentence[shown], sentence[reversible]])[:, None] == torch.arange(groups, device=tokens.device)
     forward = torch.arange(len(own), device=tokens.device)[:, None] < shown.sum()
     positive, candidate = own & forward, own | forward  # a turned clip is a negative of its own sentence only
@@ -71,8 +73,11 @@ def _compact_loss(model: CompactRewardModel, batch: ClipBatch, generator: torch.
         "to_text": video_to_text_loss(relevance[: int(shown.sum())], sentence[shown]),
         "to_video": text_to_video_loss(relevance, positive, candidate),
         "match": balanced_match_loss(relevance, positive, candidate),
+        "scene_to_text": video_to_text_loss(scene, sentence[shown]),
+        "scene_match": balanced_match_loss(scene, own[: len(scene)], torch.ones_like(own[: len(scene)])),
     }
-    relevance_loss = 0.5 * (parts["to_text"] + parts["to_video"] + parts["match"])
+    by_motion = parts["to_text"] + parts["to_video"] + parts["match"]
+    relevance_loss = 0.5 * (by_motion + parts["scene_to_text"] + parts["scene_match"])
     progress = parts["progress"] + parts["frame_rank"] + parts["tier"] + 0.5 * parts["segment"]
     return {"loss": relevance_loss if generator is None else relevance_loss + progress, **parts}
 

@@ -26,7 +26,7 @@ class Tuned:
 
     Attributes:
         quality_weight: lambda with the best mean of tier ITP and IVP.
-        relevance_shift: what makes sigmoid(relevance) the probability of a right sentence, when half are right.
+        relevance_shift: what makes sigmoid(scene relevance) the probability of a right sentence, when half are right.
         table: rows (lambda, tier ITP accuracy, IVP accuracy).
     """
 
@@ -45,7 +45,7 @@ def tune(model: CompactRewardModel, trajectories: Sequence[Trajectory], tasks: S
         tasks: at least two.
 
     Raises:
-        ValueError: if there are fewer than two tasks, or a task has no trajectories.
+        ValueError: if there are fewer than two tasks, or a task lacks trajectories of a tier.
     """
     if len(tasks) < 2:
         raise ValueError(f"tasks: expected at least two validation tasks, got {list(tasks)}")
@@ -53,14 +53,16 @@ def tune(model: CompactRewardModel, trajectories: Sequence[Trajectory], tasks: S
     text = model.encode_text([sentence for group in sentences for sentence in group])
     owner = np.repeat(np.arange(len(tasks)), [len(group) for group in sentences])
     chosen = [t for t in trajectories if t.task in tasks and t.tier in TIERS and not t.varied]
-    if missing := set(tasks) - {t.task for t in chosen}:
-        raise ValueError(f"expected trajectories of every validation task, found none of {sorted(missing)}")
-    relevance, quality = [], []
+    found = {(t.task, t.tier) for t in chosen}
+    if missing := [f"{task} {tier}" for task in tasks for tier in TIERS if (task, tier) not in found]:
+        raise ValueError(f"expected trajectories of every tier of every validation task, found none of {missing}")
+    relevance, scene, quality = [], [], []
     for trajectory in chosen:
         index, mask = window_indices(len(trajectory.frames), model.window, "prefix")
         tokens = model.encode_frames(torch.from_numpy(trajectory.frames[index]))[None]
         clip = model.features(tokens, torch.from_numpy(mask)[None])
-        relevance.append(model.relevance(clip, text)[0].numpy() - model.config["relevance_shift"])
+        relevance.append(model.relevance(clip, text)[0].numpy())
+        scene.append(model.scene_relevance(clip, text)[0].numpy() - model.config["relevance_shift"])
         quality.append(float(clip.quality))
     task_of = np.array([tasks.index(t.task) for t in chosen])
     tier_of = np.array([TIERS.index(t.tier) for t in chosen])
@@ -70,7 +72,7 @@ def tune(model: CompactRewardModel, trajectories: Sequence[Trajectory], tasks: S
     ]
     best = max(table, key=lambda row: row[1] + row[2])
     right = owner[None, :] == task_of[:, None]
-    logits = torch.from_numpy(np.array(relevance))
+    logits = torch.from_numpy(np.array(scene))
     losses = [
         float(F.softplus(-(logits[right] + shift)).mean() + F.softplus(logits[~right] + shift).mean())
         for shift in SHIFTS
