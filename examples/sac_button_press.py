@@ -90,7 +90,7 @@ def main(options: Options) -> None:
         tensorboard_log=str(out / "tensorboard"),
         seed=options.seed,
     )
-    evaluation = Evaluation(options)
+    evaluation = Evaluation(options, out)
     try:
         agent.learn(options.steps, CallbackList([evaluation, ProgressBarCallback()]), tb_log_name="sac")
     except KeyboardInterrupt:
@@ -99,7 +99,6 @@ def main(options: Options) -> None:
     evaluation.env.close()
     env.close()
 
-    agent.save(out / "policy.zip")
     history = evaluation.history
     title, unit = f"“{options.instruction}”", "decisions of the agent"
     plot_learning_curve({options.task: [history]}, out / "learning_curve.png", title=title, xlabel=unit)
@@ -139,11 +138,11 @@ class ActionRepeat(gym.Wrapper):
 
 
 class Evaluation(BaseCallback):
-    """Runs the agent without exploration on other placements and counts the environment's own success."""
+    """Runs the agent without exploration on other placements, counts the environment's own success, and saves it."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, out: Path) -> None:
         super().__init__()
-        self.options = options
+        self.options, self.out = options, out
         self.env = make_env(options, seed=options.seed + 1_000, terminate_on_success=True)
         self.history: list[dict[str, float]] = []
         self.rewards: list[float] = []
@@ -178,6 +177,7 @@ class Evaluation(BaseCallback):
             "minutes": (time.monotonic() - self.started) / 60,
         }
         self.history.append(row)
+        self.model.save(self.out / "policy.zip")  # what has been learned so far, should the run end here
         self.logger.record("eval/success", row["success"])
         self.logger.dump(self.num_timesteps)
         success, reward, minutes = row["success"], row["reward"], row["minutes"]

@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("tyro")
 pytest.importorskip("accelerate")
@@ -274,6 +275,17 @@ class TestTrainAndEvaluate:
         for seed in (1, 2, 1):
             assert run("train", "joint", "--data", data, "--out", tmp_path, "--seed", seed) == 0
         assert first[0] == first[2] != first[1]
+
+    def test_init_starts_from_another_models_weights(self, data, model, tmp_path, monkeypatch, capsys):
+        from vlp_gym.training import loop
+
+        made = []
+        monkeypatch.setattr(loop, "train", lambda model, *_: made.append(model))
+        assert run("train", "--data", data, "--out", tmp_path, "--init", "vlp-compact-45") == 0
+        shipped = registry.load_reward_model("vlp-compact-45").state_dict()
+        assert all(torch.equal(value, shipped[name]) for name, value in made[0].state_dict().items())
+        assert run("train", "--data", data, "--out", tmp_path, "--init", model) == 2
+        assert f"--init: expected a model of this architecture and size; {model} differs" in capsys.readouterr().err
 
     def test_architectures(self, data, tmp_path, monkeypatch):
         from vlp_gym.training import loop

@@ -9,7 +9,8 @@ from rollouts import STRIDE, SUCCESS_AT, painted, painted_tasks
 
 from vlp_gym.data.dataset import EXPLORE, NEAR_MISS, TIERS
 from vlp_gym.data.instructions import training_phrasings
-from vlp_gym.training.clips import ClipSampler, progress_by_reward
+from vlp_gym.training.clips import SUCCESS_VALUE, ClipSampler, progress_by_reward
+from vlp_gym.training.losses import VALUE_MARGIN
 
 TASKS = ("door-open-v3", "push-v3", "reach-v3")
 ALL = (*TIERS, NEAR_MISS, EXPLORE)
@@ -70,7 +71,7 @@ def test_targets(batches):
             assert targets["progress"] == pytest.approx(rollout.reward[index] / 10, abs=0.1)
         rewards = np.concatenate([other.reward for other in ROLLOUTS[task]])
         rank = [np.mean(rewards <= rollout.reward[i]) for i in index]
-        assert targets["value"] == pytest.approx(np.where(rollout.success[index], 1, rank))
+        assert targets["value"] == pytest.approx(np.where(rollout.success[index], SUCCESS_VALUE, rank))
         turns = np.diff(index)
         if targets["reversed"]:
             modes["reversed"] += 1
@@ -97,6 +98,10 @@ def test_targets(batches):
             assert index[-1] >= SUCCESS_AT
             assert not rewound
     assert min(modes.values()) > 3, modes
+
+
+def test_success_is_ordered_above_the_best_rank():
+    assert SUCCESS_VALUE - 1 > VALUE_MARGIN
 
 
 def test_segments_are_fifty_steps(batches):

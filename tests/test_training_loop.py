@@ -92,7 +92,6 @@ class TestResume:
         )
         assert torch.equal(next(load_reward_model(folder).parameters()), next(model.parameters()))
 
-
     def test_other_tasks_are_refused(self, straight):
         """A model that claims not to have seen a task must not have been trained on it before the stop."""
         folder, _, _ = straight

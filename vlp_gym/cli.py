@@ -84,6 +84,7 @@ def train(
     data: Path,
     split: SplitName = "vlp",
     leave_out: tuple[str, ...] = (),
+    init: str | None = None,
     out: Path | None = None,
     steps: int = 700,
     relevance_steps: int = 200,
@@ -106,6 +107,7 @@ def train(
         data: folder that `vlp-gym collect` filled.
         split: vlp and ml45 hold five tasks out each; all trains on the 50.
         leave_out: also keep these tasks out, to validate on (see `vlp-gym tune`).
+        init: start from the weights of this model (a shipped name, a folder or a hub id) instead of random ones.
         out: folder for the checkpoint, the state to go on from and the training curve; runs/ARCHITECTURE-SPLIT by
             default.
         steps: optimizer steps on everything.
@@ -148,6 +150,8 @@ def train(
     trajectories = load_trajectories(data, tasks=[task for task in chosen if task not in leave_out])
     torch.manual_seed(seed)
     model = _build(architecture, backbone, quality_weight, relevance_shift)
+    if init is not None:
+        _start_from(model, init)
     run_training(model, trajectories, out, config)
     if half:
         save_checkpoint(model, out, dtype="float16")
@@ -322,6 +326,17 @@ def _build(architecture: Architecture, backbone: str, quality_weight: float, rel
     from vlp_gym.models.vlp import VLPModel
 
     return VLPModel("small" if architecture == "joint" else backbone)
+
+
+def _start_from(model: nn.Module, init: str) -> None:
+    from vlp_gym.models.registry import load_reward_model
+
+    weights, own = load_reward_model(init).state_dict(), model.state_dict()  # type: ignore[attr-defined]
+    names = own.keys() | weights.keys()
+    differing = sorted(k for k in names if k not in own or k not in weights or own[k].shape != weights[k].shape)
+    if differing:
+        raise ValueError(f"--init: expected a model of this architecture and size; {init} differs in {differing[:3]}")
+    model.load_state_dict(weights)
 
 
 def _device() -> str:

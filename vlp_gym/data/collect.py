@@ -35,10 +35,10 @@ RENDER_SIZE = 224
 MAX_STEPS = 300
 BEYOND_SUCCESS = (5, 25)  # steps that an expert goes on after success
 WANDER_STEPS = (60, 120)  # length of random and near-miss rollouts
-EXPLORE_STEPS = (80, 150)
-PHASE_STEPS = (8, 35)  # length of one aim of an exploring rollout
+EXPLORE_STEPS = (120, 180)
+PHASE_STEPS = (15, 70)  # length of one aim of an exploring rollout
 NOISE_AFTER_STAGE = 30  # steps of noise alone that end a medium rollout
-WORKSPACE = ((-0.45, 0.35, 0.05), (0.45, 0.95, 0.45))  # metres; what the hand of an exploring rollout reaches for
+WORKSPACE = np.array([[-0.6, 0.3, 0.04], [0.6, 1.0, 0.5]])  # metres; what an exploring hand reaches for, and beyond
 EXPERT_ATTEMPTS = 4
 
 
@@ -239,8 +239,9 @@ class _Actor:
 
     def _explore(self, observation: np.ndarray) -> np.ndarray:
         if self.phase == 0:
-            self.phase, kind = int(self.rng.integers(*PHASE_STEPS)), self.rng.choice(3)
-            anywhere = self.rng.uniform(*WORKSPACE)
+            self.phase, kind = int(self.rng.integers(*PHASE_STEPS)), self.rng.choice(3, p=[0.5, 0.25, 0.25])
+            # Most often near the borders: an untrained policy drives its hand there and holds it.
+            anywhere = WORKSPACE[0] + (WORKSPACE[1] - WORKSPACE[0]) * self.rng.beta(0.5, 0.5, 3)
             about_object = observation[4:7] + self.rng.normal(0, 0.07, 3)
             self.aim = (anywhere, about_object, None)[kind]
             self.grip = float(self.rng.choice([-1.0, 1.0]))

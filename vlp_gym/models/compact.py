@@ -1,4 +1,4 @@
-"""`vlp-compact`: a reward model of 1.6 million weights that trains from scratch on two cores and loads with no network.
+"""`vlp-compact`: a reward model of 2.2 million weights that trains from scratch on two cores and loads with no network.
 
 It is factorised, because a joint f(video, text) trained on few scenes memorises (scene, sentence) pairs:
 
@@ -7,8 +7,8 @@ It is factorised, because a joint f(video, text) trained on few scenes memorises
   the sentence's embedding;
 - preference = scene relevance + motion relevance + quality_weight * quality.
 
-The reward is gated by the scene relevance alone. It is settled by the first frame, so an agent cannot raise it; motion is
-what generalises worst, and on an unseen task it would take back the reward in the moment of success.
+The reward is gated by the scene relevance alone. It is settled by the first frame, so an agent cannot raise it. Motion
+generalises worst: on an unseen task it would take back the reward in the moment of success.
 
 Progress of a frame is read from [F_t, F_t - F_first] alone: the model cannot read the clock.
 """

@@ -14,6 +14,7 @@ from vlp_gym.data.instructions import training_phrasings
 
 SEGMENT_STEPS = 50  # environment steps in a preference segment (VLP)
 TIER_RANK = {"expert": 2.0, "medium": 1.0, "random": 0.0}
+SUCCESS_VALUE = 1.2  # above the highest rank by more than the ranking loss's margin
 # How a clip is cut from a rollout, and how often. A model that saw no reversed clip would pay for any change at all.
 MODES = {"whole": 0.3, "prefix": 0.2, "segment": 0.25, "rewind": 0.08, "reverse": 0.17}
 
@@ -26,7 +27,8 @@ class ClipBatch:
         frames: uint8 ``[G, C, T, H, W, 3]``.
         progress: float ``[G, C, T]``, share of an expert's way to success: by the clock in experts that succeed, by
             the environment's reward in all other rollouts (`progress_by_reward`).
-        value: float ``[G, C, T]``, rank of the environment's reward within the task in [0, 1]; 1 at success.
+        value: float ``[G, C, T]``, rank of the environment's reward within the task in [0, 1]; more than that at
+            success, so that nearly done is always worth less than done.
         tier: float ``[G, C]``, 2 expert, 1 medium, 0 random in whole rollouts, 0 in reversed ones; NaN elsewhere.
         segment_return: float ``[G, C]``, mean environment reward over the clip; NaN in reversed ones.
         expert: bool ``[G, C]``, a forward clip of an expert that gets its task done.
@@ -127,7 +129,9 @@ class ClipSampler:
         wanted: tuple[str, ...] = (
             (("expert",), ("medium",), ("random", NEAR_MISS, EXPLORE))[slot] if slot < 3 else tuple(tiers)
         )
-        tier = str(rng.choice([name for name in wanted if name in tiers]))
+        names = [name for name in wanted if name in tiers]
+        share = np.array([1 + (name == EXPLORE) for name in names])  # its states vary most
+        tier = str(rng.choice(names, p=share / share.sum()))
         trajectory = self.trajectories[int(rng.choice(tiers[tier]))]
         frames, success_at = len(trajectory.frames), trajectory.first_success
         mode = str(rng.choice(list(MODES), p=list(MODES.values())))
@@ -153,7 +157,7 @@ class ClipSampler:
         reward = trajectory.reward[index]
         rewards = self.sorted_rewards[task]
         value = np.searchsorted(rewards, reward, side="right") / len(rewards)
-        value = np.where(trajectory.success[index], 1.0, value)
+        value = np.where(trajectory.success[index], SUCCESS_VALUE, value)
         if success_at is not None and tier == "expert":
             progress = np.clip(trajectory.step[index] / trajectory.step[success_at], 0, 1)
         else:
