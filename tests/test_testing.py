@@ -22,6 +22,7 @@ class TinyModel(nn.Module):
         super().__init__()
         self.fault = fault
         self.colour = nn.Linear(3, 1)
+        nn.init.constant_(self.colour.weight, 2.0)  # weights drawn near zero would hide a fault
 
     def encode_text(self, instructions):
         text = torch.zeros(len(instructions), max(len(t) for t in instructions), 1)
