@@ -3,10 +3,10 @@
     python examples/sac_button_press.py
     python examples/sac_button_press.py --task drawer-close-v3 --instruction "close the drawer" --steps 7500
 
-The second closes the drawer, a task that the reward model never saw. The button is not yet learned to the end, with either
-shipped model: see "Results" in the README. The agent's reward comes from `VLPRewardWrapper` alone; the environment's own
-success is looked at for evaluation only, and its reward not at all. Everything lands in --out: TensorBoard logs,
-result.json, learning_curve.png, policy.zip and final_policy.mp4. Ctrl-C keeps what was learned.
+The second closes the drawer, a task that the reward model never saw. The button is not yet learned to the end, with
+either shipped model: see "Results" in the README. The agent's reward comes from `VLPRewardWrapper` alone; the
+environment's own success is looked at for evaluation only, and its reward not at all. Everything lands in --out:
+TensorBoard logs, result.json, learning_curve.png, policy.zip and final_policy.mp4. Ctrl-C keeps what was learned.
 """
 
 from __future__ import annotations
