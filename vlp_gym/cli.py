@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from vlp_gym.errors import DatasetError, MissingExtraError, VLPError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 Architecture = Literal["compact", "vlp", "joint"]
 SplitName = Literal["vlp", "ml45", "all"]
@@ -86,7 +86,7 @@ def train(
     leave_out: tuple[str, ...] = (),
     init: str | None = None,
     out: Path | None = None,
-    steps: int = 700,
+    steps: int = 1000,
     relevance_steps: int = 200,
     seed: int = 0,
     precision: Literal["no", "bf16", "fp16"] = "no",
@@ -330,11 +330,10 @@ def _build(architecture: Architecture, backbone: str, quality_weight: float, rel
 
 def _start_from(model: nn.Module, init: str) -> None:
     from vlp_gym.models.registry import load_reward_model
+    from vlp_gym.training.checkpoint import differing_weights
 
-    weights, own = load_reward_model(init).state_dict(), model.state_dict()  # type: ignore[attr-defined]
-    names = own.keys() | weights.keys()
-    differing = sorted(k for k in names if k not in own or k not in weights or own[k].shape != weights[k].shape)
-    if differing:
+    weights: dict[str, Tensor] = load_reward_model(init).state_dict()  # type: ignore[attr-defined]
+    if differing := differing_weights(model.state_dict(), weights):
         raise ValueError(f"--init: expected a model of this architecture and size; {init} differs in {differing[:3]}")
     model.load_state_dict(weights)
 

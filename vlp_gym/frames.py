@@ -30,7 +30,8 @@ def validate_frame(frame: object, *, where: str) -> NDArray[np.uint8]:
         FrameError: if it is no array, not uint8, not ``(H, W, 3)``, empty, or larger than 64 Mpixel.
     """
     if not isinstance(frame, np.ndarray):
-        raise FrameError(f"expected ndarray, got {type(frame).__name__} ({where})")
+        cure = "; make it one in render_fn=, in ManiSkill with its CPUGymWrapper" if hasattr(frame, "numpy") else ""
+        raise FrameError(f"expected ndarray, got {type(frame).__name__} ({where}){cure}")
     if frame.dtype != np.uint8:
         raise FrameError(f"expected dtype uint8 in [0, 255], got {frame.dtype} ({where})")
     if frame.ndim != 3 or frame.shape[2] != 3:

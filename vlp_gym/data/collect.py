@@ -4,8 +4,8 @@
 - medium: the scripted policy + N(0, 0.5) until half of the stages are done, then noise alone.
 - random: uniform actions.
 - near_miss (ours, optional): the scripted policy aiming beside the object, so that purpose alone earns nothing.
-- explore (ours, optional): the hand goes to points of the workspace, points about the object, or along the scripted
-  policy for a while, and holds still between: the states that an agent visits, whatever they are worth.
+- explore (ours, optional): the hand goes along the scripted policy for a while, to points about the object or about
+  itself, or anywhere, and holds still between: the states that an agent visits, whatever they are worth.
 
 One parquet shard a task and tier; a shard that exists is not collected again, so an interrupted run resumes.
 """
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vlp_gym.data.dataset import EXPLORE, NEAR_MISS, TIERS, Trajectory, shard_path, write_shard
+from vlp_gym.data.dataset import ALL_TIERS, EXPLORE, NEAR_MISS, Trajectory, shard_path, write_shard
 from vlp_gym.data.variety import vary_scene
 from vlp_gym.errors import DatasetError
 from vlp_gym.integrations.metaworld import CAMERA, make_metaworld, metaworld_tasks, scripted_policy
@@ -36,7 +36,9 @@ MAX_STEPS = 300
 BEYOND_SUCCESS = (5, 25)  # steps that an expert goes on after success
 WANDER_STEPS = (60, 120)  # length of random and near-miss rollouts
 EXPLORE_STEPS = (120, 180)
-PHASE_STEPS = (15, 70)  # length of one aim of an exploring rollout
+PHASE_STEPS = (10, 50)  # length of one aim of an exploring rollout
+AIMS = (0.2, 0.25, 0.15, 0.4)  # how often: anywhere, about the object, about the hand, as the scripted policy says
+ABOUT = 0.05  # metres, standard deviation
 NOISE_AFTER_STAGE = 30  # steps of noise alone that end a medium rollout
 WORKSPACE = np.array([[-0.6, 0.3, 0.04], [0.6, 1.0, 0.5]])  # metres; what an exploring hand reaches for, and beyond
 EXPERT_ATTEMPTS = 4
@@ -86,7 +88,8 @@ def collect_metaworld(
     """
     folder = Path(folder)
     _check_same_config(folder, config)
-    tiers = [*TIERS, *([NEAR_MISS] if config.near_miss else []), *([EXPLORE] if config.explore else [])]
+    wanted = {NEAR_MISS: config.near_miss, EXPLORE: config.explore}
+    tiers = [tier for tier in ALL_TIERS if wanted.get(tier, config.per_tier)]
     names = tuple(tasks) if tasks is not None else metaworld_tasks()
     missing = [task for task in names if any(not shard_path(folder, task, tier).exists() for tier in tiers)]
     jobs = [(folder, config, task, tiers) for task in missing]
@@ -175,7 +178,7 @@ def _rollout(env: Any, config: CollectConfig, task: str, tier: str, stage: Stage
 def _attempt(
     env: Any, config: CollectConfig, task: str, tier: str, stage: Stage, index: int, attempt: int
 ) -> Trajectory:
-    tier_index = (*TIERS, NEAR_MISS, EXPLORE).index(tier)
+    tier_index = ALL_TIERS.index(tier)
     rng = np.random.default_rng([config.seed, metaworld_tasks().index(task), tier_index, index, attempt])
     episode_seed = int(rng.integers(2**31))
     varied = (index + 1) * config.varied_share % 1 < config.varied_share
@@ -216,7 +219,7 @@ class _Actor:
     def __init__(self, task: str, tier: str, stage: Stage, rng: np.random.Generator) -> None:
         self.tier, self.stage, self.rng = tier, stage, rng
         self.policy = scripted_policy(task)
-        self.noise = {"expert": 0.1, "medium": 0.5, "random": 0.0, NEAR_MISS: 0.3, EXPLORE: 0.1}[tier]
+        self.noise = {"expert": 0.1, "medium": 0.5, "random": 0.0, NEAR_MISS: 0.3, EXPLORE: 0.2}[tier]
         self.remaining: int | None = None  # steps to go once the tier's aim is reached
         angle, distance = rng.uniform(0, 2 * np.pi), rng.uniform(0.08, 0.2)
         self.offset = distance * np.array([np.cos(angle), np.sin(angle), rng.uniform(0, 1)])
@@ -228,29 +231,30 @@ class _Actor:
         if self.tier == "random":
             return self.rng.uniform(-1, 1, 4).astype(np.float32)
         if self.tier == EXPLORE:
-            return self._explore(observation)
+            self._choose_aim(observation)
         if self.tier == NEAR_MISS:
             observation = observation.copy()
             observation[4:7] += self.offset
-        action = np.asarray(self.policy.get_action(observation), np.float64)
-        if self.tier == "medium" and self.remaining is not None:
+        if self.aim is not None:
+            action = np.append(10 * (self.aim - observation[:3]), self.grip)
+        elif self.tier == "medium" and self.remaining is not None:
             action = np.zeros(4)
+        else:
+            action = np.asarray(self.policy.get_action(observation), np.float64)
         return np.clip(action + self.rng.normal(0, self.noise, 4), -1, 1).astype(np.float32)
 
-    def _explore(self, observation: np.ndarray) -> np.ndarray:
+    def _choose_aim(self, observation: np.ndarray) -> None:
+        """Now and then another aim for an exploring hand."""
         if self.phase == 0:
-            self.phase, kind = int(self.rng.integers(*PHASE_STEPS)), self.rng.choice(3, p=[0.5, 0.25, 0.25])
+            self.phase = int(self.rng.integers(*PHASE_STEPS))
             # Most often near the borders: an untrained policy drives its hand there and holds it.
             anywhere = WORKSPACE[0] + (WORKSPACE[1] - WORKSPACE[0]) * self.rng.beta(0.5, 0.5, 3)
-            about_object = observation[4:7] + self.rng.normal(0, 0.07, 3)
-            self.aim = (anywhere, about_object, None)[kind]
+            about_object = observation[4:7] + self.rng.normal(0, ABOUT, 3)
+            about_hand = observation[:3] + self.rng.normal(0, ABOUT, 3)
+            # A trained one nears the object: what it does there, a little beside the task, must not look like success.
+            self.aim = (anywhere, about_object, about_hand, None)[self.rng.choice(4, p=AIMS)]
             self.grip = float(self.rng.choice([-1.0, 1.0]))
         self.phase -= 1
-        if self.aim is None:
-            action = np.asarray(self.policy.get_action(observation), np.float64)
-        else:
-            action = np.append(10 * (self.aim - observation[:3]), self.grip)
-        return np.clip(action + self.rng.normal(0, self.noise, 4), -1, 1).astype(np.float32)
 
     def observe(self, step: int, info: dict[str, Any], succeeded: bool) -> bool:
         """Whether the rollout ends with this step."""

@@ -20,6 +20,7 @@ from vlp_gym.errors import DatasetError, MissingExtraError
 TIERS = ("expert", "medium", "random")  # MTVLP's, best first
 NEAR_MISS = "near_miss"  # the scripted policy aiming beside the object: moves with purpose, achieves nothing
 EXPLORE = "explore"  # a hand that wanders between points of the workspace and of the task, as learning agents do
+ALL_TIERS = (*TIERS, NEAR_MISS, EXPLORE)
 JPEG_QUALITY = 95
 MAX_FRAMES = 2_000
 

@@ -98,8 +98,7 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         half = -(-side // 2)
         self.where = nn.Sequential(  # what is where in the picture: no pooling, a hand beside the button is not on it
             nn.ReLU(),
-            nn.Unflatten(1, (side, side)),
-            _ChannelsFirst(),
+            nn.Unflatten(2, (side, side)),
             nn.Conv2d(hidden, hidden, 3, 2, 1),
             nn.ReLU(),
             nn.Flatten(),
@@ -134,8 +133,8 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         first_index = mask.int().argmax(1)
         first = frames[rows, first_index]
         change = frames - first[:, None]
-        pair = self.pair(torch.cat([frames, change], -1))
-        state = self.where(pair.flatten(0, 1)).unflatten(0, (batch, time))  # [B, T, hidden]
+        pair = self.pair(torch.cat([frames, change], -1)).flatten(0, 1)  # [B * T, K, hidden]
+        state = self.where(pair.transpose(1, 2)).unflatten(0, (batch, time))  # [B, T, hidden]
         position = torch.arange(time, device=mask.device) - first_index[:, None]
         position = position / (time - 1 - first_index).clamp(min=1)[:, None]  # order only, not time: 0 first, 1 last
         order = self.order(torch.stack([position, position**2], -1).to(state.dtype))
@@ -176,11 +175,6 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
             progress=torch.sigmoid(clips.progress_logits),
             relevance=self.scene_relevance(clips, text).diagonal(),
         )
-
-
-class _ChannelsFirst(nn.Module):
-    def forward(self, grid: Tensor) -> Tensor:
-        return grid.permute(0, 3, 1, 2)
 
 
 def _embedding_head(width: int, hidden: int, embedding: int) -> nn.Sequential:

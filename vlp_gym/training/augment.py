@@ -11,11 +11,12 @@ CONTRAST = 0.1
 BRIGHTNESS = 0.05
 CHANNEL_GAIN = 0.05
 NOISE = 0.01
+MIRRORED = 0.5  # share of clips, left for right: another world with the same tasks in it
 BLACK = 12 / 255  # the background of fast rendering, give or take the JPEG
 
 
 def augment_clips(frames: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift, scale, re-light, tint, add noise, and give every other clip another background than black.
+    """Mirror, shift, scale, re-light, tint, add noise, and give every other clip another background than black.
 
     Args:
         frames: uint8 ``[B, T, H, W, 3]``.
@@ -35,6 +36,7 @@ def augment_clips(frames: Tensor, generator: torch.Generator) -> Tensor:
     by_frame = pixels.unflatten(1, (time, 3))
     black = by_frame.amax(2, keepdim=True) < BLACK
     pixels = torch.where(black, background, by_frame).flatten(1, 2)
+    pixels = torch.where(draw(batch, 1, 1, 1) < 2 * MIRRORED - 1, pixels.flip(-1), pixels)
     scale = 1 + 0.03 * draw(batch, 1)
     shift = draw(batch, 2) * (2 * MAX_SHIFT / torch.tensor([width, height], device=device))
     theta = torch.zeros(batch, 2, 3, device=device)

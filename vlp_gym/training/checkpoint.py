@@ -124,11 +124,14 @@ def load_training_state(
     return document["step"], document["extra"]
 
 
+def differing_weights(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> list[str]:
+    """Names, sorted, of the tensors that only one of two state dicts has, or that differ in shape."""
+    shapes = [{name: tuple(tensor.shape) for name, tensor in weights.items()} for weights in (own, other)]
+    return sorted(name for name in shapes[0].keys() | shapes[1].keys() if shapes[0].get(name) != shapes[1].get(name))
+
+
 def _check_model(model: nn.Module, weights: Mapping[str, Tensor], where: Path) -> None:
-    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    saved = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if own != saved:
-        differing = sorted(name for name in own.keys() | saved.keys() if own.get(name) != saved.get(name))
+    if differing := differing_weights(model.state_dict(), weights):
         raise CheckpointError(f"{where}: made for another model; these weights differ: {', '.join(differing[:8])}")
 
 

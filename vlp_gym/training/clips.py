@@ -14,6 +14,7 @@ from vlp_gym.data.instructions import training_phrasings
 
 SEGMENT_STEPS = 50  # environment steps in a preference segment (VLP)
 TIER_RANK = {"expert": 2.0, "medium": 1.0, "random": 0.0}
+BEFORE_SUCCESS = 0.75  # highest progress short of success: the last step of a task takes an expert least of all time
 SUCCESS_VALUE = 1.2  # above the highest rank by more than the ranking loss's margin
 # How a clip is cut from a rollout, and how often. A model that saw no reversed clip would pay for any change at all.
 MODES = {"whole": 0.3, "prefix": 0.2, "segment": 0.25, "rewind": 0.08, "reverse": 0.17}
@@ -25,8 +26,9 @@ class ClipBatch:
 
     Attributes:
         frames: uint8 ``[G, C, T, H, W, 3]``.
-        progress: float ``[G, C, T]``, share of an expert's way to success: by the clock in experts that succeed, by
-            the environment's reward in all other rollouts (`progress_by_reward`).
+        progress: float ``[G, C, T]``, `BEFORE_SUCCESS` times the share of an expert's way to success: by the clock in
+            experts that succeed, by the environment's reward in all other rollouts (`progress_by_reward`); 1 at
+            success.
         value: float ``[G, C, T]``, rank of the environment's reward within the task in [0, 1]; more than that at
             success, so that nearly done is always worth less than done.
         tier: float ``[G, C]``, 2 expert, 1 medium, 0 random in whole rollouts, 0 in reversed ones; NaN elsewhere.
@@ -159,9 +161,12 @@ class ClipSampler:
         value = np.searchsorted(rewards, reward, side="right") / len(rewards)
         value = np.where(trajectory.success[index], SUCCESS_VALUE, value)
         if success_at is not None and tier == "expert":
-            progress = np.clip(trajectory.step[index] / trajectory.step[success_at], 0, 1)
+            on_the_way = np.clip(trajectory.step[index] / trajectory.step[success_at], 0, 1)
+            done = index >= success_at
         else:
-            progress = np.where(trajectory.success[index], 1.0, np.interp(reward, *self.progress_by_reward[task]))
+            on_the_way = np.interp(reward, *self.progress_by_reward[task])
+            done = trajectory.success[index]
+        progress = np.where(done, 1.0, BEFORE_SUCCESS * on_the_way)
         tier_rank = TIER_RANK.get(tier, np.nan) if mode == "whole" else np.nan
         segment_return = np.nan if mode == "reverse" else reward.mean(dtype=np.float64)
         if mode == "reverse":
@@ -185,7 +190,8 @@ def progress_by_reward(experts: Sequence[Trajectory]) -> tuple[np.ndarray, np.nd
 
     rewards, clocks = [], []
     for expert in experts:
-        until = slice(0, int(np.argmax(expert.success)) + 1)
+        assert expert.first_success is not None
+        until = slice(0, expert.first_success + 1)
         rewards.append(expert.reward[until])
         clocks.append(expert.step[until] / expert.step[until][-1])
     reward, clock = np.concatenate(rewards), np.concatenate(clocks)

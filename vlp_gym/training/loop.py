@@ -43,7 +43,7 @@ class TrainConfig:
         save_every: steps between two saved states.
     """
 
-    steps: int = 700
+    steps: int = 1000
     relevance_steps: int = 200
     tasks_per_batch: int = 14
     clips_per_task: int = 6

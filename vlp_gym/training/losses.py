@@ -58,9 +58,10 @@ def _compact_loss(model: CompactRewardModel, batch: ClipBatch, generator: torch.
     sentence = torch.arange(groups, device=tokens.device).repeat_interleave(clips)
     text = model.encode_text(batch.instructions)
     relevance = model.relevance(every, text)  # [V, G]
-    scene = model.scene_relevance(every, text)[: int(shown.sum())]
+    forward_clips = int(shown.sum())  # they come first
+    scene = model.scene_relevance(every, text)[:forward_clips]
     own = torch.cat([sentence[shown], sentence[reversible]])[:, None] == torch.arange(groups, device=tokens.device)
-    forward = torch.arange(len(own), device=tokens.device)[:, None] < shown.sum()
+    forward = torch.arange(len(own), device=tokens.device)[:, None] < forward_clips
     positive, candidate = own & forward, own | forward  # a turned clip is a negative of its own sentence only
 
     parts = {
@@ -70,7 +71,7 @@ def _compact_loss(model: CompactRewardModel, batch: ClipBatch, generator: torch.
         "segment": pairwise_ranking_loss(
             seen.quality.unflatten(0, (groups, clips)), batch.segment_return / MAX_REWARD, margin=RETURN_MARGIN
         ),
-        "to_text": video_to_text_loss(relevance[: int(shown.sum())], sentence[shown]),
+        "to_text": video_to_text_loss(relevance[:forward_clips], sentence[shown]),
         "to_video": text_to_video_loss(relevance, positive, candidate),
         "match": balanced_match_loss(relevance, positive, candidate),
         "scene_to_text": video_to_text_loss(scene, sentence[shown]),
