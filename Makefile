@@ -33,23 +33,22 @@ bench: $(STAMP)
 	@for file in tests/benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
 
 # The recipe of the shipped models: collect, choose lambda on five validation tasks, train, evaluate. Hours on two cores.
-# A second round of training helps on tasks that were seen, and harms on those that were not.
+# The shipped vlp-compact-45 is of an earlier state of the code: see its card.
+# More steps help on tasks that were seen, and harm on those that were not: the more so where training has their opposites.
 TEST_TASKS := button-press-v3 door-close-v3 drawer-close-v3 faucet-close-v3 window-open-v3
 SIBLINGS := door-open-v3 drawer-open-v3 faucet-open-v3 window-close-v3
 VALIDATION := button-press-topdown-wall-v3 door-unlock-v3 handle-press-side-v3 plate-slide-back-v3 coffee-pull-v3
 LAMBDA ?= 1.0
-SHIFT ?= 0.3
+SHIFT ?= 1.3
 TUNED := --quality-weight $(LAMBDA) --relevance-shift $(SHIFT) --half
-SECOND := --steps 350 --relevance-steps 150 --learning-rate 1.5e-3 --seed 1
 train: $(STAMP)
-	$(BIN)/vlp-gym collect metaworld --out $(DATA)/train --per-tier 24 --near-miss 12 --explore 16 --varied-share 0.5
+	$(BIN)/vlp-gym collect metaworld --out $(DATA)/train --per-tier 24 --near-miss 12 --explore 40 --varied-share 0.5
 	$(BIN)/vlp-gym collect metaworld --out $(DATA)/eval --seed 1000 --tasks $(TEST_TASKS) $(SIBLINGS)
 	$(BIN)/vlp-gym train compact --data $(DATA)/train --split vlp --leave-out $(VALIDATION) --out $(RUNS)/validation
 	$(BIN)/vlp-gym tune --model $(RUNS)/validation --data $(DATA)/train --tasks $(VALIDATION)
 	$(BIN)/vlp-gym train compact --data $(DATA)/train --split vlp $(TUNED) --out $(RUNS)/vlp-compact-45
 	$(BIN)/vlp-gym eval --data $(DATA)/eval --split vlp --model $(RUNS)/vlp-compact-45
-	$(BIN)/vlp-gym train compact --data $(DATA)/train --split all --out $(RUNS)/first-50
-	$(BIN)/vlp-gym train compact --data $(DATA)/train --split all --init $(RUNS)/first-50 $(SECOND) $(TUNED) --out $(RUNS)/vlp-compact
+	$(BIN)/vlp-gym train compact --data $(DATA)/train --split all --steps 2000 $(TUNED) --out $(RUNS)/vlp-compact
 	$(BIN)/vlp-gym eval --data $(DATA)/eval --split vlp --model $(RUNS)/vlp-compact
 
 # System packages first (missing ones only), then the virtual environment. The stamp is written last, so a failed

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from rollouts import painted_tasks
 
 from vlp_gym.training import augment
-from vlp_gym.training.augment import augment_clips
+from vlp_gym.training.augment import augment_clips, mirror_clips
+from vlp_gym.training.clips import ClipSampler
+
+SETTINGS = {"tasks_per_batch": 2, "clips_per_task": 4, "window": 8, "seed": 0}
 
 
 def clips(batch=3, time=4, size=24):
@@ -54,19 +60,40 @@ def test_noise_is_as_strong_as_it_says():
     assert spread.item() == pytest.approx(augment.NOISE, rel=0.1)
 
 
-def test_no_strength_is_the_identity(monkeypatch):
+def still(monkeypatch, **kept):
+    """Everything off that has a strength, but for what is kept."""
     for name in ("MAX_SHIFT", "CONTRAST", "BRIGHTNESS", "CHANNEL_GAIN", "NOISE"):
-        monkeypatch.setattr(augment, name, 0)
+        monkeypatch.setattr(augment, name, kept.get(name, 0))
+
+
+def test_no_strength_is_the_identity(monkeypatch):
+    still(monkeypatch)
     monkeypatch.setattr(torch, "rand", lambda shape, generator: torch.full(shape, 0.5))  # no scaling either
     given = clips()
     expected = given.flatten(0, 1).permute(0, 3, 1, 2) / 255
     assert torch.allclose(augment_clips(given, seeded()), expected, atol=1e-5)
 
 
+def test_half_of_the_clips_are_mirrored_whole_and_their_positions_with_them():
+    given = ClipSampler(painted_tasks(("push-v3", "sweep-v3"), size=8), **SETTINGS).batch(0)
+    given = replace(given, frames=torch.randint(0, 256, given.frames.shape, dtype=torch.uint8))
+    given.positions[0, 0, 0, 0, 0] = torch.nan
+    turned = torch.zeros(given.frames.shape[:2])
+    for seed in range(100):
+        mirrored = mirror_clips(given, seeded(seed))
+        whole = (mirrored.frames == given.frames.flip(-2)).flatten(2).all(2)
+        kept = (mirrored.frames == given.frames).flatten(2).all(2)
+        assert (whole ^ kept).all()
+        side = torch.where(whole, -1, 1)[:, :, None, None]
+        assert torch.equal(mirrored.positions[..., 0].nan_to_num(), given.positions[..., 0].nan_to_num() * side)
+        assert torch.equal(mirrored.positions[..., 1:], given.positions[..., 1:])
+        turned += whole
+    assert ((turned > 30) & (turned < 70)).all()
+
+
 def test_shift_stays_within_its_bound(monkeypatch):
     """A bright column may move by MAX_SHIFT pixels, and by 3 % of half the width through the scale."""
-    for name in ("CONTRAST", "BRIGHTNESS", "CHANNEL_GAIN", "NOISE"):
-        monkeypatch.setattr(augment, name, 0)
+    still(monkeypatch, MAX_SHIFT=augment.MAX_SHIFT)
     size = 64
     given = torch.zeros(50, 1, size, size, 3, dtype=torch.uint8)
     given[:, :, :, size // 2] = 255

@@ -7,14 +7,13 @@ import pytest
 import torch
 from rollouts import STRIDE, SUCCESS_AT, painted, painted_tasks
 
-from vlp_gym.data.dataset import EXPLORE, NEAR_MISS, TIERS
+from vlp_gym.data.dataset import ALL_TIERS, EXPLORE, NEAR_MISS, TIERS
 from vlp_gym.data.instructions import training_phrasings
-from vlp_gym.training.clips import SUCCESS_VALUE, ClipSampler, progress_by_reward
+from vlp_gym.training.clips import BEFORE_SUCCESS, SUCCESS_VALUE, UNDONE, ClipSampler, progress_by_reward
 from vlp_gym.training.losses import VALUE_MARGIN
 
 TASKS = ("door-open-v3", "push-v3", "reach-v3")
-ALL = (*TIERS, NEAR_MISS, EXPLORE)
-ROLLOUTS = {task: painted_tasks([task], tiers=ALL) for task in TASKS}
+ROLLOUTS = {task: painted_tasks([task], tiers=ALL_TIERS) for task in TASKS}
 EVERY = [trajectory for group in ROLLOUTS.values() for trajectory in group]
 SETTINGS = {"tasks_per_batch": 2, "clips_per_task": 4, "window": 8, "seed": 0}
 TASK_OF = {sentence: task for task in TASKS for sentence in training_phrasings(task)}
@@ -33,7 +32,7 @@ def clips(batches):
         for group, sentence in enumerate(batch.instructions):
             for slot in range(batch.frames.shape[1]):
                 red, green, _ = paint[group, slot].T
-                names = ("progress", "value", "tier", "segment_return", "expert", "reversed")
+                names = ("progress", "value", "tier", "segment_return", "expert", "reversed", "positions")
                 targets = {name: getattr(batch, name)[group, slot].numpy() for name in names}
                 task = TASK_OF[sentence]
                 yield task, slot, ROLLOUTS[task][red[0] // 20], (green // 8).astype(int), targets
@@ -57,29 +56,33 @@ def test_a_clip_is_of_one_rollout_of_its_own_task(batches):
         red = batch.frames[..., 0, 0, 0]
         assert (red == red[..., :1]).all()
     for _, slot, rollout, _, _ in clips(batches):
-        wanted = {0: ("expert",), 1: ("medium",), 2: ("random", NEAR_MISS, EXPLORE)}.get(slot, ALL)
+        wanted = {0: ("expert",), 1: ("medium",), 2: ("random", NEAR_MISS, EXPLORE)}.get(slot, ALL_TIERS)
         assert rollout.tier in wanted
 
 
 def test_targets(batches):
     modes = dict.fromkeys(("whole", "rewound", "reversed", "expert", "unknown"), 0)
     for task, _, rollout, index, targets in clips(batches):
+        left = UNDONE if targets["reversed"] else 1
         if rollout.tier == "expert":
-            expected = np.minimum(index / SUCCESS_AT, 1)
-            assert targets["progress"] == pytest.approx(expected)
+            expected = np.where(index >= SUCCESS_AT, 1, BEFORE_SUCCESS * index / SUCCESS_AT)
+            assert targets["progress"] == pytest.approx(left * expected)
         else:  # an expert's reward grows with its clock, to 10 at success, give or take 0.5
-            assert targets["progress"] == pytest.approx(rollout.reward[index] / 10, abs=0.1)
-        rewards = np.concatenate([other.reward for other in ROLLOUTS[task]])
-        rank = [np.mean(rewards <= rollout.reward[i]) for i in index]
-        assert targets["value"] == pytest.approx(np.where(rollout.success[index], SUCCESS_VALUE, rank))
+            expected = BEFORE_SUCCESS * rollout.reward[index] / 10
+            assert targets["progress"] == pytest.approx(left * expected, abs=0.1)
+        assert targets["positions"] == pytest.approx(rollout.positions[index])
         turns = np.diff(index)
         if targets["reversed"]:
             modes["reversed"] += 1
             assert (turns <= 0).all()
+            assert np.isnan(targets["value"]).all()
             assert np.isnan(targets["segment_return"])
             assert targets["tier"] == 0  # whatever was done is undone
             assert not targets["expert"]
             continue
+        rewards = np.concatenate([other.reward for other in ROLLOUTS[task]])
+        rank = [np.mean(rewards <= rollout.reward[i]) for i in index]
+        assert targets["value"] == pytest.approx(np.where(rollout.success[index], SUCCESS_VALUE, rank))
         assert targets["segment_return"] == pytest.approx(rollout.reward[index].mean(), rel=1e-5)
         rewound = (turns < 0).any()
         modes["rewound"] += rewound

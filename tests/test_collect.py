@@ -16,14 +16,14 @@ pytest.importorskip("datasets")
 from vlp_gym.cli import main
 from vlp_gym.data import collect
 from vlp_gym.data.collect import CollectConfig, Stage, collect_metaworld
-from vlp_gym.data.dataset import EXPLORE, NEAR_MISS, TIERS, load_trajectories, shard_path
+from vlp_gym.data.dataset import ALL_TIERS, EXPLORE, NEAR_MISS, TIERS, load_trajectories, shard_path
 from vlp_gym.errors import DatasetError
 from vlp_gym.models.resize import resize_frames
 
 pytestmark = pytest.mark.filterwarnings("ignore:Constant")  # of Meta-World's scripted policies
 
 TASK = "button-press-v3"
-ALL = (*TIERS, NEAR_MISS, EXPLORE)
+FIELD_OF_VIEW = 60  # degrees, of the camera
 CONFIG = CollectConfig(per_tier=2, near_miss=1, explore=1, stride=10, varied_share=0.5, seed=4)
 
 
@@ -58,7 +58,9 @@ def rollouts(folder):
 
 
 def test_one_shard_a_tier_and_the_settings(folder):
-    assert sorted(path.name for path in (folder / "data").iterdir()) == sorted(f"{TASK}-{tier}.parquet" for tier in ALL)
+    assert sorted(path.name for path in (folder / "data").iterdir()) == sorted(
+        f"{TASK}-{tier}.parquet" for tier in ALL_TIERS
+    )
     assert json.loads((folder / "collect.json").read_text()) == vars(CONFIG)
 
 
@@ -79,8 +81,24 @@ def test_rollouts(rollouts):
         assert (t.frames[0] != t.frames[-1]).any()
 
 
+def test_positions_are_what_the_camera_sees(rollouts):
+    """The gripper's cyan finger is where the recorded hand falls on the first picture; later others may hide it."""
+    for t in rollouts:
+        assert t.positions.shape == (len(t.frames), 2, 3)
+        assert t.positions.dtype == np.float32
+        assert (t.positions[..., 2] < -0.3).all()  # in front of the camera
+        if t.varied:
+            continue
+        (x, y, z), focal = t.positions[0, 0], 56 / np.tan(np.deg2rad(FIELD_OF_VIEW) / 2)
+        column, row = round(56 + focal * x / -z), round(56 - focal * y / -z)
+        around = t.frames[0, row - 4 : row + 5, column - 6 : column + 7].astype(int)
+        assert ((around[..., 2] > 120) & (around[..., 2] - around[..., 0] > 60)).any(), (t.tier, column, row)
+    reached = [np.linalg.norm(np.diff(t.positions, axis=1)[:, 0], axis=1) for t in rollouts if t.tier == "expert"]
+    assert all(distance[-1] < 0.15 < distance[0] for distance in reached)
+
+
 def test_tiers_are_what_they_are_called(rollouts):
-    by_tier = {tier: [t for t in rollouts if t.tier == tier] for tier in ALL}
+    by_tier = {tier: [t for t in rollouts if t.tier == tier] for tier in ALL_TIERS}
     for t in by_tier["expert"]:
         assert t.success[-1]
         assert not t.success[0]
@@ -100,9 +118,9 @@ def test_the_same_seed_gives_the_same_frames_and_what_is_there_is_kept(folder, t
     for tier in ("medium", NEAR_MISS):
         shard_path(resumed, TASK, tier).unlink()
     kept = {tier: shard_path(resumed, TASK, tier).stat().st_mtime_ns for tier in ("expert", "random")}
-    collect._collect_task((resumed, CONFIG, TASK, ALL))
+    collect._collect_task((resumed, CONFIG, TASK, ALL_TIERS))
     assert {tier: shard_path(resumed, TASK, tier).stat().st_mtime_ns for tier in kept} == kept
-    for tier in ALL:
+    for tier in ALL_TIERS:
         assert shard_path(resumed, TASK, tier).read_bytes() == shard_path(folder, TASK, tier).read_bytes(), tier
 
 
@@ -140,6 +158,7 @@ def test_share_of_varied_rollouts(share, varied, monkeypatch):
 
     restored = []
     monkeypatch.setattr(collect, "vary_scene", lambda env, rng: lambda: restored.append(1))
+    monkeypatch.setattr(collect, "_positions", lambda env, observation: np.zeros((2, 3), np.float32))
     config = CollectConfig(size=8, varied_share=share)
     made = [collect._rollout(Env(), config, TASK, "random", Stage(False, 5), index) for index in range(8)]
     assert sum(t.varied for t in made) == len(restored) == varied
@@ -220,7 +239,7 @@ class TestActor:
 def test_frames_are_resized_as_models_resize_theirs():
     frame = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
     recorder = collect._Recorder(8)
-    recorder.add(frame, 3, 0.5, True)
+    recorder.add(frame, np.zeros((2, 3)), 3, 0.5, True)
     frames, step, reward, success = recorder.arrays()
     assert (frames[0] == resize_frames(torch.from_numpy(frame)[None], (8, 8))[0].numpy()).all()
     assert (step.tolist(), reward.tolist(), success.tolist()) == ([3], [0.5], [True])

@@ -94,6 +94,7 @@ class TestWhatItSees:
         for scores, sentences in ((a, SENTENCES), (b, SENTENCES[::-1])):
             rest = scores.preference - model.relevance(clips, model.encode_text(sentences)).diagonal()
             assert torch.allclose(rest, model.config["quality_weight"] * clips.quality, atol=1e-5)
+        assert clips.quality.abs().max() > 1e-3
 
     def test_relevance_is_its_formula(self, model, tokens):
         """A temperature times a cosine plus a bias, of scene and motion; every clip against every sentence."""

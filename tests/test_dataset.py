@@ -138,14 +138,17 @@ class TestFaults:
             decode_trajectory(row)
         assert str(caught.value) == "push-v3/expert/7: frames of several sizes"
 
-    @pytest.mark.parametrize("short", ["frames", "step", "reward", "success"])
-    def test_one_step_reward_and_success_a_frame(self, short):
+    @pytest.mark.parametrize("short", ["frames", "step", "reward", "success", "positions"])
+    def test_one_of_each_a_frame(self, short):
         row = encode_trajectory(painted("push-v3", "expert", 7))
         row[short].pop()
-        lengths = {name: 15 if name == short else 16 for name in ("frames", "step", "reward", "success")}
+        names = ("frames", "step", "reward", "success", "positions")
+        lengths = {name: 15 if name == short else 16 for name in names}
         with pytest.raises(DatasetError) as caught:
             decode_trajectory(row)
-        assert str(caught.value) == f"push-v3/expert/7: expected one step, reward and success a frame, got {lengths}"
+        assert str(caught.value) == (
+            f"push-v3/expert/7: expected one step, reward, success and positions a frame, got {lengths}"
+        )
 
     def test_no_frames_or_too_many(self, monkeypatch):
         monkeypatch.setattr(dataset, "MAX_FRAMES", 10)

@@ -39,7 +39,8 @@ def trajectory(task, tier, seed, steps):
     reward = (10 * progress).astype(np.float32)
     shown = np.where(step == 0, 0, reward[step]).astype(np.float32)
     success = (progress >= 1)[step]
-    return Trajectory(task, tier, seed, "corner2", STRIDE, False, frames, step, shown, success, reward[1:])
+    nowhere = np.full((len(step), 2, 3), np.nan, np.float32)
+    return Trajectory(task, tier, seed, "corner2", STRIDE, False, frames, step, shown, success, reward[1:], nowhere)
 
 
 def rollouts():

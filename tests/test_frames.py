@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from vlp_gym.errors import FrameError
@@ -35,6 +36,12 @@ def test_a_wrong_frame_is_refused(fault, message):  # faults 2, 3, 4, 6
 def test_a_pil_image_is_refused():  # fault 2
     with pytest.raises(FrameError, match=r"^expected ndarray, got Image \(here\)$"):
         validate_frame(Image.fromarray(FRAME), where="here")
+
+
+def test_a_tensor_is_refused_with_a_cure():  # what ManiSkill renders
+    cure = "make it one in render_fn=, in ManiSkill with its CPUGymWrapper"
+    with pytest.raises(FrameError, match=rf"^expected ndarray, got Tensor \(here\); {cure}$"):
+        validate_frame(torch.from_numpy(FRAME), where="here")
 
 
 def test_a_right_frame_passes_as_it_is():

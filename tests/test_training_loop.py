@@ -21,7 +21,7 @@ from vlp_gym.models.vlp import VLPModel
 from vlp_gym.training import loop
 from vlp_gym.training.clips import ClipSampler
 from vlp_gym.training.loop import TrainConfig, schedule, train
-from vlp_gym.training.losses import batch_loss
+from vlp_gym.training.losses import POSITION_WEIGHT, RELEVANCE_WEIGHT, batch_loss
 
 ROLLOUTS = painted_tasks(["push-v3", "reach-v3"], each=1, size=32)
 CONFIG = TrainConfig(steps=3, relevance_steps=1, tasks_per_batch=2, clips_per_task=3, save_every=2, seed=5)
@@ -117,10 +117,10 @@ class TestTraining:
     def test_the_total_is_its_weighted_parts(self, straight):
         for row in straight[2]:
             names = ("to_text", "to_video", "match", "scene_to_text", "scene_match")
-            relevance = 0.5 * sum(row[name] for name in names)
-            rest = row["progress"] + row["frame_rank"] + row["tier"] + 0.5 * row["segment"]
-            last_stage = row["step"] >= CONFIG.steps
-            assert row["loss"] == pytest.approx(relevance if last_stage else relevance + rest, rel=1e-5)
+            relevance = sum(row[name] for name in names)
+            progress = row["progress"] + row["frame_rank"] + row["tier"] + 0.5 * row["segment"]
+            first_stage = progress + POSITION_WEIGHT * row["position"] + RELEVANCE_WEIGHT * relevance
+            assert row["loss"] == pytest.approx(first_stage if row["step"] < CONFIG.steps else relevance, rel=1e-5)
 
     def test_the_last_stage_trains_the_relevance_alone(self, tmp_path):
         config = TrainConfig(**{**vars(CONFIG), "relevance_steps": 0})

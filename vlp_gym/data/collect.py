@@ -42,6 +42,7 @@ ABOUT = 0.05  # metres, standard deviation
 NOISE_AFTER_STAGE = 30  # steps of noise alone that end a medium rollout
 WORKSPACE = np.array([[-0.6, 0.3, 0.04], [0.6, 1.0, 0.5]])  # metres; what an exploring hand reaches for, and beyond
 EXPERT_ATTEMPTS = 4
+HAND, OBJECT = slice(0, 3), slice(4, 7)  # where an observation holds their positions
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def _attempt(
     observation, _ = env.reset(seed=episode_seed)
     restore = vary_scene(env, rng) if varied else None
     recorder = _Recorder(config.size)
-    recorder.add(env.render(), 0, 0.0, False)
+    recorder.add(env.render(), _positions(env, observation), 0, 0.0, False)
     act = _Actor(task, tier, stage, rng)
     lengths = {"random": WANDER_STEPS, NEAR_MISS: WANDER_STEPS, EXPLORE: EXPLORE_STEPS}
     limit = int(rng.integers(*lengths[tier])) if tier in lengths else MAX_STEPS
@@ -196,7 +197,7 @@ def _attempt(
         succeeded = bool(info["success"])
         last = act.observe(step, info, succeeded) or step == limit
         if last or step % config.stride == 0:
-            recorder.add(env.render(), step, float(reward), succeeded)
+            recorder.add(env.render(), _positions(env, observation), step, float(reward), succeeded)
         if last:
             break
     if restore is not None:
@@ -210,6 +211,7 @@ def _attempt(
         varied,
         *recorder.arrays(),
         np.array(rewards, np.float32),
+        np.stack(recorder.positions),
     )
 
 
@@ -278,19 +280,28 @@ class _Recorder:
     def __init__(self, size: int) -> None:
         self.size = size
         self.frames: list[np.ndarray] = []
+        self.positions: list[np.ndarray] = []
         self.rows: list[tuple[int, float, bool]] = []
 
-    def add(self, frame: np.ndarray, step: int, reward: float, success: bool) -> None:
+    def add(self, frame: np.ndarray, positions: np.ndarray, step: int, reward: float, success: bool) -> None:
         import torch
 
         from vlp_gym.models.resize import resize_frames
 
         self.frames.append(resize_frames(torch.from_numpy(frame)[None], (self.size, self.size))[0].numpy())
         self.rows.append((step, reward, success))
+        self.positions.append(positions)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         step, reward, success = zip(*self.rows, strict=True)
         return np.stack(self.frames), np.array(step, np.int64), np.array(reward, np.float32), np.array(success, bool)
+
+
+def _positions(env: Any, observation: np.ndarray) -> np.ndarray:
+    """Hand and object, float32 ``[2, 3]``, in the frame of the rendering camera: right, up and backwards, metres."""
+    points = np.stack([observation[HAND], observation[OBJECT]])
+    camera, data = env.unwrapped.model.camera(env.unwrapped.camera_name).id, env.unwrapped.data
+    return ((points - data.cam_xpos[camera]) @ data.cam_xmat[camera].reshape(3, 3)).astype(np.float32)
 
 
 def _check_same_config(folder: Path, config: CollectConfig) -> None:

@@ -41,6 +41,8 @@ class Trajectory:
         reward: float32 ``[F]``, the environment's reward at that step (0 for the reset).
         success: bool ``[F]``, the environment's success at that step.
         episode_reward: float32 ``[S]``, the environment's reward of every step from 1 to S.
+        positions: float32 ``[F, 2, 3]``, where the hand and the object are, as the camera sees them: metres to its
+            right, above and behind it (so that what it sees is negative). NaN in data that does not say.
     """
 
     task: str
@@ -54,6 +56,7 @@ class Trajectory:
     reward: np.ndarray
     success: np.ndarray
     episode_reward: np.ndarray
+    positions: np.ndarray
 
     @property
     def first_success(self) -> int | None:
@@ -72,7 +75,7 @@ def encode_trajectory(trajectory: Trajectory) -> dict[str, Any]:
         encoded.append({"bytes": buffer.getvalue(), "path": None})
     row = {name: getattr(trajectory, name) for name in ("task", "tier", "seed", "camera", "stride", "varied")}
     series = {name: getattr(trajectory, name).tolist() for name in ("step", "reward", "success", "episode_reward")}
-    return {**row, "frames": encoded, **series}
+    return {**row, "frames": encoded, **series, "positions": trajectory.positions.reshape(-1, 6).tolist()}
 
 
 def decode_trajectory(row: dict[str, Any]) -> Trajectory:
@@ -88,9 +91,12 @@ def decode_trajectory(row: dict[str, Any]) -> Trajectory:
         raise DatasetError(f"{name}: a frame cannot be decoded ({error}); collect this shard again") from error
     if len({image.shape for image in images}) != 1:
         raise DatasetError(f"{name}: frames of several sizes")
-    lengths = {"frames": len(images), **{series: len(row[series]) for series in ("step", "reward", "success")}}
+    lengths = {
+        "frames": len(images),
+        **{series: len(row[series]) for series in ("step", "reward", "success", "positions")},
+    }
     if len(set(lengths.values())) != 1:
-        raise DatasetError(f"{name}: expected one step, reward and success a frame, got {lengths}")
+        raise DatasetError(f"{name}: expected one step, reward, success and positions a frame, got {lengths}")
     return Trajectory(
         **{key: row[key] for key in ("task", "tier", "seed", "camera", "stride", "varied")},
         frames=np.stack(images),
@@ -98,6 +104,7 @@ def decode_trajectory(row: dict[str, Any]) -> Trajectory:
         reward=np.asarray(row["reward"], np.float32),
         success=np.asarray(row["success"], bool),
         episode_reward=np.asarray(row["episode_reward"], np.float32),
+        positions=np.asarray(row["positions"], np.float32).reshape(-1, 2, 3),
     )
 
 
@@ -117,6 +124,7 @@ def write_shard(trajectories: Sequence[Trajectory], path: Path) -> None:
             "reward": datasets.Sequence(datasets.Value("float32")),
             "success": datasets.Sequence(datasets.Value("bool")),
             "episode_reward": datasets.Sequence(datasets.Value("float32")),
+            "positions": datasets.Sequence(datasets.Sequence(datasets.Value("float32"))),
         }
     )
     rows = [encode_trajectory(trajectory) for trajectory in trajectories]

@@ -37,12 +37,15 @@ class ClipFeatures:
         quality: ``[B]``, how well the behaviour goes, whatever it is.
         scene: ``[B, E]``, unit length, from the first frame alone.
         motion: ``[B, E]``, unit length, from what changed.
+        positions: ``[B, T, 2, 3]``, of hand and object, in the units of `position_loss`. Nothing uses them but that
+            loss: a reward for reaching needs to see how far away things are, and learns it much sooner this way.
     """
 
     progress_logits: Tensor
     quality: Tensor
     scene: Tensor
     motion: Tensor
+    positions: Tensor
 
 
 class CompactRewardModel(nn.Module, CheckpointMixin):
@@ -106,6 +109,7 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
             nn.LayerNorm(hidden),
         )
         self.progress_head = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+        self.position_head = nn.Linear(hidden, 6)
         self.order = nn.Linear(2, hidden)
         layer = nn.TransformerEncoderLayer(hidden, 4, 2 * hidden, dropout=0.1, batch_first=True, norm_first=True)
         self.sequence = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
@@ -149,6 +153,7 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
             quality=self.quality_head(mean).squeeze(-1) + (progress * mask).sum(1) / mask.sum(1),
             scene=F.normalize(scene, dim=-1),
             motion=F.normalize(motion, dim=-1),
+            positions=self.position_head(state).unflatten(2, (2, 3)),
         )
 
     def scene_relevance(self, clips: ClipFeatures, text: Tensor) -> Tensor:

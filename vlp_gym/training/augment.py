@@ -1,10 +1,14 @@
-"""Picture augmentation: one draw a clip, the same for all of its frames, so that nothing moves that did not move."""
+"""Augmentation: one draw a clip, the same for all of its frames, so that nothing moves that did not move."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from vlp_gym.training.clips import ClipBatch
 
 MAX_SHIFT = 4  # pixels
 CONTRAST = 0.1
@@ -15,8 +19,19 @@ MIRRORED = 0.5  # share of clips, left for right: another world with the same ta
 BLACK = 12 / 255  # the background of fast rendering, give or take the JPEG
 
 
+def mirror_clips(batch: ClipBatch, generator: torch.Generator) -> ClipBatch:
+    """Turn every other clip left for right, and its positions with it."""
+    mirrored = torch.rand(batch.frames.shape[:2], generator=generator).to(batch.frames.device) < MIRRORED
+    mirrored = mirrored[:, :, None, None, None]
+    return replace(
+        batch,
+        frames=torch.where(mirrored[..., None], batch.frames.flip(-2), batch.frames),
+        positions=torch.where(mirrored, batch.positions * batch.positions.new_tensor([-1, 1, 1]), batch.positions),
+    )
+
+
 def augment_clips(frames: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror, shift, scale, re-light, tint, add noise, and give every other clip another background than black.
+    """Shift, scale, re-light, tint, add noise, and give every other clip another background than black.
 
     Args:
         frames: uint8 ``[B, T, H, W, 3]``.
@@ -36,7 +51,6 @@ def augment_clips(frames: Tensor, generator: torch.Generator) -> Tensor:
     by_frame = pixels.unflatten(1, (time, 3))
     black = by_frame.amax(2, keepdim=True) < BLACK
     pixels = torch.where(black, background, by_frame).flatten(1, 2)
-    pixels = torch.where(draw(batch, 1, 1, 1) < 2 * MIRRORED - 1, pixels.flip(-1), pixels)
     scale = 1 + 0.03 * draw(batch, 1)
     shift = draw(batch, 2) * (2 * MAX_SHIFT / torch.tensor([width, height], device=device))
     theta = torch.zeros(batch, 2, 3, device=device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from vlp_gym.data.instructions import training_phrasings
 SEGMENT_STEPS = 50  # environment steps in a preference segment (VLP)
 TIER_RANK = {"expert": 2.0, "medium": 1.0, "random": 0.0}
 BEFORE_SUCCESS = 0.75  # highest progress short of success: the last step of a task takes an expert least of all time
+UNDONE = 0.3  # share of the progress left to a clip that runs backwards: its last frames may be another task's first
 SUCCESS_VALUE = 1.2  # above the highest rank by more than the ranking loss's margin
 # How a clip is cut from a rollout, and how often. A model that saw no reversed clip would pay for any change at all.
 MODES = {"whole": 0.3, "prefix": 0.2, "segment": 0.25, "rewind": 0.08, "reverse": 0.17}
@@ -35,6 +36,7 @@ class ClipBatch:
         segment_return: float ``[G, C]``, mean environment reward over the clip; NaN in reversed ones.
         expert: bool ``[G, C]``, a forward clip of an expert that gets its task done.
         reversed: bool ``[G, C]``, the clip runs backwards: it shows no task.
+        positions: float ``[G, C, T, 2, 3]``, of hand and object in the camera's frame, metres; NaN where not known.
         instructions: G sentences.
     """
 
@@ -45,6 +47,7 @@ class ClipBatch:
     segment_return: Tensor
     expert: Tensor
     reversed: Tensor
+    positions: Tensor
     instructions: list[str]
 
     def to(self, device: torch.device) -> ClipBatch:
@@ -108,11 +111,13 @@ class ClipSampler:
         length = int(rng.choice(lengths, p=[0.25, 0.35, 0.2, 0.2]))
         groups = [[self._clip(task, slot, length, rng) for slot in range(self.clips_per_task)] for task in tasks]
         columns = [[np.stack(column) for column in zip(*group, strict=True)] for group in groups]
-        frames, progress, value, tier, segment_return, expert, backwards = (
-            torch.from_numpy(np.stack(column)) for column in zip(*columns, strict=True)
-        )
+        names = [field.name for field in fields(ClipBatch) if field.name != "instructions"]  # in the order of `_clip`
+        tensors = {
+            name: torch.from_numpy(np.stack(column))
+            for name, column in zip(names, zip(*columns, strict=True), strict=True)
+        }
         sentences = [str(rng.choice(training_phrasings(task))) for task in tasks]
-        return ClipBatch(frames, progress, value, tier, segment_return, expert, backwards, sentences)
+        return ClipBatch(**tensors, instructions=sentences)
 
     def _draw_tasks(self, rng: np.random.Generator) -> list[str]:
         """Tasks at random, every other one followed by one of the same scene: a sentence must tell those apart too."""
@@ -169,12 +174,17 @@ class ClipSampler:
         progress = np.where(done, 1.0, BEFORE_SUCCESS * on_the_way)
         tier_rank = TIER_RANK.get(tier, np.nan) if mode == "whole" else np.nan
         segment_return = np.nan if mode == "reverse" else reward.mean(dtype=np.float64)
-        if mode == "reverse":
-            tier_rank = TIER_RANK["random"]  # whatever was done is undone
+        if mode == "reverse":  # whatever was done is undone
+            progress, value, tier_rank = UNDONE * progress, np.full_like(value, np.nan), TIER_RANK["random"]
         full_expert = tier == "expert" and mode in ("whole", "prefix") and stop > (success_at or frames)
         numbers = (progress, value, np.float64(tier_rank), segment_return)
         flags = (full_expert, mode == "reverse")
-        return trajectory.frames[index], *(np.asarray(x, np.float32) for x in numbers), *(np.asarray(x) for x in flags)
+        return (
+            trajectory.frames[index],
+            *(np.asarray(x, np.float32) for x in numbers),
+            *(np.asarray(x) for x in flags),
+            trajectory.positions[index],
+        )
 
 
 def progress_by_reward(experts: Sequence[Trajectory]) -> tuple[np.ndarray, np.ndarray]:

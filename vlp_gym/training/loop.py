@@ -43,11 +43,11 @@ class TrainConfig:
         save_every: steps between two saved states.
     """
 
-    steps: int = 1000
+    steps: int = 700
     relevance_steps: int = 200
     tasks_per_batch: int = 14
     clips_per_task: int = 6
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     weight_decay: float = 0.05
     warmup: float = 0.05
     seed: int = 0

@@ -7,15 +7,18 @@ from torch import Tensor, nn
 
 from vlp_gym.models.compact import ClipFeatures, CompactRewardModel
 from vlp_gym.models.vlp import VLPModel
+from vlp_gym.objectives.position import position_loss
 from vlp_gym.objectives.preference import vlp_loss
 from vlp_gym.objectives.progress import pairwise_ranking_loss, progress_loss
 from vlp_gym.objectives.relevance import balanced_match_loss, text_to_video_loss, video_to_text_loss
-from vlp_gym.training.augment import augment_clips
+from vlp_gym.training.augment import augment_clips, mirror_clips
 from vlp_gym.training.clips import ClipBatch
 
 VALUE_MARGIN = 0.1  # difference in reward rank that orders two frames
 RETURN_MARGIN = 0.02  # share of the largest reward that orders two segments
 MAX_REWARD = 10.0  # of Meta-World
+POSITION_WEIGHT = 10.0
+RELEVANCE_WEIGHT = 0.05  # beside the progress; it has a stage of its own
 
 
 def batch_loss(
@@ -40,6 +43,8 @@ def batch_loss(
 
 
 def _compact_loss(model: CompactRewardModel, batch: ClipBatch, generator: torch.Generator | None) -> dict[str, Tensor]:
+    if generator is not None:
+        batch = mirror_clips(batch, generator)
     groups, clips, time = batch.frames.shape[:3]
     if generator is None:
         tokens = model.encode_frames(batch.frames.flatten(0, 2))
@@ -66,6 +71,7 @@ def _compact_loss(model: CompactRewardModel, batch: ClipBatch, generator: torch.
 
     parts = {
         "progress": progress_loss(seen.progress_logits, batch.progress.flatten(0, 1)),
+        "position": position_loss(seen.positions, batch.positions.flatten(0, 1)),
         "frame_rank": pairwise_ranking_loss(by_frame, batch.value.flatten(1), margin=VALUE_MARGIN),
         "tier": pairwise_ranking_loss(seen.quality.unflatten(0, (groups, clips)), batch.tier, margin=0.5),
         "segment": pairwise_ranking_loss(
@@ -78,9 +84,12 @@ def _compact_loss(model: CompactRewardModel, batch: ClipBatch, generator: torch.
         "scene_match": balanced_match_loss(scene, own[: len(scene)], torch.ones_like(own[: len(scene)])),
     }
     by_motion = parts["to_text"] + parts["to_video"] + parts["match"]
-    relevance_loss = 0.5 * (by_motion + parts["scene_to_text"] + parts["scene_match"])
+    relevance_loss = by_motion + parts["scene_to_text"] + parts["scene_match"]
+    if generator is None:
+        return {"loss": relevance_loss, **parts}
     progress = parts["progress"] + parts["frame_rank"] + parts["tier"] + 0.5 * parts["segment"]
-    return {"loss": relevance_loss if generator is None else relevance_loss + progress, **parts}
+    loss = progress + POSITION_WEIGHT * parts["position"] + RELEVANCE_WEIGHT * relevance_loss
+    return {"loss": loss, **parts}
 
 
 def _vlp_loss(model: VLPModel, batch: ClipBatch, generator: torch.Generator) -> dict[str, Tensor]:
