@@ -2,7 +2,7 @@
 
     python examples/sac_button_press.py
     python examples/sac_button_press.py --task drawer-close-v3 --instruction "close the drawer" \\
-        --model vlp-compact-45 --steps 7500
+        --model vlp-compact-45 --steps 5000
 
 The second closes the drawer with a model that never saw it. The button is pressed in a part of the episodes only; with
 `vlp-compact-45`, which never saw it either, it is not: see "Results" in the README. The agent's reward comes from
