@@ -23,7 +23,5 @@ def position_loss(predicted: Tensor, positions: Tensor) -> Tensor:
     """
     target = (positions - positions.new_tensor(CENTRE)) / UNIT
     known = ~torch.isnan(target)
-    error = F.smooth_l1_loss(
-        predicted, torch.where(known, target, predicted.detach()), beta=LINEAR_FROM, reduction="none"
-    )
-    return error.sum() / known.sum().clamp(min=1)
+    error = F.smooth_l1_loss(predicted[known], target[known], beta=LINEAR_FROM, reduction="sum")
+    return error / known.sum().clamp(min=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -111,13 +111,11 @@ class ClipSampler:
         length = int(rng.choice(lengths, p=[0.25, 0.35, 0.2, 0.2]))
         groups = [[self._clip(task, slot, length, rng) for slot in range(self.clips_per_task)] for task in tasks]
         columns = [[np.stack(column) for column in zip(*group, strict=True)] for group in groups]
-        names = [field.name for field in fields(ClipBatch) if field.name != "instructions"]  # in the order of `_clip`
-        tensors = {
-            name: torch.from_numpy(np.stack(column))
-            for name, column in zip(names, zip(*columns, strict=True), strict=True)
-        }
+        frames, progress, value, tier, segment_return, expert, backwards, positions = (
+            torch.from_numpy(np.stack(column)) for column in zip(*columns, strict=True)
+        )
         sentences = [str(rng.choice(training_phrasings(task))) for task in tasks]
-        return ClipBatch(**tensors, instructions=sentences)
+        return ClipBatch(frames, progress, value, tier, segment_return, expert, backwards, positions, sentences)
 
     def _draw_tasks(self, rng: np.random.Generator) -> list[str]:
         """Tasks at random, every other one followed by one of the same scene: a sentence must tell those apart too."""

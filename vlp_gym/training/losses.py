@@ -43,12 +43,11 @@ def batch_loss(
 
 
 def _compact_loss(model: CompactRewardModel, batch: ClipBatch, generator: torch.Generator | None) -> dict[str, Tensor]:
-    if generator is not None:
-        batch = mirror_clips(batch, generator)
     groups, clips, time = batch.frames.shape[:3]
     if generator is None:
         tokens = model.encode_frames(batch.frames.flatten(0, 2))
     else:
+        batch = mirror_clips(batch, generator)
         tokens = model.backbone.encode_pixels(augment_clips(batch.frames.flatten(0, 1), generator))
     tokens = tokens.unflatten(0, (groups * clips, time))
     reversible = batch.expert.flatten()
