@@ -33,7 +33,6 @@ bench: $(STAMP)
 	@for file in tests/benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
 
 # The recipe of the shipped models: collect, choose lambda on five validation tasks, train, evaluate. Hours on two cores.
-# The shipped vlp-compact-45 is of an earlier state of the code: see its card.
 # More steps help on tasks that were seen, and harm on those that were not: the more so where training has their opposites.
 TEST_TASKS := button-press-v3 door-close-v3 drawer-close-v3 faucet-close-v3 window-open-v3
 SIBLINGS := door-open-v3 drawer-open-v3 faucet-open-v3 window-close-v3

@@ -4,9 +4,11 @@
     python examples/sac_button_press.py --task drawer-close-v3 --instruction "close the drawer" \\
         --model vlp-compact-45 --steps 5000
 
-The second closes the drawer with a model that never saw it. The button is pressed in a part of the episodes only; with
-`vlp-compact-45`, which never saw it either, it is not: see "Results" in the README. The agent's reward comes from
-`VLPRewardWrapper` alone; the environment's own success is looked at for evaluation only, and its reward not at all.
+The second closes the drawer with a model that never saw it. The button is pressed in a part of the episodes only, see
+"Results" in the README; with earlier weights of `vlp-compact-45`, which never saw it either, it was not.
+
+The agent's reward comes from `VLPRewardWrapper` alone; the environment's own success is looked at for evaluation only,
+and its reward not at all.
 Everything lands in --out: TensorBoard logs, result.json, learning_curve.png, policy.zip and final_policy.mp4. Ctrl-C
 keeps what was learned.
 """
