@@ -8,24 +8,24 @@ from pathlib import Path
 
 import numpy as np
 
-from vlp_gym.data.dataset import ALL_TIERS, EXPLORE, NEAR_MISS, TIERS, Trajectory, shard_path, write_shard
+from vlp_gym.data.dataset import AGENT, ALL_TIERS, EXPLORE, NEAR_MISS, TIERS, Trajectory, shard_path, write_shard
 
 STRIDE = 5
 SUCCESS_AT = 12  # frame at which an expert succeeds
 
 
 def painted(task, tier, number=0, frames=16, size=16, *, fails=False):
-    """A rollout whose reward grows to 10 (expert), 5 (medium), 2 (near miss), 3 (explore), or under 1."""
+    """A rollout whose reward grows to 10 (expert), 5 (medium), 2 (near miss), 3 (explore), 4 (agent), or under 1."""
     rng = np.random.default_rng([number, frames, len(tier)])
     step = np.arange(frames, dtype=np.int64) * STRIDE
-    top = {"expert": 10.0, "medium": 5.0, NEAR_MISS: 2.0, EXPLORE: 3.0, "random": 0.0}[tier]
+    top = {"expert": 10.0, "medium": 5.0, NEAR_MISS: 2.0, EXPLORE: 3.0, AGENT: 4.0, "random": 0.0}[tier]
     every = top * np.minimum(np.arange(1, step[-1] + 1) / (SUCCESS_AT * STRIDE), 1) + rng.uniform(0, 0.5, step[-1])
     reward = np.append(0.0, every[step[1:] - 1])
     success = (np.arange(frames) >= SUCCESS_AT) & (tier == "expert") & (not fails)
     pictures = np.zeros((frames, size, size, 3), np.uint8)
     pictures[..., 0] = 20 * number
     pictures[..., 1] = 8 * np.arange(frames)[:, None, None]
-    pictures[..., 2] = 60 * ALL_TIERS.index(tier)
+    pictures[..., 2] = 50 * ALL_TIERS.index(tier)
     positions = np.broadcast_to(step[:, None, None] / 100 + np.array([[0], [0.5]]), (frames, 2, 3))
     numbers = reward.astype(np.float32), success, every.astype(np.float32), positions.astype(np.float32)
     return Trajectory(task, tier, number, "corner2", STRIDE, False, pictures, step, *numbers)

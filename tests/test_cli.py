@@ -146,7 +146,8 @@ class TestErrors:
         ("options", "message"),
         [
             (["--tasks", "buton-press"], "unknown Meta-World task 'buton-press-v3'; did you mean button-press-v3, "),
-            (["--per-tier", "0"], "--per-tier: expected at least 1, got 0"),
+            (["--per-tier", "-1"], "--per-tier: expected at least 0, got -1"),
+            (["--per-tier", "0"], "expected something to collect"),
             (["--near-miss", "-1"], "--near-miss: expected at least 0, got -1"),
             (["--stride", "0"], "--stride: expected at least 1, got 0"),
             (["--varied-share", "1.5"], "--varied-share: expected 0 to 1, got 1.5"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from rollouts import STRIDE, SUCCESS_AT, painted, painted_tasks
 
-from vlp_gym.data.dataset import ALL_TIERS, EXPLORE, NEAR_MISS, TIERS
+from vlp_gym.data.dataset import AGENT, ALL_TIERS, EXPLORE, NEAR_MISS, TIERS
 from vlp_gym.data.instructions import training_phrasings
 from vlp_gym.training.clips import BEFORE_SUCCESS, SUCCESS_VALUE, UNDONE, ClipSampler, progress_by_reward
 from vlp_gym.training.losses import VALUE_MARGIN
@@ -56,7 +56,7 @@ def test_a_clip_is_of_one_rollout_of_its_own_task(batches):
         red = batch.frames[..., 0, 0, 0]
         assert (red == red[..., :1]).all()
     for _, slot, rollout, _, _ in clips(batches):
-        wanted = {0: ("expert",), 1: ("medium",), 2: ("random", NEAR_MISS, EXPLORE)}.get(slot, ALL_TIERS)
+        wanted = {0: ("expert",), 1: ("medium",), 2: ("random", NEAR_MISS, EXPLORE, AGENT)}.get(slot, ALL_TIERS)
         assert rollout.tier in wanted
 
 
@@ -92,7 +92,7 @@ def test_targets(batches):
             assert (index[0], index[-1]) == (0, len(rollout.frames) - 1)
         else:
             modes["unknown"] += 1
-        if rollout.tier in (NEAR_MISS, EXPLORE):
+        if rollout.tier in (NEAR_MISS, EXPLORE, AGENT):
             assert np.isnan(targets["tier"])
         if targets["expert"]:
             modes["expert"] += 1

@@ -14,9 +14,9 @@ pytest.importorskip("metaworld")
 pytest.importorskip("datasets")
 
 from vlp_gym.cli import main
-from vlp_gym.data import collect
+from vlp_gym.data import agents, collect, recorder
 from vlp_gym.data.collect import CollectConfig, Stage, collect_metaworld
-from vlp_gym.data.dataset import ALL_TIERS, EXPLORE, NEAR_MISS, TIERS, load_trajectories, shard_path
+from vlp_gym.data.dataset import AGENT, ALL_TIERS, EXPLORE, NEAR_MISS, TIERS, load_trajectories, shard_path
 from vlp_gym.errors import DatasetError
 from vlp_gym.models.resize import resize_frames
 
@@ -24,7 +24,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:Constant")  # of Meta-World's sc
 
 TASK = "button-press-v3"
 FIELD_OF_VIEW = 60  # degrees, of the camera
-CONFIG = CollectConfig(per_tier=2, near_miss=1, explore=1, stride=10, varied_share=0.5, seed=4)
+CONFIG = CollectConfig(
+    2, near_miss=1, explore=1, agent=2, agent_model="vlp-compact", stride=10, varied_share=0.5, seed=4
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +40,8 @@ def folder(tmp_path_factory):
         "1",
         "--explore",
         "1",
+        "--agent",
+        "2",
         "--stride",
         "10",
         "--varied-share",
@@ -65,7 +69,7 @@ def test_one_shard_a_tier_and_the_settings(folder):
 
 
 def test_rollouts(rollouts):
-    assert sorted((t.tier, t.varied) for t in rollouts) == sorted(
+    assert sorted((t.tier, t.varied) for t in rollouts if t.tier != AGENT) == sorted(
         [(tier, varied) for tier in TIERS for varied in (False, True)] + [(NEAR_MISS, False), (EXPLORE, False)]
     )
     assert len({t.seed for t in rollouts}) == len(rollouts)
@@ -106,6 +110,7 @@ def test_tiers_are_what_they_are_called(rollouts):
         assert not t.success[:-1].any()
         assert len(t.episode_reward) < 120
     assert 120 <= len(by_tier[EXPLORE][0].episode_reward) < 180
+    assert [len(t.episode_reward) for t in by_tier[AGENT]] == [agents.EPISODE_STEPS] * 2
     best = {tier: np.mean([t.episode_reward.max() for t in group]) for tier, group in by_tier.items()}
     assert best["expert"] > max(best["medium"], best["random"], best[NEAR_MISS])
     assert best["medium"] > best["random"]
@@ -115,7 +120,7 @@ def test_the_same_seed_gives_the_same_frames_and_what_is_there_is_kept(folder, t
     """A run that stopped between two shards goes on: the missing ones come out as if it had never stopped."""
     shutil.copytree(folder, tmp_path / "resumed")
     resumed = tmp_path / "resumed"
-    for tier in ("medium", NEAR_MISS):
+    for tier in ("medium", NEAR_MISS, AGENT):
         shard_path(resumed, TASK, tier).unlink()
     kept = {tier: shard_path(resumed, TASK, tier).stat().st_mtime_ns for tier in ("expert", "random")}
     collect._collect_task((resumed, CONFIG, TASK, ALL_TIERS))
@@ -158,7 +163,7 @@ def test_share_of_varied_rollouts(share, varied, monkeypatch):
 
     restored = []
     monkeypatch.setattr(collect, "vary_scene", lambda env, rng: lambda: restored.append(1))
-    monkeypatch.setattr(collect, "_positions", lambda env, observation: np.zeros((2, 3), np.float32))
+    monkeypatch.setattr(recorder, "camera_positions", lambda env, observation: np.zeros((2, 3), np.float32))
     config = CollectConfig(size=8, varied_share=share)
     made = [collect._rollout(Env(), config, TASK, "random", Stage(False, 5), index) for index in range(8)]
     assert sum(t.varied for t in made) == len(restored) == varied
@@ -236,10 +241,12 @@ class TestActor:
         assert self.actor("random").observe(3, {"near_object": 0.0}, succeeded=True)
 
 
-def test_frames_are_resized_as_models_resize_theirs():
+def test_frames_are_resized_as_models_resize_theirs(monkeypatch):
     frame = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
-    recorder = collect._Recorder(8)
-    recorder.add(frame, np.zeros((2, 3)), 3, 0.5, True)
-    frames, step, reward, success = recorder.arrays()
-    assert (frames[0] == resize_frames(torch.from_numpy(frame)[None], (8, 8))[0].numpy()).all()
-    assert (step.tolist(), reward.tolist(), success.tolist()) == ([3], [0.5], [True])
+    monkeypatch.setattr(recorder, "camera_positions", lambda env, observation: np.zeros((2, 3), np.float32))
+    kept = recorder.Recorder(None, 8)
+    kept.rewards = [0.1, 0.2, 0.5]
+    kept.add(frame, np.zeros(39), True)
+    made = kept.trajectory(task=TASK, tier="expert", seed=0, camera="corner2", stride=3, varied=False)
+    assert (made.frames[0] == resize_frames(torch.from_numpy(frame)[None], (8, 8))[0].numpy()).all()
+    assert (made.step.tolist(), made.reward.tolist(), made.success.tolist()) == ([3], [0.5], [True])

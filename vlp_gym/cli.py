@@ -33,6 +33,8 @@ def collect(
     per_tier: int = 32,
     near_miss: int = 0,
     explore: int = 0,
+    agent: int = 0,
+    agent_model: str = "vlp-compact",
     stride: int = 5,
     varied_share: float = 0.0,
     seed: int = 0,
@@ -45,9 +47,11 @@ def collect(
         source: where the rollouts come from.
         out: folder for the parquet shards, one a task and tier.
         tasks: such as button-press-v3 door-close-v3; all 50 by default.
-        per_tier: rollouts of each task and tier (expert, medium, random).
+        per_tier: rollouts of each task and tier (expert, medium, random); may be 0 beside others.
         near_miss: also so many rollouts a task that aim beside the object.
         explore: also so many rollouts a task that wander about the workspace and the object, as learning agents do.
+        agent: also so many rollouts a task of an agent that learns from a reward model (minutes a task).
+        agent_model: the reward model that it learns from.
         stride: environment steps between two stored frames.
         varied_share: share of the rollouts with another camera, light and colours, from 0 to 1.
         seed: of everything; two collections with the same seed are equal.
@@ -57,10 +61,14 @@ def collect(
     from vlp_gym.data.collect import CollectConfig, collect_metaworld
     from vlp_gym.data.instructions import instructions_for
 
-    least_of = (("per-tier", per_tier, 1), ("near-miss", near_miss, 0), ("explore", explore, 0), ("stride", stride, 1))
-    for name, value, least in least_of:
-        if value < least:
-            raise ValueError(f"--{name}: expected at least {least}, got {value}")
+    counts = {"per-tier": per_tier, "near-miss": near_miss, "explore": explore, "agent": agent}
+    for name, value in counts.items():
+        if value < 0:
+            raise ValueError(f"--{name}: expected at least 0, got {value}")
+    if not any(counts.values()):
+        raise ValueError(f"expected something to collect: one of --{', --'.join(counts)} over 0")
+    if stride < 1:
+        raise ValueError(f"--stride: expected at least 1, got {stride}")
     if not 0 <= varied_share <= 1:
         raise ValueError(f"--varied-share: expected 0 to 1, got {varied_share}")
     if workers is not None and workers < 1:
@@ -69,8 +77,9 @@ def collect(
     for name in names:
         instructions_for(name)  # an unknown task is refused before anything is written
     config = CollectConfig(
-        per_tier=per_tier, near_miss=near_miss, explore=explore, stride=stride, varied_share=varied_share, seed=seed
-    )
+        per_tier=per_tier, near_miss=near_miss, explore=explore, agent=agent, agent_model=agent_model,
+        stride=stride, varied_share=varied_share, seed=seed,
+    )  # fmt: skip
     collect_metaworld(out, config, tasks=names or None, workers=workers)
     print(f"rollouts: {out}")
     if push_to_hub is not None:
@@ -81,7 +90,7 @@ def train(
     architecture: Architecture = "compact",
     /,
     *,
-    data: Path,
+    data: tuple[Path, ...],
     split: SplitName = "vlp",
     leave_out: tuple[str, ...] = (),
     init: str | None = None,
@@ -104,7 +113,7 @@ def train(
     Args:
         architecture: compact, the small factorised model that ships; vlp, the paper's over a frozen CLIP; joint, the
             paper's over the compact model's encoders.
-        data: folder that `vlp-gym collect` filled.
+        data: folders that `vlp-gym collect` filled, one or more.
         split: vlp and ml45 hold five tasks out each; all trains on the 50.
         leave_out: also keep these tasks out, to validate on (see `vlp-gym tune`).
         init: start from the weights of this model (a shipped name, a folder or a hub id) instead of random ones.
@@ -147,7 +156,7 @@ def train(
     chosen = train_tasks(split)
     if unknown := set(leave_out) - set(chosen):
         raise ValueError(f"--leave-out: expected training tasks of split {split}, got {', '.join(sorted(unknown))}")
-    trajectories = load_trajectories(data, tasks=[task for task in chosen if task not in leave_out])
+    trajectories = load_trajectories(*data, tasks=[task for task in chosen if task not in leave_out])
     torch.manual_seed(seed)
     model = _build(architecture, backbone, quality_weight, relevance_shift)
     if init is not None:
@@ -156,7 +165,7 @@ def train(
     if half:
         save_checkpoint(model, out, dtype="float16")
     print(f"checkpoint: {out}")
-    print(f"evaluate it: vlp-gym eval --model {out} --data {data} --split {split}")
+    print(f"evaluate it: vlp-gym eval --model {out} --data {data[0]} --split {split}")
 
 
 def tune(*, model: Path, data: Path, tasks: tuple[str, ...]) -> None:

@@ -6,6 +6,7 @@
 - near_miss (ours, optional): the scripted policy aiming beside the object, so that purpose alone earns nothing.
 - explore (ours, optional): the hand goes along the scripted policy for a while, to points about the object or about
   itself, or anywhere, and holds still between: the states that an agent visits, whatever they are worth.
+- agent (ours, optional): an agent that learns from an earlier reward model, see `agents`.
 
 One parquet shard a task and tier; a shard that exists is not collected again, so an interrupted run resumes.
 """
@@ -26,7 +27,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vlp_gym.data.dataset import ALL_TIERS, EXPLORE, NEAR_MISS, Trajectory, shard_path, write_shard
+from vlp_gym.data.agents import agent_rollouts
+from vlp_gym.data.dataset import AGENT, ALL_TIERS, EXPLORE, NEAR_MISS, Trajectory, shard_path, write_shard
+from vlp_gym.data.recorder import Recorder
 from vlp_gym.data.variety import vary_scene
 from vlp_gym.errors import DatasetError
 from vlp_gym.integrations.metaworld import CAMERA, make_metaworld, metaworld_tasks, scripted_policy
@@ -42,7 +45,6 @@ ABOUT = 0.05  # metres, standard deviation
 NOISE_AFTER_STAGE = 30  # steps of noise alone that end a medium rollout
 WORKSPACE = np.array([[-0.6, 0.3, 0.04], [0.6, 1.0, 0.5]])  # metres; what an exploring hand reaches for, and beyond
 EXPERT_ATTEMPTS = 4
-HAND, OBJECT = slice(0, 3), slice(4, 7)  # where an observation holds their positions
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class CollectConfig:
     per_tier: int = 32
     near_miss: int = 0
     explore: int = 0
+    agent: int = 0
+    agent_model: str = "vlp-compact"
     stride: int = 5
     size: int = 112
     camera: str = CAMERA
@@ -89,8 +93,7 @@ def collect_metaworld(
     """
     folder = Path(folder)
     _check_same_config(folder, config)
-    wanted = {NEAR_MISS: config.near_miss, EXPLORE: config.explore}
-    tiers = [tier for tier in ALL_TIERS if wanted.get(tier, config.per_tier)]
+    tiers = [tier for tier in ALL_TIERS if _count(config, tier)]
     names = tuple(tasks) if tasks is not None else metaworld_tasks()
     missing = [task for task in names if any(not shard_path(folder, task, tier).exists() for tier in tiers)]
     jobs = [(folder, config, task, tiers) for task in missing]
@@ -141,11 +144,20 @@ def _collect_task(job: tuple[Path, CollectConfig, str, Sequence[str]]) -> str:
             path = shard_path(folder, task, tier)
             if path.exists():
                 continue
-            count = {NEAR_MISS: config.near_miss, EXPLORE: config.explore}.get(tier, config.per_tier)
-            write_shard([_rollout(env, config, task, tier, stage, index) for index in range(count)], path)
+            if tier == AGENT:
+                rng = np.random.default_rng([config.seed, metaworld_tasks().index(task), ALL_TIERS.index(tier)])
+                rollouts = agent_rollouts(env, task, config, rng)
+            else:
+                rollouts = [_rollout(env, config, task, tier, stage, index) for index in range(_count(config, tier))]
+            write_shard(rollouts, path)
     finally:
         env.close()
     return task
+
+
+def _count(config: CollectConfig, tier: str) -> int:
+    counts = {NEAR_MISS: config.near_miss, EXPLORE: config.explore, AGENT: config.agent}
+    return counts.get(tier, config.per_tier)
 
 
 def _measure_stage(env: Any, task: str, seed: int, episodes: int = 5) -> Stage:
@@ -185,33 +197,24 @@ def _attempt(
     varied = (index + 1) * config.varied_share % 1 < config.varied_share
     observation, _ = env.reset(seed=episode_seed)
     restore = vary_scene(env, rng) if varied else None
-    recorder = _Recorder(config.size)
-    recorder.add(env.render(), _positions(env, observation), 0, 0.0, False)
+    recorder = Recorder(env, config.size)
+    recorder.add(env.render(), observation, False)
     act = _Actor(task, tier, stage, rng)
     lengths = {"random": WANDER_STEPS, NEAR_MISS: WANDER_STEPS, EXPLORE: EXPLORE_STEPS}
     limit = int(rng.integers(*lengths[tier])) if tier in lengths else MAX_STEPS
-    rewards: list[float] = []
     for step in range(1, limit + 1):
         observation, reward, _, _, info = env.step(act(observation))
-        rewards.append(float(reward))
+        recorder.rewards.append(float(reward))
         succeeded = bool(info["success"])
         last = act.observe(step, info, succeeded) or step == limit
         if last or step % config.stride == 0:
-            recorder.add(env.render(), _positions(env, observation), step, float(reward), succeeded)
+            recorder.add(env.render(), observation, succeeded)
         if last:
             break
     if restore is not None:
         restore()
-    return Trajectory(
-        task,
-        tier,
-        episode_seed,
-        config.camera,
-        config.stride,
-        varied,
-        *recorder.arrays(),
-        np.array(rewards, np.float32),
-        np.stack(recorder.positions),
+    return recorder.trajectory(
+        task=task, tier=tier, seed=episode_seed, camera=config.camera, stride=config.stride, varied=varied
     )
 
 
@@ -274,44 +277,12 @@ class _Actor:
         return False
 
 
-class _Recorder:
-    """Gathers frames, resized exactly as the models resize theirs."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.frames: list[np.ndarray] = []
-        self.positions: list[np.ndarray] = []
-        self.rows: list[tuple[int, float, bool]] = []
-
-    def add(self, frame: np.ndarray, positions: np.ndarray, step: int, reward: float, success: bool) -> None:
-        import torch
-
-        from vlp_gym.models.resize import resize_frames
-
-        self.frames.append(resize_frames(torch.from_numpy(frame)[None], (self.size, self.size))[0].numpy())
-        self.rows.append((step, reward, success))
-        self.positions.append(positions)
-
-    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        step, reward, success = zip(*self.rows, strict=True)
-        return np.stack(self.frames), np.array(step, np.int64), np.array(reward, np.float32), np.array(success, bool)
-
-
-def _positions(env: Any, observation: np.ndarray) -> np.ndarray:
-    """Hand and object, float32 ``[2, 3]``, in the frame of the rendering camera: right, up and backwards, metres."""
-    points = np.stack([observation[HAND], observation[OBJECT]])
-    camera, data = env.unwrapped.model.camera(env.unwrapped.camera_name).id, env.unwrapped.data
-    return ((points - data.cam_xpos[camera]) @ data.cam_xmat[camera].reshape(3, 3)).astype(np.float32)
-
-
 def _check_same_config(folder: Path, config: CollectConfig) -> None:
     path = folder / "collect.json"
     if path.exists():
-        before = json.loads(path.read_text())
+        before = {**asdict(CollectConfig()), **json.loads(path.read_text())}  # an older one may know fewer settings
         if before != asdict(config):
-            changed = {
-                key: (before.get(key), value) for key, value in asdict(config).items() if before.get(key) != value
-            }
+            changed = {key: (before[key], value) for key, value in asdict(config).items() if before[key] != value}
             raise DatasetError(
                 f"{folder} was collected with other settings (then, now): {changed}; choose another --out"
             )

@@ -20,7 +20,8 @@ from vlp_gym.errors import DatasetError, MissingExtraError
 TIERS = ("expert", "medium", "random")  # MTVLP's, best first
 NEAR_MISS = "near_miss"  # the scripted policy aiming beside the object: moves with purpose, achieves nothing
 EXPLORE = "explore"  # a hand that wanders between points of the workspace and of the task, as learning agents do
-ALL_TIERS = (*TIERS, NEAR_MISS, EXPLORE)
+AGENT = "agent"  # a policy that learns from an earlier reward model: it goes where that model is wrong
+ALL_TIERS = (*TIERS, NEAR_MISS, EXPLORE, AGENT)
 JPEG_QUALITY = 95
 MAX_FRAMES = 2_000
 
@@ -31,7 +32,7 @@ class Trajectory:
 
     Attributes:
         task: Meta-World name, such as "button-press-v3".
-        tier: "expert", "medium", "random", "near_miss" or "explore".
+        tier: "expert", "medium", "random", "near_miss", "explore" or "agent".
         seed: of the placement and the noise.
         camera: name of the camera.
         stride: environment steps between two frames.
@@ -143,14 +144,15 @@ def shard_path(folder: Path, task: str, tier: str) -> Path:
     return folder / "data" / f"{task}-{tier}.parquet"
 
 
-def stream_trajectories(folder: str | Path, *, tasks: Sequence[str] | None = None) -> Iterator[Trajectory]:
-    """Yield trajectories one by one, in the order of the shards' names.
+def stream_trajectories(*folders: str | Path, tasks: Sequence[str] | None = None) -> Iterator[Trajectory]:
+    """Yield trajectories one by one, folder by folder, in the order of the shards' names.
 
     Raises:
-        DatasetError: if the folder holds no shards, lacks one of the tasks, or a shard is damaged.
+        DatasetError: if a folder holds no shards, none has one of the tasks, or a shard is damaged.
     """
     datasets = _import_datasets()
-    files = _shard_files(Path(folder), tasks)
+    files = _shard_files([Path(folder) for folder in folders], tasks)
+    where = " ".join(str(folder) for folder in folders)
     try:
         rows = datasets.load_dataset(
             "parquet", data_files=[str(file) for file in files], split="train", streaming=True
@@ -161,32 +163,37 @@ def stream_trajectories(folder: str | Path, *, tasks: Sequence[str] | None = Non
                 unpacked = [dict(zip(columns, values, strict=True)) for values in zip(*batch.values(), strict=True)]
                 yield from pool.map(decode_trajectory, unpacked)
     except (ValueError, KeyError, OSError, datasets.exceptions.DatasetGenerationError) as error:
-        raise DatasetError(f"{folder}: a shard cannot be read ({error}); delete it and collect again") from error
+        raise DatasetError(f"{where}: a shard cannot be read ({error}); delete it and collect again") from error
 
 
 def load_trajectories(
-    folder: str | Path, *, tasks: Sequence[str] | None = None, progress_bar: bool = True
+    *folders: str | Path, tasks: Sequence[str] | None = None, progress_bar: bool = True
 ) -> list[Trajectory]:
     """All trajectories in memory (about 38 kB a frame at 112 px); arguments and errors as `stream_trajectories`."""
     from tqdm import tqdm
 
-    stream = stream_trajectories(folder, tasks=tasks)
-    return list(tqdm(stream, desc=f"reading {folder}", unit=" trajectories", disable=not progress_bar, leave=False))
+    stream = stream_trajectories(*folders, tasks=tasks)
+    where = " ".join(str(folder) for folder in folders)
+    return list(tqdm(stream, desc=f"reading {where}", unit=" trajectories", disable=not progress_bar, leave=False))
 
 
-def _shard_files(folder: Path, tasks: Sequence[str] | None) -> list[Path]:
-    files = sorted((folder / "data").glob("*.parquet"))
-    if not files:
-        raise DatasetError(
-            f"{folder}: expected parquet shards in {folder / 'data'}, found none; "
-            f"run: vlp-gym collect metaworld --out {folder}"
-        )
+def _shard_files(folders: Sequence[Path], tasks: Sequence[str] | None) -> list[Path]:
+    files = []
+    for folder in folders:
+        own = sorted((folder / "data").glob("*.parquet"))
+        if not own:
+            raise DatasetError(
+                f"{folder}: expected parquet shards in {folder / 'data'}, found none; "
+                f"run: vlp-gym collect metaworld --out {folder}"
+            )
+        files += own
     if tasks is None:
         return files
     chosen = [file for file in files if any(file.name.startswith(f"{task}-") for task in tasks)]
     missing = [task for task in tasks if not any(file.name.startswith(f"{task}-") for file in chosen)]
     if missing:
-        raise DatasetError(f"{folder}: no trajectories of {', '.join(missing)}; run vlp-gym collect with --tasks")
+        where = " ".join(str(folder) for folder in folders)
+        raise DatasetError(f"{where}: no trajectories of {', '.join(missing)}; run vlp-gym collect with --tasks")
     return chosen
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlp_gym.data.dataset import EXPLORE, NEAR_MISS, Trajectory
+from vlp_gym.data.dataset import AGENT, EXPLORE, NEAR_MISS, Trajectory
 from vlp_gym.data.instructions import training_phrasings
 
 SEGMENT_STEPS = 50  # environment steps in a preference segment (VLP)
@@ -132,10 +132,10 @@ class ClipSampler:
     def _clip(self, task: str, slot: int, length: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         tiers = self.by_task[task]
         wanted: tuple[str, ...] = (
-            (("expert",), ("medium",), ("random", NEAR_MISS, EXPLORE))[slot] if slot < 3 else tuple(tiers)
+            (("expert",), ("medium",), ("random", NEAR_MISS, EXPLORE, AGENT))[slot] if slot < 3 else tuple(tiers)
         )
         names = [name for name in wanted if name in tiers]
-        share = np.array([1 + (name == EXPLORE) for name in names])  # its states vary most
+        share = np.array([1 + (name in (EXPLORE, AGENT)) for name in names])  # their states vary most
         tier = str(rng.choice(names, p=share / share.sum()))
         trajectory = self.trajectories[int(rng.choice(tiers[tier]))]
         frames, success_at = len(trajectory.frames), trajectory.first_success
