@@ -47,7 +47,11 @@ train: $(STAMP)
 	$(BIN)/vlp-gym tune --model $(RUNS)/validation --data $(DATA)/train --tasks $(VALIDATION)
 	$(BIN)/vlp-gym train compact --data $(DATA)/train --split vlp $(TUNED) --out $(RUNS)/vlp-compact-45
 	$(BIN)/vlp-gym eval --data $(DATA)/eval --split vlp --model $(RUNS)/vlp-compact-45
-	$(BIN)/vlp-gym train compact --data $(DATA)/train --split all --steps 2000 $(TUNED) --out $(RUNS)/vlp-compact
+	$(BIN)/vlp-gym train compact --data $(DATA)/train --split all --steps 2000 $(TUNED) --out $(RUNS)/vlp-compact-first
+	$(BIN)/vlp-gym collect metaworld --out $(DATA)/agents --per-tier 0 --agent 32 --agent-model $(RUNS)/vlp-compact-first \
+	  --varied-share 0.5 --tasks $(TEST_TASKS) $(VALIDATION)
+	$(BIN)/vlp-gym train compact --data $(DATA)/train $(DATA)/agents --split all --init $(RUNS)/vlp-compact-first \
+	  --steps 800 --learning-rate 7e-4 $(TUNED) --out $(RUNS)/vlp-compact
 	$(BIN)/vlp-gym eval --data $(DATA)/eval --split vlp --model $(RUNS)/vlp-compact
 
 # System packages first (missing ones only), then the virtual environment. The stamp is written last, so a failed

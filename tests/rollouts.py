@@ -26,7 +26,8 @@ def painted(task, tier, number=0, frames=16, size=16, *, fails=False):
     pictures[..., 0] = 20 * number
     pictures[..., 1] = 8 * np.arange(frames)[:, None, None]
     pictures[..., 2] = 50 * ALL_TIERS.index(tier)
-    positions = np.broadcast_to(step[:, None, None] / 100 + np.array([[0], [0.5]]), (frames, 2, 3))
+    positions = np.zeros((frames, 2, 3))  # the hand reaches the object at frame 5, and takes it along from there
+    positions[:, 0, 0], positions[:, 1, 0] = step / 100, np.maximum(step / 100, 0.25)
     numbers = reward.astype(np.float32), success, every.astype(np.float32), positions.astype(np.float32)
     return Trajectory(task, tier, number, "corner2", STRIDE, False, pictures, step, *numbers)
 

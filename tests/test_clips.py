@@ -9,6 +9,7 @@ from rollouts import STRIDE, SUCCESS_AT, painted, painted_tasks
 
 from vlp_gym.data.dataset import AGENT, ALL_TIERS, EXPLORE, NEAR_MISS, TIERS
 from vlp_gym.data.instructions import training_phrasings
+from vlp_gym.data.opposites import opposite_sentence
 from vlp_gym.training.clips import BEFORE_SUCCESS, SUCCESS_VALUE, UNDONE, ClipSampler, progress_by_reward
 from vlp_gym.training.losses import VALUE_MARGIN
 
@@ -32,7 +33,17 @@ def clips(batches):
         for group, sentence in enumerate(batch.instructions):
             for slot in range(batch.frames.shape[1]):
                 red, green, _ = paint[group, slot].T
-                names = ("progress", "value", "tier", "segment_return", "expert", "reversed", "positions")
+                names = (
+                    "progress",
+                    "value",
+                    "tier",
+                    "segment_return",
+                    "expert",
+                    "reversed",
+                    "positions",
+                    "moved",
+                    "nearing",
+                )
                 targets = {name: getattr(batch, name)[group, slot].numpy() for name in names}
                 task = TASK_OF[sentence]
                 yield task, slot, ROLLOUTS[task][red[0] // 20], (green // 8).astype(int), targets
@@ -47,7 +58,10 @@ def test_shapes_and_kinds(batches):
         assert batch.progress.shape == batch.value.shape == (2, 4, time)
         assert batch.tier.shape == batch.segment_return.shape == (2, 4)
         assert batch.expert.shape == batch.reversed.shape == (2, 4)
-        assert len(batch.instructions) == 2
+        assert len(batch.instructions) == len(batch.opposites) == 2
+        for sentence, opposite in zip(batch.instructions, batch.opposites, strict=True):
+            assert (opposite is None) == (opposite_sentence(sentence, np.random.default_rng(0)) is None)
+            assert opposite != sentence
         assert len({TASK_OF[sentence] for sentence in batch.instructions}) == 2  # only training phrasings
 
 
@@ -71,6 +85,12 @@ def test_targets(batches):
             expected = BEFORE_SUCCESS * rollout.reward[index] / 10
             assert targets["progress"] == pytest.approx(left * expected, abs=0.1)
         assert targets["positions"] == pytest.approx(rollout.positions[index])
+        before = (index <= 5) & (rollout.tier == "expert")  # painted hands reach the object there
+        after = (index >= 5) & (rollout.tier == "expert")
+        assert np.isnan(targets["nearing"]).tolist() == (~before).tolist()
+        assert np.isnan(targets["moved"]).tolist() == (~after).tolist()
+        assert targets["nearing"][before] == pytest.approx(-0.05 * (5 - index[before]), abs=1e-6)
+        assert targets["moved"][after] == pytest.approx(0.05 * (index[after] - 5), abs=1e-6)
         turns = np.diff(index)
         if targets["reversed"]:
             modes["reversed"] += 1
@@ -117,7 +137,7 @@ def test_a_batch_depends_on_its_number_alone(batches):
     other = ClipSampler(EVERY, **{**SETTINGS, "seed": 1}).batch(17)
     for name, value in vars(again).items():
         before = getattr(batches[17], name)
-        assert value == before if name == "instructions" else torch.equal(value.nan_to_num(-1), before.nan_to_num(-1))
+        assert value == before if isinstance(value, list) else torch.equal(value.nan_to_num(-1), before.nan_to_num(-1))
     assert other.frames.shape != again.frames.shape or not torch.equal(other.frames, again.frames)
 
 

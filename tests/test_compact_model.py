@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import zlib
 
 import numpy as np
@@ -21,10 +22,11 @@ SENTENCES = ["press the button", "open the door"]
 
 @pytest.fixture(scope="module")
 def model():
-    """Random weights in the word table too, which a fresh model has at zero."""
+    """Random weights in the word tables and the direction too, which a fresh model has at zero."""
     torch.manual_seed(0)
     made = CompactRewardModel(**TINY).eval()
-    torch.nn.init.normal_(made.backbone.words.table.weight)
+    for weight in (made.backbone.words.table.weight, made.verbs.table.weight, made.direction_head.weight):
+        torch.nn.init.normal_(weight)
     return made
 
 
@@ -53,7 +55,7 @@ class TestProtocol:
     def test_its_defaults_too(self):
         made = CompactRewardModel()
         check_reward_model(made)
-        assert sum(p.numel() for p in made.parameters()) * 2 < 5e6  # bytes in float16: two of them ship
+        assert sum(p.numel() for p in made.parameters()) * 2 < 6e6  # bytes in float16, of the 20 MB that two may take
 
     def test_the_config_builds_it_again(self, model):
         again = CompactRewardModel(**model.config)
@@ -86,15 +88,34 @@ class TestWhatItSees:
                 assert torch.allclose(padded.relevance, plain.relevance, atol=1e-5)
                 assert torch.allclose(padded.progress[:, count:], plain.progress, atol=1e-6)
 
-    def test_text_never_changes_progress_or_quality(self, model, tokens):
-        a, b = (model.score(tokens, model.encode_text(s), ALL) for s in (SENTENCES, SENTENCES[::-1]))
+    def test_preference_is_relevance_and_quality(self, model, tokens):
+        clips, text = model.features(tokens, ALL), model.encode_text(SENTENCES)
+        progress = model.progress_logits(clips, text)
+        expected = clips.quality + progress.mean(1)
+        rest = model.score(tokens, text, ALL).preference - model.relevance(clips, text).diagonal()
+        assert torch.allclose(rest, model.config["quality_weight"] * expected, atol=1e-5)
+        assert clips.quality.abs().max() > 1e-3
+
+    def test_an_untrained_sentence_has_no_direction(self, tokens):
+        fresh = CompactRewardModel(**TINY).eval()
+        a, b = (fresh.score(tokens, fresh.encode_text(s), ALL) for s in (SENTENCES, SENTENCES[::-1]))
         assert torch.equal(a.progress, b.progress)
         assert not torch.allclose(a.relevance, b.relevance)
-        clips = model.features(tokens, ALL)
-        for scores, sentences in ((a, SENTENCES), (b, SENTENCES[::-1])):
-            rest = scores.preference - model.relevance(clips, model.encode_text(sentences)).diagonal()
-            assert torch.allclose(rest, model.config["quality_weight"] * clips.quality, atol=1e-5)
-        assert clips.quality.abs().max() > 1e-3
+
+    def test_a_sentence_changes_the_progress_by_its_direction_alone(self, model, tokens):
+        clips, text = model.features(tokens, ALL), model.encode_text(SENTENCES)
+        told = torch.tanh(model.text_direction[0](text[:, 0, model.backbone.text_dim :]))
+        expected = clips.progress + torch.einsum("btd,bd->bt", clips.direction, told)
+        assert torch.allclose(model.progress_logits(clips, text), expected, atol=1e-5)
+        assert (expected - clips.progress).abs().max() > 1e-3
+
+    def test_training_the_relevance_leaves_the_progress_alone(self, model, tokens):
+        again = copy.deepcopy(model)
+        for parameter in again.relevance_parameters():
+            torch.nn.init.normal_(parameter)
+        a, b = (m.score(tokens, m.encode_text(SENTENCES), ALL) for m in (model, again))
+        assert torch.equal(a.progress, b.progress)
+        assert not torch.allclose(a.preference, b.preference)
 
     def test_relevance_is_its_formula(self, model, tokens):
         """A temperature times a cosine plus a bias, of scene and motion; every clip against every sentence."""
@@ -105,7 +126,7 @@ class TestWhatItSees:
             assert logits.shape == (2, 3)
             for i in range(2):
                 for j in range(3):
-                    said = getattr(model, f"text_{name}")(text[j])[0]
+                    said = getattr(model, f"text_{name}")(text[j, :, : model.backbone.text_dim])[0]
                     cosine = torch.cosine_similarity(getattr(clips, name)[i], said, 0)
                     expected = model.temperature[part] * cosine + model.relevance_bias[part]
                     assert logits[i, j].item() == pytest.approx(expected.item(), abs=1e-4)

@@ -21,7 +21,7 @@ from vlp_gym.models.vlp import VLPModel
 from vlp_gym.training import loop
 from vlp_gym.training.clips import ClipSampler
 from vlp_gym.training.loop import TrainConfig, schedule, train
-from vlp_gym.training.losses import POSITION_WEIGHT, RELEVANCE_WEIGHT, batch_loss
+from vlp_gym.training.losses import RELEVANCE_WEIGHT, batch_loss
 
 ROLLOUTS = painted_tasks(["push-v3", "reach-v3"], each=1, size=32)
 CONFIG = TrainConfig(steps=3, relevance_steps=1, tasks_per_batch=2, clips_per_task=3, save_every=2, seed=5)
@@ -119,7 +119,8 @@ class TestTraining:
             names = ("to_text", "to_video", "match", "scene_to_text", "scene_match")
             relevance = sum(row[name] for name in names)
             progress = row["progress"] + row["frame_rank"] + row["tier"] + 0.5 * row["segment"]
-            first_stage = progress + POSITION_WEIGHT * row["position"] + RELEVANCE_WEIGHT * relevance
+            progress += row["opposite_moved"] + row["opposite_nearing"]
+            first_stage = progress + 10 * row["position"] + RELEVANCE_WEIGHT * relevance
             assert row["loss"] == pytest.approx(first_stage if row["step"] < CONFIG.steps else relevance, rel=1e-5)
 
     def test_the_last_stage_trains_the_relevance_alone(self, tmp_path):
@@ -198,6 +199,34 @@ class TestLoss:
         parts = batch_loss(tiny().train(), batch, torch.Generator().manual_seed(0))
         assert parts["tier"] == parts["progress"] == 0
         assert parts["loss"].isfinite()
+
+    def test_no_sentence_with_an_opposite(self):
+        batch = self.batch()
+        batch.opposites[:] = [None, None]
+        parts = batch_loss(tiny().train(), batch, torch.Generator().manual_seed(0))
+        assert parts["opposite_moved"] == parts["opposite_nearing"] == 0
+        assert parts["loss"].isfinite()
+
+    def test_the_opposite_sentence_learns_the_opposite_direction(self):
+        """Green grows with the clock: what is moved counts forwards under one sentence, backwards under the other."""
+        sampler = ClipSampler(ROLLOUTS, tasks_per_batch=2, clips_per_task=4, window=8, seed=0)
+        batch = next(
+            batch
+            for batch in map(sampler.batch, range(50))
+            if min((~batch.moved.isnan()).sum(), (~batch.nearing.isnan()).sum()) > 5
+        )
+        batch.instructions[:], batch.opposites[:] = ["open the door"] * 2, ["close the door"] * 2
+        model = tiny().train()
+        optimizer, generator = torch.optim.Adam(model.parameters(), 3e-3), torch.Generator().manual_seed(0)
+        names, history = ("frame_rank", "opposite_moved", "opposite_nearing"), []
+        for _ in range(60):
+            parts = batch_loss(model, batch, generator)
+            optimizer.zero_grad()
+            torch.stack([parts[name] for name in names]).sum().backward()
+            optimizer.step()
+            history.append([parts[name].item() for name in names])
+        assert np.mean(history[:2], 0) == pytest.approx([np.log(2)] * 3, abs=0.1)
+        assert (np.mean(history[-5:], 0) < 0.5).all(), history[-5:]
 
     def test_other_models(self):
         with pytest.raises(TypeError) as caught:

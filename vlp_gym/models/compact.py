@@ -1,8 +1,9 @@
-"""`vlp-compact`: a reward model of 2.2 million weights that trains from scratch on two cores and loads with no network.
+"""`vlp-compact`: a reward model of 2.6 million weights that trains from scratch on two cores and loads with no network.
 
 It is factorised, because a joint f(video, text) trained on few scenes memorises (scene, sentence) pairs:
 
-- progress and quality never see the text: they say how far and how well the shown behaviour goes;
+- progress and quality say how far and how well the shown behaviour goes. The text is told to them in a few numbers
+  only, which say in which direction (opening or closing); they are trained on the opposite sentence as well;
 - relevance compares the video with the text: its scene (first frame) and its motion (what changed) each with a part of
   the sentence's embedding;
 - preference = scene relevance + motion relevance + quality_weight * quality.
@@ -23,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlp_gym.models.backbones.hashed_words import HashedWords
 from vlp_gym.models.backbones.small import SmallBackbone
 from vlp_gym.models.base import History, Scores
 from vlp_gym.models.checkpoint import CheckpointMixin
@@ -33,19 +35,25 @@ class ClipFeatures:
     """What the model sees in a batch of clips, before any sentence.
 
     Attributes:
-        progress_logits: ``[B, T]``, before the sigmoid.
-        quality: ``[B]``, how well the behaviour goes, whatever it is.
+        progress: ``[B, T]``, a logit, what the pictures alone say.
+        direction: ``[B, T, D]``, what a sentence adds to that, see `CompactRewardModel.progress_logits`.
+        quality: ``[B]``, how well the behaviour goes, whatever it is; the mean progress comes on top.
         scene: ``[B, E]``, unit length, from the first frame alone.
         motion: ``[B, E]``, unit length, from what changed.
         positions: ``[B, T, 2, 3]``, of hand and object, in the units of `position_loss`. Nothing uses them but that
             loss: a reward for reaching needs to see how far away things are, and learns it much sooner this way.
     """
 
-    progress_logits: Tensor
+    progress: Tensor
+    direction: Tensor
     quality: Tensor
     scene: Tensor
     motion: Tensor
     positions: Tensor
+
+
+DIRECTIONS = 16  # numbers that tell the progress of a sentence
+VERB_DROPOUT = 0.05  # of words; a sentence without its verb has no direction
 
 
 class CompactRewardModel(nn.Module, CheckpointMixin):
@@ -109,6 +117,12 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
             nn.LayerNorm(hidden),
         )
         self.progress_head = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+        # Words of its own: those of the relevance are trained on when the progress must not change any more.
+        self.verbs = HashedWords(buckets, word_dropout=VERB_DROPOUT, truncate=truncate)
+        self.text_direction = nn.Sequential(nn.Linear(self.verbs.dim, DIRECTIONS), nn.Tanh())
+        self.direction_head = nn.Linear(hidden, DIRECTIONS)
+        nn.init.zeros_(self.direction_head.weight)
+        nn.init.zeros_(self.direction_head.bias)
         self.position_head = nn.Linear(hidden, 6)
         self.order = nn.Linear(2, hidden)
         layer = nn.TransformerEncoderLayer(hidden, 4, 2 * hidden, dropout=0.1, batch_first=True, norm_first=True)
@@ -123,8 +137,8 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         self.relevance_bias = nn.Parameter(torch.tensor([-5.0, 0.0]))
 
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
-        """Encode sentences as one token each, float ``[B, 1, D]``."""
-        return self.backbone.encode_text(instructions)
+        """Encode sentences as one token each, float ``[B, 1, D]``: what it is about, and in which direction."""
+        return torch.cat([self.backbone.encode_text(instructions), self.verbs(instructions)], 2)
 
     def encode_frames(self, frames: Tensor) -> Tensor:
         """Encode uint8 frames ``[N, H, W, 3]`` as ``[N, K, channels]``, K = (image_size / 16)^2."""
@@ -147,23 +161,32 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         mean = (context * real).sum(1) / real.sum(1)
         motion = self.motion_head(torch.cat([state[:, -1] - state[rows, first_index], mean], 1))
         scene = self.scene_head(torch.cat([first.mean(1), first.amax(1)], 1))
-        progress = self.progress_head(state).squeeze(-1)
         return ClipFeatures(
-            progress_logits=progress,
-            quality=self.quality_head(mean).squeeze(-1) + (progress * mask).sum(1) / mask.sum(1),
+            progress=self.progress_head(state).squeeze(-1),
+            direction=self.direction_head(F.relu(state)),
+            quality=self.quality_head(mean).squeeze(-1),
             scene=F.normalize(scene, dim=-1),
             motion=F.normalize(motion, dim=-1),
             positions=self.position_head(state).unflatten(2, (2, 3)),
         )
 
+    def progress_logits(self, clips: ClipFeatures, text: Tensor) -> Tensor:
+        """Progress of each clip under its own sentence ``[B, 1, D]``, before the sigmoid, ``[B, T]``."""
+        told = self.text_direction(self._text(text)[1])
+        return clips.progress + (clips.direction * told[:, None]).sum(2)
+
+    def quality(self, clips: ClipFeatures, progress_logits: Tensor, mask: Tensor) -> Tensor:
+        """How well the shown behaviour goes, ``[B]``: the model's own judgement and the mean progress ``[B, T]``."""
+        return clips.quality + (progress_logits * mask).sum(1) / mask.sum(1)
+
     def scene_relevance(self, clips: ClipFeatures, text: Tensor) -> Tensor:
         """Logit that a sentence ``[M, 1, D]`` is about what a clip's first frame shows, as ``[B, M]``."""
-        scene = clips.scene @ F.normalize(self.text_scene(text[:, 0]), dim=-1).T
+        scene = clips.scene @ F.normalize(self.text_scene(self._text(text)[0]), dim=-1).T
         return self.temperature[0] * scene + self.relevance_bias[0] + self.config["relevance_shift"]
 
     def relevance(self, clips: ClipFeatures, text: Tensor) -> Tensor:
         """Logit that a clip shows what a sentence ``[M, 1, D]`` says, scene and motion, as ``[B, M]``."""
-        motion = clips.motion @ F.normalize(self.text_motion(text[:, 0]), dim=-1).T
+        motion = clips.motion @ F.normalize(self.text_motion(self._text(text)[0]), dim=-1).T
         return self.scene_relevance(clips, text) + self.temperature[1] * motion + self.relevance_bias[1]
 
     def relevance_parameters(self) -> list[nn.Parameter]:
@@ -175,11 +198,18 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
         """Score windows; shapes as in `RewardModel`."""
         clips = self.features(frames, mask)
+        progress = self.progress_logits(clips, text)
+        quality = self.quality(clips, progress, mask)
         return Scores(
-            preference=self.relevance(clips, text).diagonal() + self.config["quality_weight"] * clips.quality,
-            progress=torch.sigmoid(clips.progress_logits),
+            preference=self.relevance(clips, text).diagonal() + self.config["quality_weight"] * quality,
+            progress=torch.sigmoid(progress),
             relevance=self.scene_relevance(clips, text).diagonal(),
         )
+
+    def _text(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """What sentences ``[M, 1, D]`` are about, and what they say of the direction."""
+        about, direction = text[:, 0].split([self.backbone.text_dim, self.verbs.dim], 1)
+        return about, direction
 
 
 def _embedding_head(width: int, hidden: int, embedding: int) -> nn.Sequential:

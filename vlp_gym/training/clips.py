@@ -11,7 +11,9 @@ from torch import Tensor
 
 from vlp_gym.data.dataset import AGENT, EXPLORE, NEAR_MISS, Trajectory
 from vlp_gym.data.instructions import training_phrasings
+from vlp_gym.data.opposites import opposite_sentence
 
+TOUCHED = 0.01  # metres that the object has moved by when it is taken as touched
 SEGMENT_STEPS = 50  # environment steps in a preference segment (VLP)
 TIER_RANK = {"expert": 2.0, "medium": 1.0, "random": 0.0}
 BEFORE_SUCCESS = 0.75  # highest progress short of success: the last step of a task takes an expert least of all time
@@ -37,7 +39,12 @@ class ClipBatch:
         expert: bool ``[G, C]``, a forward clip of an expert that gets its task done.
         reversed: bool ``[G, C]``, the clip runs backwards: it shows no task.
         positions: float ``[G, C, T, 2, 3]``, of hand and object in the camera's frame, metres; NaN where not known.
+        moved: float ``[G, C, T]``, metres that an expert has moved the object by; NaN before it touches the object, and
+            in all other rollouts.
+        nearing: float ``[G, C, T]``, minus the metres between an expert's hand and the object; NaN after it touches the
+            object, and in all other rollouts.
         instructions: G sentences.
+        opposites: for each of them the sentence that asks for the opposite, or None where none is known.
     """
 
     frames: Tensor
@@ -48,12 +55,15 @@ class ClipBatch:
     expert: Tensor
     reversed: Tensor
     positions: Tensor
+    moved: Tensor
+    nearing: Tensor
     instructions: list[str]
+    opposites: list[str | None]
 
     def to(self, device: torch.device) -> ClipBatch:
         """The same batch on another device."""
         tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return ClipBatch(**tensors, instructions=self.instructions)
+        return ClipBatch(**tensors, instructions=self.instructions, opposites=self.opposites)
 
 
 class ClipSampler:
@@ -111,11 +121,25 @@ class ClipSampler:
         length = int(rng.choice(lengths, p=[0.25, 0.35, 0.2, 0.2]))
         groups = [[self._clip(task, slot, length, rng) for slot in range(self.clips_per_task)] for task in tasks]
         columns = [[np.stack(column) for column in zip(*group, strict=True)] for group in groups]
-        frames, progress, value, tier, segment_return, expert, backwards, positions = (
+        frames, progress, value, tier, segment_return, expert, backwards, positions, moved, nearing = (
             torch.from_numpy(np.stack(column)) for column in zip(*columns, strict=True)
         )
         sentences = [str(rng.choice(training_phrasings(task))) for task in tasks]
-        return ClipBatch(frames, progress, value, tier, segment_return, expert, backwards, positions, sentences)
+        opposites = [opposite_sentence(sentence, rng) for sentence in sentences]
+        return ClipBatch(
+            frames,
+            progress,
+            value,
+            tier,
+            segment_return,
+            expert,
+            backwards,
+            positions,
+            moved,
+            nearing,
+            sentences,
+            opposites,
+        )
 
     def _draw_tasks(self, rng: np.random.Generator) -> list[str]:
         """Tasks at random, every other one followed by one of the same scene: a sentence must tell those apart too."""
@@ -170,6 +194,7 @@ class ClipSampler:
             on_the_way = np.interp(reward, *self.progress_by_reward[task])
             done = trajectory.success[index]
         progress = np.where(done, 1.0, BEFORE_SUCCESS * on_the_way)
+        moved, nearing = (values[index] for values in _phases(trajectory))
         tier_rank = TIER_RANK.get(tier, np.nan) if mode == "whole" else np.nan
         segment_return = np.nan if mode == "reverse" else reward.mean(dtype=np.float64)
         if mode == "reverse":  # whatever was done is undone
@@ -182,7 +207,25 @@ class ClipSampler:
             *(np.asarray(x, np.float32) for x in numbers),
             *(np.asarray(x) for x in flags),
             trajectory.positions[index],
+            moved,
+            nearing,
         )
+
+
+def _phases(trajectory: Trajectory) -> tuple[np.ndarray, np.ndarray]:
+    """`ClipBatch.moved` and `ClipBatch.nearing` of every frame of a rollout, float32 ``[F]`` each."""
+    unknown = np.full(len(trajectory.frames), np.nan, np.float32)
+    if trajectory.tier != "expert":
+        return unknown, unknown
+    hand, at = trajectory.positions[:, 0], trajectory.positions[:, 1]
+    moved = np.linalg.norm(at - at[0], axis=-1)
+    touched = moved > TOUCHED
+    last_before = int(np.argmax(touched)) - 1 if touched.any() else len(moved) - 1
+    frame = np.arange(len(moved))
+    return (
+        np.where(frame >= last_before, moved, unknown),
+        np.where(frame <= last_before, -np.linalg.norm(hand - at, axis=-1), unknown),
+    )
 
 
 def progress_by_reward(experts: Sequence[Trajectory]) -> tuple[np.ndarray, np.ndarray]:

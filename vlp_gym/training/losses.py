@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlp_gym.models.compact import ClipFeatures, CompactRewardModel
@@ -17,8 +18,11 @@ from vlp_gym.training.clips import ClipBatch
 VALUE_MARGIN = 0.1  # difference in reward rank that orders two frames
 RETURN_MARGIN = 0.02  # share of the largest reward that orders two segments
 MAX_REWARD = 10.0  # of Meta-World
-POSITION_WEIGHT = 10.0
+MOVED_MARGIN = 0.02  # metres
+PROGRESS_WEIGHTS = {"position": 10.0, "segment": 0.5}  # the others' are 1
 RELEVANCE_WEIGHT = 0.05  # beside the progress; it has a stage of its own
+
+NEVER = -1e4  # the logit of what cannot be chosen
 
 
 def batch_loss(
@@ -50,45 +54,92 @@ def _compact_loss(model: CompactRewardModel, batch: ClipBatch, generator: torch.
         batch = mirror_clips(batch, generator)
         tokens = model.backbone.encode_pixels(augment_clips(batch.frames.flatten(0, 1), generator))
     tokens = tokens.unflatten(0, (groups * clips, time))
-    reversible = batch.expert.flatten()
-    tokens = torch.cat([tokens, tokens[reversible].flip(1)])
+    tokens = torch.cat([tokens, tokens[batch.expert.flatten()].flip(1)])
     every = model.features(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))
-    seen = ClipFeatures(*(value[: groups * clips] for value in vars(every).values()))
-    by_frame = seen.progress_logits.reshape(groups, clips * time)
-
-    shown = ~batch.reversed.flatten()  # a clip that was cut backwards shows no task
-    videos = torch.cat([shown, shown.new_ones(len(tokens) - len(shown))])
-    every = ClipFeatures(*(value[videos] for value in vars(every).values()))
-    sentence = torch.arange(groups, device=tokens.device).repeat_interleave(clips)
     text = model.encode_text(batch.instructions)
-    relevance = model.relevance(every, text)  # [V, G]
-    forward_clips = int(shown.sum())  # they come first
-    scene = model.scene_relevance(every, text)[:forward_clips]
-    own = torch.cat([sentence[shown], sentence[reversible]])[:, None] == torch.arange(groups, device=tokens.device)
-    forward = torch.arange(len(own), device=tokens.device)[:, None] < forward_clips
-    positive, candidate = own & forward, own | forward  # a turned clip is a negative of its own sentence only
+    opposites = [sentence for sentence in batch.opposites if sentence is not None]
+    opposite_text = model.encode_text(opposites) if opposites else text[:0]
 
-    parts = {
-        "progress": progress_loss(seen.progress_logits, batch.progress.flatten(0, 1)),
+    progress = _progress_parts(model, _rows(every, torch.arange(groups * clips)), batch, text, opposite_text)
+    relevance = _relevance_parts(model, every, batch, text, opposite_text)
+    relevance_loss = torch.stack(list(relevance.values())).sum()
+    if generator is None:
+        return {"loss": relevance_loss, **progress, **relevance}
+    loss = torch.stack([PROGRESS_WEIGHTS.get(name, 1.0) * part for name, part in progress.items()]).sum()
+    return {"loss": loss + RELEVANCE_WEIGHT * relevance_loss, **progress, **relevance}
+
+
+def _progress_parts(
+    model: CompactRewardModel, seen: ClipFeatures, batch: ClipBatch, text: Tensor, opposite_text: Tensor
+) -> dict[str, Tensor]:
+    """How far and how well, of G * C clips.
+
+    Under the opposite sentence an expert goes the right way until it touches the object, and the wrong way after that.
+    """
+    groups, clips, time = batch.progress.shape
+    logits = model.progress_logits(seen, text.repeat_interleave(clips, 0))
+    quality = model.quality(seen, logits, torch.ones_like(logits)).unflatten(0, (groups, clips))
+    opposed = _opposed(batch)
+    rows = (opposed[:, None] * clips + torch.arange(clips, device=opposed.device)).flatten()
+    under_opposite = model.progress_logits(_rows(seen, rows), opposite_text.repeat_interleave(clips, 0))
+    under_opposite = under_opposite.reshape(len(opposed), clips * time)
+    return {
+        "progress": progress_loss(logits, batch.progress.flatten(0, 1)),
         "position": position_loss(seen.positions, batch.positions.flatten(0, 1)),
-        "frame_rank": pairwise_ranking_loss(by_frame, batch.value.flatten(1), margin=VALUE_MARGIN),
-        "tier": pairwise_ranking_loss(seen.quality.unflatten(0, (groups, clips)), batch.tier, margin=0.5),
-        "segment": pairwise_ranking_loss(
-            seen.quality.unflatten(0, (groups, clips)), batch.segment_return / MAX_REWARD, margin=RETURN_MARGIN
+        "frame_rank": pairwise_ranking_loss(
+            logits.reshape(groups, clips * time), batch.value.flatten(1), margin=VALUE_MARGIN
         ),
-        "to_text": video_to_text_loss(relevance[:forward_clips], sentence[shown]),
+        "opposite_moved": pairwise_ranking_loss(under_opposite, -batch.moved[opposed].flatten(1), margin=MOVED_MARGIN),
+        "opposite_nearing": pairwise_ranking_loss(
+            under_opposite, batch.nearing[opposed].flatten(1), margin=MOVED_MARGIN
+        ),
+        "tier": pairwise_ranking_loss(quality, batch.tier, margin=0.5),
+        "segment": pairwise_ranking_loss(quality, batch.segment_return / MAX_REWARD, margin=RETURN_MARGIN),
+    }
+
+
+def _relevance_parts(
+    model: CompactRewardModel, every: ClipFeatures, batch: ClipBatch, text: Tensor, opposite_text: Tensor
+) -> dict[str, Tensor]:
+    """Which sentence, of G * C clips and the full experts' clips turned round; these show the opposite sentence."""
+    groups, clips = batch.tier.shape
+    device = text.device
+    shown = ~batch.reversed.flatten()  # a clip that was cut backwards shows no task
+    turned = shown.new_ones(int(batch.expert.sum()))
+    every = _rows(every, torch.cat([shown, turned]))
+    relevance = model.relevance(every, torch.cat([text, opposite_text]))  # [V, G + O]
+    own_group = torch.arange(groups, device=device).repeat_interleave(clips)
+    group = torch.cat([own_group[shown], own_group[batch.expert.flatten()]])
+    forward_clips = int(shown.sum())  # they come first
+    forward = torch.arange(len(group), device=device)[:, None] < forward_clips
+
+    own, opposite = group[:, None] == torch.arange(groups, device=device), group[:, None] == _opposed(batch)
+    positive = torch.cat([own & forward, opposite & ~forward], 1)
+    candidate = torch.cat([own | forward, opposite], 1)  # turned clips and opposite sentences: within a task only
+    its_opposite = relevance[:, groups:].masked_fill(~opposite, NEVER)
+    its_opposite = F.pad(its_opposite, (0, 1), value=NEVER).amax(1, keepdim=True)
+    choices = torch.cat([relevance[:, :groups], its_opposite], 1)[:forward_clips]
+    scene = model.scene_relevance(every, text)[:forward_clips]
+    own = own[:forward_clips]
+    return {
+        "to_text": video_to_text_loss(choices, group[:forward_clips]),
         "to_video": text_to_video_loss(relevance, positive, candidate),
         "match": balanced_match_loss(relevance, positive, candidate),
-        "scene_to_text": video_to_text_loss(scene, sentence[shown]),
-        "scene_match": balanced_match_loss(scene, own[: len(scene)], torch.ones_like(own[: len(scene)])),
+        "scene_to_text": video_to_text_loss(scene, group[:forward_clips]),
+        "scene_match": balanced_match_loss(scene, own, torch.ones_like(own)),
     }
-    by_motion = parts["to_text"] + parts["to_video"] + parts["match"]
-    relevance_loss = by_motion + parts["scene_to_text"] + parts["scene_match"]
-    if generator is None:
-        return {"loss": relevance_loss, **parts}
-    progress = parts["progress"] + parts["frame_rank"] + parts["tier"] + 0.5 * parts["segment"]
-    loss = progress + POSITION_WEIGHT * parts["position"] + RELEVANCE_WEIGHT * relevance_loss
-    return {"loss": loss, **parts}
+
+
+def _opposed(batch: ClipBatch) -> Tensor:
+    """Indices of the tasks in a batch whose sentence has an opposite, int64 ``[O]``."""
+    return torch.tensor(
+        [group for group, sentence in enumerate(batch.opposites) if sentence is not None],
+        dtype=torch.int64, device=batch.tier.device,
+    )  # fmt: skip
+
+
+def _rows(clips: ClipFeatures, rows: Tensor) -> ClipFeatures:
+    return ClipFeatures(*(value[rows] for value in vars(clips).values()))
 
 
 def _vlp_loss(model: VLPModel, batch: ClipBatch, generator: torch.Generator) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vlp_gym.data.dataset import TIERS, Trajectory
 from vlp_gym.data.instructions import held_out_phrasings, instructions_for
 from vlp_gym.metrics import preference_accuracy
-from vlp_gym.models.compact import CompactRewardModel
+from vlp_gym.models.compact import ClipFeatures, CompactRewardModel
 from vlp_gym.windows import window_indices
 
 QUALITY_WEIGHTS = (0.05, 0.1, 0.2, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
@@ -63,7 +63,9 @@ def tune(model: CompactRewardModel, trajectories: Sequence[Trajectory], tasks: S
         clip = model.features(tokens, torch.from_numpy(mask)[None])
         relevance.append(model.relevance(clip, text)[0].numpy())
         scene.append(model.scene_relevance(clip, text)[0].numpy() - model.config["relevance_shift"])
-        quality.append(float(clip.quality))
+        under_each = ClipFeatures(*(value.expand(len(text), *value.shape[1:]) for value in vars(clip).values()))
+        progress = model.progress_logits(under_each, text)
+        quality.append(model.quality(under_each, progress, torch.from_numpy(mask).expand_as(progress)).numpy())
     task_of = np.array([tasks.index(t.task) for t in chosen])
     tier_of = np.array([TIERS.index(t.tier) for t in chosen])
     table = [
@@ -82,13 +84,13 @@ def tune(model: CompactRewardModel, trajectories: Sequence[Trajectory], tasks: S
 
 def _accuracies(
     relevance: NDArray[np.float32],
-    quality: NDArray[np.float64],
+    quality: NDArray[np.float32],
     weight: float,
     owner: NDArray[np.int64],
     task_of: NDArray[np.int64],
     tier_of: NDArray[np.int64],
 ) -> tuple[float, float, float]:
-    score = relevance + weight * quality[:, None]  # [videos, sentences]
+    score = relevance + weight * quality  # [videos, sentences]
     itp, ivp = [], []
     for column, task in enumerate(owner):
         own, other = task_of == task, task_of != task

@@ -1,0 +1,76 @@
+"""The sentence that asks for the opposite, by rules: what a rollout shows when it is played backwards.
+
+"open the door" -> "close the door". The rules know words, not tasks. Some of what they make is odd ("pull in the
+button"), which costs a text encoder of hashed words nothing.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+_BOTH_WAYS = (
+    ("assemble", "disassemble"),
+    ("clockwise", "counterclockwise"),
+    ("into", "out of"),
+    ("lock", "unlock"),
+    ("locked", "unlocked"),
+    ("on", "off"),
+    ("pull", "push"),
+    ("toward", "away from"),
+    ("turn on", "turn off"),
+    ("under", "out from under"),
+    ("up", "down"),
+)
+_ONE_WAY = {
+    "all the way out": ("all the way in",),
+    "back": ("forward",),
+    "backward": ("forward",),
+    "close": ("open",),
+    "closed": ("open",),
+    "drag": ("push",),
+    "forward": ("back", "backward"),
+    "insert": ("remove", "unplug"),
+    "lift": ("lower",),
+    "lower": ("lift", "raise"),
+    "onto": ("off",),
+    "out": ("in",),
+    "press": ("release",),
+    "raise": ("lower",),
+    "remove": ("insert",),
+    "seal": ("open",),
+    "shove": ("pull",),
+    "shut": ("open",),
+    "undo the lock": ("lock up",),
+    "unplug": ("insert", "plug in"),
+    "upward": ("downward",),
+}
+_OPEN = {True: ("close", "shut"), False: ("closed", "shut")}  # at a sentence's beginning, and later
+_KEPT = ("the lock on", "lock on")  # the lock on something is no order to lock it
+_RULES = {**{a: (b,) for pair in _BOTH_WAYS for a, b in (pair, pair[::-1])}, **_ONE_WAY}
+_PATTERN = re.compile(rf"\b({'|'.join(sorted([*_RULES, *_KEPT, 'open'], key=len, reverse=True))})\b")
+
+
+def opposite_sentence(sentence: str, rng: np.random.Generator) -> str | None:
+    """The sentence with every word of direction turned round; None if it has none.
+
+    Args:
+        sentence: in lower case.
+        rng: chooses where a word has several opposites.
+
+    Example:
+        >>> opposite_sentence("turn the lock on the safe door clockwise", np.random.default_rng(0))
+        'turn the lock on the safe door counterclockwise'
+        >>> opposite_sentence("reach the goal", np.random.default_rng(0))
+    """
+
+    def turn(match: re.Match[str]) -> str:
+        word = match.group()
+        if word in _KEPT:
+            return word
+        options = _OPEN[match.start() == 0] if word == "open" else _RULES[word]
+        return options[int(rng.integers(len(options)))]
+
+    turned = _PATTERN.sub(turn, sentence)
+    return None if turned == sentence else turned
