@@ -37,8 +37,9 @@ bench: $(STAMP)
 TEST_TASKS := button-press-v3 door-close-v3 drawer-close-v3 faucet-close-v3 window-open-v3
 SIBLINGS := door-open-v3 drawer-open-v3 faucet-open-v3 window-close-v3
 VALIDATION := button-press-topdown-wall-v3 door-unlock-v3 handle-press-side-v3 plate-slide-back-v3 coffee-pull-v3
+AGENT_TASKS := $(TEST_TASKS) button-press-topdown-wall-v3 coffee-pull-v3 handle-press-side-v3
 LAMBDA ?= 1.0
-SHIFT ?= 1.3
+SHIFT ?= 3.1
 TUNED := --quality-weight $(LAMBDA) --relevance-shift $(SHIFT) --half
 train: $(STAMP)
 	$(BIN)/vlp-gym collect metaworld --out $(DATA)/train --per-tier 24 --near-miss 12 --explore 40 --varied-share 0.5
@@ -49,7 +50,7 @@ train: $(STAMP)
 	$(BIN)/vlp-gym eval --data $(DATA)/eval --split vlp --model $(RUNS)/vlp-compact-45
 	$(BIN)/vlp-gym train compact --data $(DATA)/train --split all --steps 2000 $(TUNED) --out $(RUNS)/vlp-compact-first
 	$(BIN)/vlp-gym collect metaworld --out $(DATA)/agents --per-tier 0 --agent 32 --agent-model $(RUNS)/vlp-compact-first \
-	  --varied-share 0.5 --tasks $(TEST_TASKS) $(VALIDATION)
+	  --varied-share 0.5 --tasks $(AGENT_TASKS)
 	$(BIN)/vlp-gym train compact --data $(DATA)/train $(DATA)/agents --split all --init $(RUNS)/vlp-compact-first \
 	  --steps 800 --learning-rate 7e-4 $(TUNED) --out $(RUNS)/vlp-compact
 	$(BIN)/vlp-gym eval --data $(DATA)/eval --split vlp --model $(RUNS)/vlp-compact

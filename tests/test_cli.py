@@ -161,8 +161,12 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (["--steps", "0"], "--steps and --save-every: expected at least 1, got 0 and 50"),
-            (["--relevance-steps", "-1"], "--relevance-steps: expected at least 0, got -1"),
+            (
+                ["--steps", "0", "--relevance-steps", "0"],
+                "--steps and --relevance-steps: expected at least 1 in all, got 0 and 0",
+            ),
+            (["--save-every", "0"], "--save-every: expected at least 1, got 0"),
+            (["--relevance-steps", "-1"], "--steps and --relevance-steps: expected at least 1 in all, got 700 and -1"),
             (["--clips-per-task", "2"], "--clips-per-task: expected at least 3, got 2"),
             (["--backbone", "small"], "--backbone: only vlp takes one, got 'small' for compact"),
             (["--leave-out", "push"], "--leave-out: expected training tasks of split vlp, got push"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -203,3 +205,17 @@ def test_tier_that_is_not_there():
     with pytest.raises(ValueError) as caught:
         ClipSampler([t for t in EVERY if (t.task, t.tier) != ("push-v3", "medium")], **SETTINGS)
     assert str(caught.value) == "push-v3: expected trajectories of every tier, found none of ['medium']"
+
+
+def test_what_an_expert_moves_is_counted_from_its_first_step():
+    """Meta-World shows the object of window-close in its place with the first step only."""
+    expert = painted("window-close-v3", "expert")
+    misplaced = expert.positions.copy()
+    misplaced[0, 1] += 1
+    sampled = []
+    for positions in (expert.positions, misplaced):
+        rollouts = painted_tasks(["push-v3", "window-close-v3"])
+        rollouts = [replace(t, positions=positions) if t.frames.shape == expert.frames.shape else t for t in rollouts]
+        sampled.append([ClipSampler(rollouts, **SETTINGS).batch(number).moved for number in range(10)])
+    assert all(torch.equal(a.nan_to_num(-1), b.nan_to_num(-1)) for a, b in zip(*sampled, strict=True))
+    assert any((a > 0).any() for a in sampled[0])

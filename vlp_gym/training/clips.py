@@ -218,7 +218,9 @@ def _phases(trajectory: Trajectory) -> tuple[np.ndarray, np.ndarray]:
     if trajectory.tier != "expert":
         return unknown, unknown
     hand, at = trajectory.positions[:, 0], trajectory.positions[:, 1]
-    moved = np.linalg.norm(at - at[0], axis=-1)
+    start = at[min(1, len(at) - 1)]  # some tasks (window-close) put their object in its place with the first step only
+    moved = np.linalg.norm(at - start, axis=-1)
+    moved[0] = 0
     touched = moved > TOUCHED
     last_before = int(np.argmax(touched)) - 1 if touched.any() else len(moved) - 1
     frame = np.arange(len(moved))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlp_gym.models.compact import ClipFeatures, CompactRewardModel
@@ -21,8 +20,6 @@ MAX_REWARD = 10.0  # of Meta-World
 MOVED_MARGIN = 0.02  # metres
 PROGRESS_WEIGHTS = {"position": 10.0, "segment": 0.5}  # the others' are 1
 RELEVANCE_WEIGHT = 0.05  # beside the progress; it has a stage of its own
-
-NEVER = -1e4  # the logit of what cannot be chosen
 
 
 def batch_loss(
@@ -61,7 +58,7 @@ def _compact_loss(model: CompactRewardModel, batch: ClipBatch, generator: torch.
     opposite_text = model.encode_text(opposites) if opposites else text[:0]
 
     progress = _progress_parts(model, _rows(every, torch.arange(groups * clips)), batch, text, opposite_text)
-    relevance = _relevance_parts(model, every, batch, text, opposite_text)
+    relevance = _relevance_parts(model, every, batch, text)
     relevance_loss = torch.stack(list(relevance.values())).sum()
     if generator is None:
         return {"loss": relevance_loss, **progress, **relevance}
@@ -99,30 +96,23 @@ def _progress_parts(
 
 
 def _relevance_parts(
-    model: CompactRewardModel, every: ClipFeatures, batch: ClipBatch, text: Tensor, opposite_text: Tensor
+    model: CompactRewardModel, every: ClipFeatures, batch: ClipBatch, text: Tensor
 ) -> dict[str, Tensor]:
-    """Which sentence, of G * C clips and the full experts' clips turned round; these show the opposite sentence."""
+    """Which sentence, of G * C clips and the full experts' clips turned round, which show anything but their own."""
     groups, clips = batch.tier.shape
-    device = text.device
     shown = ~batch.reversed.flatten()  # a clip that was cut backwards shows no task
-    turned = shown.new_ones(int(batch.expert.sum()))
-    every = _rows(every, torch.cat([shown, turned]))
-    relevance = model.relevance(every, torch.cat([text, opposite_text]))  # [V, G + O]
-    own_group = torch.arange(groups, device=device).repeat_interleave(clips)
+    every = _rows(every, torch.cat([shown, shown.new_ones(int(batch.expert.sum()))]))
+    own_group = torch.arange(groups, device=text.device).repeat_interleave(clips)
     group = torch.cat([own_group[shown], own_group[batch.expert.flatten()]])
     forward_clips = int(shown.sum())  # they come first
-    forward = torch.arange(len(group), device=device)[:, None] < forward_clips
-
-    own, opposite = group[:, None] == torch.arange(groups, device=device), group[:, None] == _opposed(batch)
-    positive = torch.cat([own & forward, opposite & ~forward], 1)
-    candidate = torch.cat([own | forward, opposite], 1)  # turned clips and opposite sentences: within a task only
-    its_opposite = relevance[:, groups:].masked_fill(~opposite, NEVER)
-    its_opposite = F.pad(its_opposite, (0, 1), value=NEVER).amax(1, keepdim=True)
-    choices = torch.cat([relevance[:, :groups], its_opposite], 1)[:forward_clips]
+    relevance = model.relevance(every, text)  # [V, G]
     scene = model.scene_relevance(every, text)[:forward_clips]
+    own = group[:, None] == torch.arange(groups, device=text.device)
+    forward = torch.arange(len(group), device=text.device)[:, None] < forward_clips
+    positive, candidate = own & forward, own | forward  # a turned clip is a negative of its own sentence only
     own = own[:forward_clips]
     return {
-        "to_text": video_to_text_loss(choices, group[:forward_clips]),
+        "to_text": video_to_text_loss(relevance[:forward_clips], group[:forward_clips]),
         "to_video": text_to_video_loss(relevance, positive, candidate),
         "match": balanced_match_loss(relevance, positive, candidate),
         "scene_to_text": video_to_text_loss(scene, group[:forward_clips]),
