@@ -161,12 +161,13 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
+            (["--steps", "0"], "--steps and --save-every: expected at least 1, got 0 and 50"),
+            (["--save-every", "0"], "--steps and --save-every: expected at least 1, got 700 and 0"),
             (
-                ["--steps", "0", "--relevance-steps", "0"],
-                "--steps and --relevance-steps: expected at least 1 in all, got 0 and 0",
+                ["--init", "vlp-compact", "--steps", "0", "--relevance-steps", "0"],
+                "--steps and --save-every: expected at least 1, got 0 and 50",
             ),
-            (["--save-every", "0"], "--save-every: expected at least 1, got 0"),
-            (["--relevance-steps", "-1"], "--steps and --relevance-steps: expected at least 1 in all, got 700 and -1"),
+            (["--relevance-steps", "-1"], "--relevance-steps: expected at least 0, got -1"),
             (["--clips-per-task", "2"], "--clips-per-task: expected at least 3, got 2"),
             (["--backbone", "small"], "--backbone: only vlp takes one, got 'small' for compact"),
             (["--leave-out", "push"], "--leave-out: expected training tasks of split vlp, got push"),
@@ -291,6 +292,18 @@ class TestTrainAndEvaluate:
         assert all(torch.equal(value, shipped[name]) for name, value in made[0].state_dict().items())
         assert run("train", "--data", data, "--out", tmp_path, "--init", model) == 2
         assert f"--init: expected a model of this architecture and size; {model} differs" in capsys.readouterr().err
+
+    def test_no_joint_steps_train_the_relevance_of_another_model_alone(self, data, tmp_path):
+        alone = ("--init", "vlp-compact", "--steps", "0", *self.SETTINGS)
+        assert run("train", "--data", data, "--out", tmp_path, *alone) == 0
+        shipped, made = (registry.load_reward_model(name) for name in ("vlp-compact", str(tmp_path)))
+        trained = {id(parameter) for parameter in made.relevance_parameters()}
+        changed = {
+            id(parameter) in trained
+            for name, parameter in made.named_parameters()
+            if not torch.equal(parameter, shipped.state_dict()[name])
+        }
+        assert changed == {True}
 
     def test_architectures(self, data, tmp_path, monkeypatch):
         from vlp_gym.training import loop

@@ -119,7 +119,7 @@ def train(
         init: start from the weights of this model (a shipped name, a folder or a hub id) instead of random ones.
         out: folder for the checkpoint, the state to go on from and the training curve; runs/ARCHITECTURE-SPLIT by
             default.
-        steps: optimizer steps on everything; 0 trains the relevance alone, of --init.
+        steps: optimizer steps on everything; 0 trains the relevance of a compact --init alone.
         relevance_steps: of compact, further steps on its relevance alone.
         seed: of initial weights, batches and augmentation.
         precision: of the arithmetic; no is fp32.
@@ -142,12 +142,11 @@ def train(
 
     if backbone != OPEN_CLIP and architecture != "vlp":
         raise ValueError(f"--backbone: only vlp takes one, got {backbone!r} for {architecture}")
-    if min(steps, relevance_steps) < 0 or steps + relevance_steps < 1:
-        raise ValueError(
-            f"--steps and --relevance-steps: expected at least 1 in all, got {steps} and {relevance_steps}"
-        )
-    if save_every < 1:
-        raise ValueError(f"--save-every: expected at least 1, got {save_every}")
+    relevance_alone = architecture == "compact" and init is not None and relevance_steps > 0
+    if steps < (0 if relevance_alone else 1) or save_every < 1:
+        raise ValueError(f"--steps and --save-every: expected at least 1, got {steps} and {save_every}")
+    if relevance_steps < 0:
+        raise ValueError(f"--relevance-steps: expected at least 0, got {relevance_steps}")
     if clips_per_task < 3:
         raise ValueError(f"--clips-per-task: expected at least 3, got {clips_per_task}")
     out = Path("runs") / f"{architecture}-{split}" if out is None else out

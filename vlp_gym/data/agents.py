@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 EPISODE_STEPS = 150  # environment steps
 RANDOM_EPISODES = 10  # before it learns
-KEPT = slice(12, None, 3)  # of its episodes: neighbours are much alike
+FIRST_KEPT, KEPT_EVERY = 12, 3  # of its episodes: neighbours are much alike
 
 
 def agent_rollouts(
@@ -60,21 +60,23 @@ def agent_rollouts(
         seed=config.seed,
         device="cpu",
     )
-    agent.learn((KEPT.start + KEPT.step * config.agent) * decisions)
+    agent.learn((FIRST_KEPT + KEPT_EVERY * config.agent) * decisions)
     episodes.restore()
     return [
         recorder.trajectory(task=task, tier=AGENT, seed=seed, camera=config.camera, stride=config.stride, varied=varied)
-        for seed, varied, recorder in episodes.all[KEPT][: config.agent]
+        for seed, varied, recorder in episodes.kept[: config.agent]
     ]
 
 
 class _Episodes(gym.Wrapper[Any, Any, Any, Any]):
-    """Each at another placement, some in another light; actions are held, and every frame that is rendered is kept."""
+    """Each at another placement, some in another light; actions are held; what is rendered in a third is kept."""
 
     def __init__(self, env: gym.Env[Any, Any], config: CollectConfig, rng: np.random.Generator) -> None:
         super().__init__(env)
         self.config, self.rng = config, rng
-        self.all: list[tuple[int, bool, Recorder]] = []
+        self.kept: list[tuple[int, bool, Recorder]] = []
+        self.recorder = Recorder(env, config.size)
+        self.number = -1
         self.restore = lambda: None
         self.observation: Any = None
         self.success = False
@@ -86,12 +88,15 @@ class _Episodes(gym.Wrapper[Any, Any, Any, Any]):
         self.observation, info = self.env.reset(seed=seed, options=options)
         self.restore = vary_scene(self.env, self.rng) if varied else lambda: None
         self.success = False
-        self.all.append((seed, varied, Recorder(self.env, self.config.size)))
+        self.recorder = Recorder(self.env, self.config.size)
+        self.number += 1
+        if self._keeping():
+            self.kept.append((seed, varied, self.recorder))
         return self.observation, info
 
     def step(self, action: Any) -> Any:
         """Hold the action, until the episode's last step at most."""
-        rewards = self.all[-1][2].rewards
+        rewards = self.recorder.rewards
         for _ in range(min(self.config.stride, EPISODE_STEPS - len(rewards))):
             self.observation, reward, terminated, _, info = self.env.step(action)
             rewards.append(float(reward))
@@ -99,7 +104,11 @@ class _Episodes(gym.Wrapper[Any, Any, Any, Any]):
         return self.observation, reward, terminated, len(rewards) >= EPISODE_STEPS, info
 
     def render(self) -> Any:
-        """The frame, which is kept too."""
+        """The frame, which is recorded if its episode is one to keep."""
         frame: Any = self.env.render()
-        self.all[-1][2].add(frame, self.observation, self.success)
+        if self._keeping():
+            self.recorder.add(frame, self.observation, self.success)
         return frame
+
+    def _keeping(self) -> bool:
+        return self.number >= FIRST_KEPT and (self.number - FIRST_KEPT) % KEPT_EVERY == 0

@@ -27,9 +27,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vlp_gym.data.agents import agent_rollouts
 from vlp_gym.data.dataset import AGENT, ALL_TIERS, EXPLORE, NEAR_MISS, Trajectory, shard_path, write_shard
-from vlp_gym.data.recorder import Recorder
+from vlp_gym.data.recorder import HAND, OBJECT, Recorder
 from vlp_gym.data.variety import vary_scene
 from vlp_gym.errors import DatasetError
 from vlp_gym.integrations.metaworld import CAMERA, make_metaworld, metaworld_tasks, scripted_policy
@@ -145,6 +144,8 @@ def _collect_task(job: tuple[Path, CollectConfig, str, Sequence[str]]) -> str:
             if path.exists():
                 continue
             if tier == AGENT:
+                from vlp_gym.data.agents import agent_rollouts
+
                 rng = np.random.default_rng([config.seed, metaworld_tasks().index(task), ALL_TIERS.index(tier)])
                 rollouts = agent_rollouts(env, task, config, rng)
             else:
@@ -239,9 +240,9 @@ class _Actor:
             self._choose_aim(observation)
         if self.tier == NEAR_MISS:
             observation = observation.copy()
-            observation[4:7] += self.offset
+            observation[OBJECT] += self.offset
         if self.aim is not None:
-            action = np.append(10 * (self.aim - observation[:3]), self.grip)
+            action = np.append(10 * (self.aim - observation[HAND]), self.grip)
         elif self.tier == "medium" and self.remaining is not None:
             action = np.zeros(4)
         else:
@@ -254,8 +255,8 @@ class _Actor:
             self.phase = int(self.rng.integers(*PHASE_STEPS))
             # Most often near the borders: an untrained policy drives its hand there and holds it.
             anywhere = WORKSPACE[0] + (WORKSPACE[1] - WORKSPACE[0]) * self.rng.beta(0.5, 0.5, 3)
-            about_object = observation[4:7] + self.rng.normal(0, ABOUT, 3)
-            about_hand = observation[:3] + self.rng.normal(0, ABOUT, 3)
+            about_object = observation[OBJECT] + self.rng.normal(0, ABOUT, 3)
+            about_hand = observation[HAND] + self.rng.normal(0, ABOUT, 3)
             # A trained one nears the object: what it does there, a little beside the task, must not look like success.
             self.aim = (anywhere, about_object, about_hand, None)[self.rng.choice(4, p=AIMS)]
             self.grip = float(self.rng.choice([-1.0, 1.0]))

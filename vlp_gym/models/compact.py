@@ -51,6 +51,10 @@ class ClipFeatures:
     motion: Tensor
     positions: Tensor
 
+    def rows(self, rows: Tensor | slice) -> ClipFeatures:
+        """These clips, in this order."""
+        return ClipFeatures(*(value[rows] for value in vars(self).values()))
+
 
 DIRECTIONS = 16  # numbers that tell the progress of a sentence
 VERB_DROPOUT = 0.05  # of words; a sentence without its verb has no direction

@@ -120,26 +120,13 @@ class ClipSampler:
         lengths = [max(2, share * self.window // 4) for share in (1, 2, 3, 4)]
         length = int(rng.choice(lengths, p=[0.25, 0.35, 0.2, 0.2]))
         groups = [[self._clip(task, slot, length, rng) for slot in range(self.clips_per_task)] for task in tasks]
-        columns = [[np.stack(column) for column in zip(*group, strict=True)] for group in groups]
-        frames, progress, value, tier, segment_return, expert, backwards, positions, moved, nearing = (
-            torch.from_numpy(np.stack(column)) for column in zip(*columns, strict=True)
-        )
+        tensors = {
+            name: torch.from_numpy(np.stack([np.stack([clip[name] for clip in group]) for group in groups]))
+            for name in groups[0][0]
+        }
         sentences = [str(rng.choice(training_phrasings(task))) for task in tasks]
         opposites = [opposite_sentence(sentence, rng) for sentence in sentences]
-        return ClipBatch(
-            frames,
-            progress,
-            value,
-            tier,
-            segment_return,
-            expert,
-            backwards,
-            positions,
-            moved,
-            nearing,
-            sentences,
-            opposites,
-        )
+        return ClipBatch(**tensors, instructions=sentences, opposites=opposites)
 
     def _draw_tasks(self, rng: np.random.Generator) -> list[str]:
         """Tasks at random, every other one followed by one of the same scene: a sentence must tell those apart too."""
@@ -153,7 +140,8 @@ class ClipSampler:
                 waiting.remove(same[0])
         return drawn
 
-    def _clip(self, task: str, slot: int, length: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    def _clip(self, task: str, slot: int, length: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """One clip: the fields of `ClipBatch` that are tensors, without their G and C."""
         tiers = self.by_task[task]
         wanted: tuple[str, ...] = (
             (("expert",), ("medium",), ("random", NEAR_MISS, EXPLORE, AGENT))[slot] if slot < 3 else tuple(tiers)
@@ -200,16 +188,16 @@ class ClipSampler:
         if mode == "reverse":  # whatever was done is undone
             progress, value, tier_rank = UNDONE * progress, np.full_like(value, np.nan), TIER_RANK["random"]
         full_expert = tier == "expert" and mode in ("whole", "prefix") and stop > (success_at or frames)
-        numbers = (progress, value, np.float64(tier_rank), segment_return)
-        flags = (full_expert, mode == "reverse")
-        return (
-            trajectory.frames[index],
-            *(np.asarray(x, np.float32) for x in numbers),
-            *(np.asarray(x) for x in flags),
-            trajectory.positions[index],
-            moved,
-            nearing,
-        )
+        numbers = {"progress": progress, "value": value, "tier": tier_rank, "segment_return": segment_return}
+        return {
+            "frames": trajectory.frames[index],
+            **{name: np.asarray(number, np.float32) for name, number in numbers.items()},
+            "expert": np.asarray(full_expert),
+            "reversed": np.asarray(mode == "reverse"),
+            "positions": trajectory.positions[index],
+            "moved": moved,
+            "nearing": nearing,
+        }
 
 
 def _phases(trajectory: Trajectory) -> tuple[np.ndarray, np.ndarray]:

@@ -57,7 +57,7 @@ def _compact_loss(model: CompactRewardModel, batch: ClipBatch, generator: torch.
     opposites = [sentence for sentence in batch.opposites if sentence is not None]
     opposite_text = model.encode_text(opposites) if opposites else text[:0]
 
-    progress = _progress_parts(model, _rows(every, torch.arange(groups * clips)), batch, text, opposite_text)
+    progress = _progress_parts(model, every.rows(slice(groups * clips)), batch, text, opposite_text)
     relevance = _relevance_parts(model, every, batch, text)
     relevance_loss = torch.stack(list(relevance.values())).sum()
     if generator is None:
@@ -78,7 +78,7 @@ def _progress_parts(
     quality = model.quality(seen, logits, torch.ones_like(logits)).unflatten(0, (groups, clips))
     opposed = _opposed(batch)
     rows = (opposed[:, None] * clips + torch.arange(clips, device=opposed.device)).flatten()
-    under_opposite = model.progress_logits(_rows(seen, rows), opposite_text.repeat_interleave(clips, 0))
+    under_opposite = model.progress_logits(seen.rows(rows), opposite_text.repeat_interleave(clips, 0))
     under_opposite = under_opposite.reshape(len(opposed), clips * time)
     return {
         "progress": progress_loss(logits, batch.progress.flatten(0, 1)),
@@ -101,7 +101,7 @@ def _relevance_parts(
     """Which sentence, of G * C clips and the full experts' clips turned round, which show anything but their own."""
     groups, clips = batch.tier.shape
     shown = ~batch.reversed.flatten()  # a clip that was cut backwards shows no task
-    every = _rows(every, torch.cat([shown, shown.new_ones(int(batch.expert.sum()))]))
+    every = every.rows(torch.cat([shown, shown.new_ones(int(batch.expert.sum()))]))
     own_group = torch.arange(groups, device=text.device).repeat_interleave(clips)
     group = torch.cat([own_group[shown], own_group[batch.expert.flatten()]])
     forward_clips = int(shown.sum())  # they come first
@@ -126,10 +126,6 @@ def _opposed(batch: ClipBatch) -> Tensor:
         [group for group, sentence in enumerate(batch.opposites) if sentence is not None],
         dtype=torch.int64, device=batch.tier.device,
     )  # fmt: skip
-
-
-def _rows(clips: ClipFeatures, rows: Tensor) -> ClipFeatures:
-    return ClipFeatures(*(value[rows] for value in vars(clips).values()))
 
 
 def _vlp_loss(model: VLPModel, batch: ClipBatch, generator: torch.Generator) -> dict[str, Tensor]:

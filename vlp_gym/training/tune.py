@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vlp_gym.data.dataset import TIERS, Trajectory
 from vlp_gym.data.instructions import held_out_phrasings, instructions_for
 from vlp_gym.metrics import preference_accuracy
-from vlp_gym.models.compact import ClipFeatures, CompactRewardModel
+from vlp_gym.models.compact import CompactRewardModel
 from vlp_gym.windows import window_indices
 
 QUALITY_WEIGHTS = (0.05, 0.1, 0.2, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
@@ -63,7 +63,7 @@ def tune(model: CompactRewardModel, trajectories: Sequence[Trajectory], tasks: S
         clip = model.features(tokens, torch.from_numpy(mask)[None])
         relevance.append(model.relevance(clip, text)[0].numpy())
         scene.append(model.scene_relevance(clip, text)[0].numpy() - model.config["relevance_shift"])
-        under_each = ClipFeatures(*(value.expand(len(text), *value.shape[1:]) for value in vars(clip).values()))
+        under_each = clip.rows(torch.zeros(len(text), dtype=torch.int64))
         progress = model.progress_logits(under_each, text)
         quality.append(model.quality(under_each, progress, torch.from_numpy(mask).expand_as(progress)).numpy())
     task_of = np.array([tasks.index(t.task) for t in chosen])
