@@ -62,6 +62,18 @@ def test_a_reset_without_a_seed_goes_on(env):
     assert len(placements) > 1
 
 
+def test_a_reset_shows_the_object_where_it_is():
+    env = vlp_gym.make_metaworld("window-close-v3", size=64)
+    observation, _ = env.reset(seed=0)
+    picture = env.render().astype(int)
+    stepped, *_ = env.step(np.zeros(4, np.float32))
+    changed = np.abs(env.render().astype(int) - picture).max(-1) > 20
+    env.close()
+    np.testing.assert_allclose(observation[4:7], stepped[4:7], atol=0.01)  # metres; it was off by 0.2
+    np.testing.assert_array_equal(observation[:18], observation[18:36])
+    assert changed.mean() < 0.01
+
+
 def test_truncation_at_the_limit(env):
     env.reset(seed=0)
     ends = [env.step(action)[3] for action in ACTIONS]

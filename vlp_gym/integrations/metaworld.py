@@ -77,7 +77,11 @@ def make_metaworld(
 
 
 class SeededReset(gym.Wrapper, gym.utils.RecordConstructorArgs):
-    """Makes ``reset(seed=s)`` choose the object placement too; Meta-World draws it before it seeds itself."""
+    """Makes ``reset(seed=s)`` choose the object placement too, and what a reset shows true.
+
+    Meta-World draws the placement before it seeds itself. And it puts some objects (window-close's window) in their
+    place without computing what follows: until the first step, picture and observation would show them elsewhere.
+    """
 
     def __init__(self, env: gym.Env, seed: int) -> None:
         gym.utils.RecordConstructorArgs.__init__(self, seed=seed)
@@ -88,9 +92,15 @@ class SeededReset(gym.Wrapper, gym.utils.RecordConstructorArgs):
         """Reset; with a seed, everything that follows is determined by it and by the constructor's seed."""
         seed = self._first_seed if seed is None else seed
         self._first_seed = None
+        sawyer: Any = self.env.unwrapped
         if seed is not None:
-            self.env.unwrapped.np_random = np.random.default_rng(seed)
-        return self.env.reset(seed=seed, options=options)
+            sawyer.np_random = np.random.default_rng(seed)
+        _, info = self.env.reset(seed=seed, options=options)
+        import mujoco
+
+        mujoco.mj_forward(sawyer.model, sawyer.data)
+        sawyer._prev_obs = sawyer._get_curr_obs_combined_no_goal()
+        return sawyer._get_obs(), info
 
 
 def scripted_policy(task: str) -> Any:
