@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,7 @@ from rollouts import STRIDE, SUCCESS_AT, painted, painted_tasks
 from vlp_gym.data.dataset import AGENT, ALL_TIERS, EXPLORE, NEAR_MISS, TIERS
 from vlp_gym.data.instructions import training_phrasings
 from vlp_gym.data.opposites import opposite_sentence
-from vlp_gym.training.clips import BEFORE_SUCCESS, SUCCESS_VALUE, UNDONE, ClipSampler, progress_by_reward
+from vlp_gym.training.clips import BEFORE_SUCCESS, SUCCESS_VALUE, UNDONE, ClipSampler
 from vlp_gym.training.losses import VALUE_MARGIN
 
 TASKS = ("door-open-v3", "push-v3", "reach-v3")
@@ -149,19 +147,26 @@ def test_to_another_device(batches):
     assert moved.instructions == batches[0].instructions
 
 
-class TestProgressByReward:
-    def test_it_is_the_clock_where_the_reward_rises(self):
-        reward, progress = progress_by_reward([painted("push-v3", "expert", k) for k in range(3)])
-        assert (np.diff(reward) >= 0).all()
-        assert (np.diff(progress) >= 0).all()
-        assert np.interp([0, 5, 11], reward, progress) == pytest.approx([0, 0.5, 1], abs=0.05)
+def test_a_reward_above_the_experts_at_success_says_nothing():
+    """Meta-World pays a gripper beside the button more than the expert that has pressed it."""
+    paid = [painted("push-v3", EXPLORE, number) for number in range(2)]
+    for rollout in paid:
+        rollout.reward[8:] = 20.0
+    sampler = ClipSampler([t for t in EVERY if (t.task, t.tier) != ("push-v3", EXPLORE)] + paid, **SETTINGS)
+    rng = np.random.default_rng(0)
+    seen = [clip for _ in range(300) if (clip := sampler._clip("push-v3", 3, 8, rng))["frames"][0, 0, 0, 2] == 200]
+    assert ALL_TIERS.index(EXPLORE) * 50 == 200
+    dear = [clip["frames"][:, 0, 0, 1] >= 8 * 8 for clip in seen if not clip["reversed"]]
+    values = [np.isnan(clip["value"]) for clip in seen if not clip["reversed"]]
+    assert np.concatenate(dear).any()
+    np.testing.assert_array_equal(np.concatenate(values), np.concatenate(dear))
 
-    def test_a_reward_that_falls_on_the_way_gives_one_progress(self):
-        expert = painted("push-v3", "expert")
-        expert.reward[4:8] = expert.reward[4:8][::-1].copy()  # dearer at a third of the way than at a half
-        reward, progress = progress_by_reward([expert])
-        found = np.interp(expert.reward[4:8], reward, progress)
-        assert found == pytest.approx(5.5 / SUCCESS_AT)
+
+def test_an_opposite_that_is_a_task_of_its_own_is_not_made_up():
+    pair = painted_tasks(["door-open-v3", "door-close-v3"])
+    alone = painted_tasks(["door-open-v3", "reach-v3"])
+    assert ClipSampler(pair, **SETTINGS).batch(0).opposites == [None, None]
+    assert sum(sentence is not None for sentence in ClipSampler(alone, **SETTINGS).batch(0).opposites) == 1
 
 
 def test_half_of_the_tasks_come_with_another_of_their_scene():
@@ -205,17 +210,3 @@ def test_tier_that_is_not_there():
     with pytest.raises(ValueError) as caught:
         ClipSampler([t for t in EVERY if (t.task, t.tier) != ("push-v3", "medium")], **SETTINGS)
     assert str(caught.value) == "push-v3: expected trajectories of every tier, found none of ['medium']"
-
-
-def test_what_an_expert_moves_is_counted_from_its_first_step():
-    """Meta-World shows the object of window-close in its place with the first step only."""
-    expert = painted("window-close-v3", "expert")
-    misplaced = expert.positions.copy()
-    misplaced[0, 1] += 1
-    sampled = []
-    for positions in (expert.positions, misplaced):
-        rollouts = painted_tasks(["push-v3", "window-close-v3"])
-        rollouts = [replace(t, positions=positions) if t.frames.shape == expert.frames.shape else t for t in rollouts]
-        sampled.append([ClipSampler(rollouts, **SETTINGS).batch(number).moved for number in range(10)])
-    assert all(torch.equal(a.nan_to_num(-1), b.nan_to_num(-1)) for a, b in zip(*sampled, strict=True))
-    assert any((a > 0).any() for a in sampled[0])

@@ -51,6 +51,20 @@ def test_no_negative_costs_nothing_and_its_gradient_is_finite():
     assert torch.equal(logits.grad, torch.zeros(4, 1))
 
 
+def test_nothing_to_learn_from_costs_nothing():
+    logits = torch.randn(4, 2, requires_grad=True)
+    none, everything = torch.zeros(4, 2, dtype=torch.bool), torch.ones(4, 2, dtype=torch.bool)
+    losses = [
+        text_to_video_loss(logits, none, everything),
+        text_to_video_loss(logits[:, :0], none[:, :0], everything[:, :0]),
+        balanced_match_loss(logits, none, none),
+        video_to_text_loss(logits[:0], torch.zeros(0, dtype=torch.int64)),
+    ]
+    torch.stack(losses).sum().backward()
+    assert [loss.item() for loss in losses] == [0] * 4
+    assert torch.equal(logits.grad, torch.zeros(4, 2))
+
+
 def test_match_weighs_right_and_wrong_alike():
     right, wrong = LOGITS[POSITIVE], LOGITS[CANDIDATE & ~POSITIVE]
     expected = 0.5 * np.log(1 + np.exp(-right)).mean() + 0.5 * np.log(1 + np.exp(wrong)).mean()

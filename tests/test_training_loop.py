@@ -204,7 +204,10 @@ class TestLoss:
         batch = self.batch()
         batch.opposites[:] = [None, None]
         parts = batch_loss(tiny().train(), batch, torch.Generator().manual_seed(0))
-        assert parts["opposite_moved"] == parts["opposite_nearing"] == 0
+        assert {name: value.item() for name, value in parts.items() if "opposite" in name} == {
+            "opposite_moved": 0, "opposite_nearing": 0,
+            "opposite_to_video": 0, "opposite_match": 0, "opposite_choice": 0,
+        }  # fmt: skip
         assert parts["loss"].isfinite()
 
     def test_the_opposite_sentence_learns_the_opposite_direction(self):
@@ -227,6 +230,22 @@ class TestLoss:
             history.append([parts[name].item() for name in names])
         assert np.mean(history[:2], 0) == pytest.approx([np.log(2)] * 3, abs=0.1)
         assert (np.mean(history[-5:], 0) < 0.5).all(), history[-5:]
+
+    def test_the_opposite_sentence_is_told_by_the_motion_alone(self):
+        sampler = ClipSampler(ROLLOUTS, tasks_per_batch=2, clips_per_task=4, window=8, seed=0)
+        batch = next(batch for batch in map(sampler.batch, range(50)) if batch.expert.any(1).all())
+        batch.instructions[:], batch.opposites[:] = ["open the door", "reach up"], ["close the door", None]
+        model = tiny().train()
+        optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+        names, history = ("opposite_to_video", "opposite_match", "opposite_choice"), []
+        for _ in range(60):
+            parts = batch_loss(model, batch, None, relevance_only=True)
+            optimizer.zero_grad()
+            torch.stack([parts[name] for name in names]).sum().backward()
+            assert all(weight.grad is None for weight in model.scene_head.parameters())
+            optimizer.step()
+            history.append([parts[name].item() for name in names])
+        assert (np.mean(history[-5:], 0) < 0.5 * np.mean(history[:2], 0)).all(), history[-5:]
 
     def test_other_models(self):
         with pytest.raises(TypeError) as caught:

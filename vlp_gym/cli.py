@@ -96,7 +96,7 @@ def train(
     init: str | None = None,
     out: Path | None = None,
     steps: int = 700,
-    relevance_steps: int = 200,
+    relevance_steps: int = 400,
     seed: int = 0,
     precision: Literal["no", "bf16", "fp16"] = "no",
     learning_rate: float = 1e-3,

@@ -188,10 +188,14 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         scene = clips.scene @ F.normalize(self.text_scene(self._text(text)[0]), dim=-1).T
         return self.temperature[0] * scene + self.relevance_bias[0] + self.config["relevance_shift"]
 
+    def motion_relevance(self, clips: ClipFeatures, text: Tensor) -> Tensor:
+        """What a clip's motion adds to that, as ``[B, M]``."""
+        motion = clips.motion @ F.normalize(self.text_motion(self._text(text)[0]), dim=-1).T
+        return self.temperature[1] * motion + self.relevance_bias[1]
+
     def relevance(self, clips: ClipFeatures, text: Tensor) -> Tensor:
         """Logit that a clip shows what a sentence ``[M, 1, D]`` says, scene and motion, as ``[B, M]``."""
-        motion = clips.motion @ F.normalize(self.text_motion(self._text(text)[0]), dim=-1).T
-        return self.scene_relevance(clips, text) + self.temperature[1] * motion + self.relevance_bias[1]
+        return self.scene_relevance(clips, text) + self.motion_relevance(clips, text)
 
     def relevance_parameters(self) -> list[nn.Parameter]:
         """What only the relevance depends on: when these are trained alone, no other weight changes."""

@@ -14,7 +14,7 @@ def video_to_text_loss(logits: Tensor, group: Tensor) -> Tensor:
         logits: ``[V, G]``, relevance of every video to every sentence.
         group: int64 ``[V]``, the sentence that belongs to each video.
     """
-    return F.cross_entropy(logits, group)
+    return _mean(F.cross_entropy(logits, group, reduction="none"))
 
 
 def text_to_video_loss(logits: Tensor, positive: Tensor, candidate: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def text_to_video_loss(logits: Tensor, positive: Tensor, candidate: Tensor) -> T
     negative = candidate & ~positive
     against = logits.masked_fill(~negative, -torch.inf).logsumexp(0)  # [G]
     losses = F.softplus(against[None, :] - logits)
-    return losses[positive].mean()
+    return _mean(losses[positive])
 
 
 def balanced_match_loss(logits: Tensor, positive: Tensor, candidate: Tensor) -> Tensor:
@@ -37,4 +37,8 @@ def balanced_match_loss(logits: Tensor, positive: Tensor, candidate: Tensor) -> 
     Makes 0 the border between right and wrong when both are equally common. Arguments as `text_to_video_loss`.
     """
     negative = candidate & ~positive
-    return 0.5 * (F.softplus(-logits[positive]).mean() + F.softplus(logits[negative]).mean())
+    return 0.5 * (_mean(F.softplus(-logits[positive])) + _mean(F.softplus(logits[negative])))
+
+
+def _mean(values: Tensor) -> Tensor:
+    return values.sum() / max(values.numel(), 1)  # 0 where there is nothing to learn from

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from vlp_gym.data.dataset import AGENT, EXPLORE, NEAR_MISS, Trajectory
-from vlp_gym.data.instructions import training_phrasings
+from vlp_gym.data.instructions import SIBLINGS, training_phrasings
 from vlp_gym.data.opposites import opposite_sentence
+from vlp_gym.training.labels import expert_ways, phases, progress_by_reward, progress_by_way
 
-TOUCHED = 0.01  # metres that the object has moved by when it is taken as touched
 SEGMENT_STEPS = 50  # environment steps in a preference segment (VLP)
 TIER_RANK = {"expert": 2.0, "medium": 1.0, "random": 0.0}
 BEFORE_SUCCESS = 0.75  # highest progress short of success: the last step of a task takes an expert least of all time
@@ -30,10 +30,11 @@ class ClipBatch:
     Attributes:
         frames: uint8 ``[G, C, T, H, W, 3]``.
         progress: float ``[G, C, T]``, `BEFORE_SUCCESS` times the share of an expert's way to success: by the clock in
-            experts that succeed, by the environment's reward in all other rollouts (`progress_by_reward`); 1 at
-            success.
+            experts that succeed, in all other rollouts by the environment's reward (`progress_by_reward`) or by the
+            way done (`progress_by_way`), whichever is less; 1 at success.
         value: float ``[G, C, T]``, rank of the environment's reward within the task in [0, 1]; more than that at
-            success, so that nearly done is always worth less than done.
+            success, so that nearly done is always worth less than done; NaN where the environment pays more than an
+            expert gets at success.
         tier: float ``[G, C]``, 2 expert, 1 medium, 0 random in whole rollouts, 0 in reversed ones; NaN elsewhere.
         segment_return: float ``[G, C]``, mean environment reward over the clip; NaN in reversed ones.
         expert: bool ``[G, C]``, a forward clip of an expert that gets its task done.
@@ -103,8 +104,11 @@ class ClipSampler:
             task: np.sort(np.concatenate([trajectories[i].reward for tier in tiers.values() for i in tier]))
             for task, tiers in self.by_task.items()
         }
-        self.progress_by_reward = {
-            task: progress_by_reward([trajectories[i] for i in tiers["expert"]]) for task, tiers in self.by_task.items()
+        experts = {task: [trajectories[i] for i in tiers["expert"]] for task, tiers in self.by_task.items()}
+        self.progress_by_reward = {task: progress_by_reward(some) for task, some in experts.items()}
+        self.ways = {task: expert_ways(some) for task, some in experts.items()}
+        self.success_reward = {
+            task: np.median([t.reward[t.first_success] for t in some]) for task, some in experts.items()
         }
         self.tasks_per_batch, self.clips_per_task, self.window, self.seed = (
             tasks_per_batch,
@@ -125,7 +129,12 @@ class ClipSampler:
             for name in groups[0][0]
         }
         sentences = [str(rng.choice(training_phrasings(task))) for task in tasks]
-        opposites = [opposite_sentence(sentence, rng) for sentence in sentences]
+        opposites = [
+            None
+            if SIBLINGS.get(task) in self.by_task
+            else opposite_sentence(sentence, rng)  # nothing beats the real one
+            for task, sentence in zip(tasks, sentences, strict=True)
+        ]
         return ClipBatch(**tensors, instructions=sentences, opposites=opposites)
 
     def _draw_tasks(self, rng: np.random.Generator) -> list[str]:
@@ -174,15 +183,17 @@ class ClipSampler:
         reward = trajectory.reward[index]
         rewards = self.sorted_rewards[task]
         value = np.searchsorted(rewards, reward, side="right") / len(rewards)
+        value = np.where(reward > self.success_reward[task], np.nan, value)
         value = np.where(trajectory.success[index], SUCCESS_VALUE, value)
         if success_at is not None and tier == "expert":
             on_the_way = np.clip(trajectory.step[index] / trajectory.step[success_at], 0, 1)
             done = index >= success_at
         else:
-            on_the_way = np.interp(reward, *self.progress_by_reward[task])
+            by_way = progress_by_way(trajectory.positions, self.ways[task])[index]
+            on_the_way = np.fmin(np.interp(reward, *self.progress_by_reward[task]), by_way)
             done = trajectory.success[index]
         progress = np.where(done, 1.0, BEFORE_SUCCESS * on_the_way)
-        moved, nearing = (values[index] for values in _phases(trajectory))
+        moved, nearing = (values[index] for values in phases(trajectory))
         tier_rank = TIER_RANK.get(tier, np.nan) if mode == "whole" else np.nan
         segment_return = np.nan if mode == "reverse" else reward.mean(dtype=np.float64)
         if mode == "reverse":  # whatever was done is undone
@@ -198,43 +209,3 @@ class ClipSampler:
             "moved": moved,
             "nearing": nearing,
         }
-
-
-def _phases(trajectory: Trajectory) -> tuple[np.ndarray, np.ndarray]:
-    """`ClipBatch.moved` and `ClipBatch.nearing` of every frame of a rollout, float32 ``[F]`` each."""
-    unknown = np.full(len(trajectory.frames), np.nan, np.float32)
-    if trajectory.tier != "expert":
-        return unknown, unknown
-    hand, at = trajectory.positions[:, 0], trajectory.positions[:, 1]
-    start = at[min(1, len(at) - 1)]  # some tasks (window-close) put their object in its place with the first step only
-    moved = np.linalg.norm(at - start, axis=-1)
-    moved[0] = 0
-    touched = moved > TOUCHED
-    last_before = int(np.argmax(touched)) - 1 if touched.any() else len(moved) - 1
-    frame = np.arange(len(moved))
-    return (
-        np.where(frame >= last_before, moved, unknown),
-        np.where(frame <= last_before, -np.linalg.norm(hand - at, axis=-1), unknown),
-    )
-
-
-def progress_by_reward(experts: Sequence[Trajectory]) -> tuple[np.ndarray, np.ndarray]:
-    """How far an expert is, by the clock, when the environment pays it so much: the best curve that never falls.
-
-    Args:
-        experts: rollouts of one task that succeed, at least one.
-
-    Returns:
-        Rewards, rising, and the progress in [0, 1] at each, for `numpy.interp`.
-    """
-    from scipy.optimize import isotonic_regression
-
-    rewards, clocks = [], []
-    for expert in experts:
-        assert expert.first_success is not None
-        until = slice(0, expert.first_success + 1)
-        rewards.append(expert.reward[until])
-        clocks.append(expert.step[until] / expert.step[until][-1])
-    reward, clock = np.concatenate(rewards), np.concatenate(clocks)
-    order = np.argsort(reward, kind="stable")
-    return reward[order], isotonic_regression(clock[order]).x

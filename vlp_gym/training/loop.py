@@ -32,7 +32,7 @@ class TrainConfig:
     Attributes:
         steps: optimizer steps on everything.
         relevance_steps: further steps of the compact model on its relevance alone, without augmentation: with all
-            else at rest it learns in a hundred steps what it does not in a thousand joint ones.
+            else at rest it learns in some hundred steps what it does not in a thousand joint ones.
         tasks_per_batch: G.
         clips_per_task: C, at least 3.
         learning_rate: highest, after the warm-up; falls by a cosine to a hundredth.
@@ -44,7 +44,7 @@ class TrainConfig:
     """
 
     steps: int = 700
-    relevance_steps: int = 200
+    relevance_steps: int = 400
     tasks_per_batch: int = 14
     clips_per_task: int = 6
     learning_rate: float = 1e-3

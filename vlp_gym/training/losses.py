@@ -19,6 +19,7 @@ RETURN_MARGIN = 0.02  # share of the largest reward that orders two segments
 MAX_REWARD = 10.0  # of Meta-World
 MOVED_MARGIN = 0.02  # metres
 PROGRESS_WEIGHTS = {"position": 10.0, "segment": 0.5}  # the others' are 1
+RELEVANCE_WEIGHTS = {"opposite_to_video": 0.3, "opposite_match": 0.3, "opposite_choice": 0.3}  # the others' are 1
 RELEVANCE_WEIGHT = 0.05  # beside the progress; it has a stage of its own
 
 
@@ -58,8 +59,8 @@ def _compact_loss(model: CompactRewardModel, batch: ClipBatch, generator: torch.
     opposite_text = model.encode_text(opposites) if opposites else text[:0]
 
     progress = _progress_parts(model, every.rows(slice(groups * clips)), batch, text, opposite_text)
-    relevance = _relevance_parts(model, every, batch, text)
-    relevance_loss = torch.stack(list(relevance.values())).sum()
+    relevance = _relevance_parts(model, every, batch, text, opposite_text)
+    relevance_loss = torch.stack([RELEVANCE_WEIGHTS.get(name, 1.0) * part for name, part in relevance.items()]).sum()
     if generator is None:
         return {"loss": relevance_loss, **progress, **relevance}
     loss = torch.stack([PROGRESS_WEIGHTS.get(name, 1.0) * part for name, part in progress.items()]).sum()
@@ -96,25 +97,39 @@ def _progress_parts(
 
 
 def _relevance_parts(
-    model: CompactRewardModel, every: ClipFeatures, batch: ClipBatch, text: Tensor
+    model: CompactRewardModel, every: ClipFeatures, batch: ClipBatch, text: Tensor, opposite_text: Tensor
 ) -> dict[str, Tensor]:
-    """Which sentence, of G * C clips and the full experts' clips turned round, which show anything but their own."""
+    """Which sentence, of G * C clips and the full experts' clips turned round, which show anything but their own.
+
+    They show what the opposite sentence says: that is learned by the motion alone, the scene is the same.
+    """
     groups, clips = batch.tier.shape
     shown = ~batch.reversed.flatten()  # a clip that was cut backwards shows no task
     every = every.rows(torch.cat([shown, shown.new_ones(int(batch.expert.sum()))]))
     own_group = torch.arange(groups, device=text.device).repeat_interleave(clips)
     group = torch.cat([own_group[shown], own_group[batch.expert.flatten()]])
     forward_clips = int(shown.sum())  # they come first
-    relevance = model.relevance(every, text)  # [V, G]
-    scene = model.scene_relevance(every, text)[:forward_clips]
+    both = torch.cat([text, opposite_text])  # in one go: the heads normalise over all sentences they get
+    scene, opposite_scene = model.scene_relevance(every, both).split([groups, len(opposite_text)], 1)
+    motion, opposite_motion = model.motion_relevance(every, both).split([groups, len(opposite_text)], 1)
+    relevance = scene + motion  # [V, G]
+    scene = scene[:forward_clips]
     own = group[:, None] == torch.arange(groups, device=text.device)
     forward = torch.arange(len(group), device=text.device)[:, None] < forward_clips
     positive, candidate = own & forward, own | forward  # a turned clip is a negative of its own sentence only
     own = own[:forward_clips]
+    turned = (group[:, None] == _opposed(batch)) & ~forward  # [V, O]
+    opposite = opposite_scene.detach() + opposite_motion
+    full = torch.cat([batch.expert.flatten()[shown], shown.new_ones(len(group) - forward_clips)])
+    chosen = (group[:, None] == _opposed(batch)) & full[:, None]
+    choice = torch.stack([motion[:, _opposed(batch)], opposite_motion], -1)[chosen]  # the sentence, its opposite
     return {
         "to_text": video_to_text_loss(relevance[:forward_clips], group[:forward_clips]),
         "to_video": text_to_video_loss(relevance, positive, candidate),
         "match": balanced_match_loss(relevance, positive, candidate),
+        "opposite_to_video": text_to_video_loss(opposite, turned, turned | forward),
+        "opposite_match": balanced_match_loss(opposite, turned, turned | forward),
+        "opposite_choice": video_to_text_loss(choice, turned[chosen].long()),
         "scene_to_text": video_to_text_loss(scene, group[:forward_clips]),
         "scene_match": balanced_match_loss(scene, own, torch.ones_like(own)),
     }
