@@ -82,7 +82,9 @@ def test_targets(batches):
             expected = np.where(index >= SUCCESS_AT, 1, BEFORE_SUCCESS * index / SUCCESS_AT)
             assert targets["progress"] == pytest.approx(left * expected)
         else:  # an expert's reward grows with its clock, to 10 at success, give or take 0.5
-            expected = BEFORE_SUCCESS * rollout.reward[index] / 10
+            way = np.where(index < 5, 0.05 * index, 0.1 * index - 0.25)  # metres: the hand alone 0.25, both 0.35
+            way = np.minimum(way, 0.95 - 0.15 * (index - SUCCESS_AT)) / 0.95  # and too far: the hand, twice the object
+            expected = BEFORE_SUCCESS * np.minimum(rollout.reward[index] / 10, way)
             assert targets["progress"] == pytest.approx(left * expected, abs=0.1)
         assert targets["positions"] == pytest.approx(rollout.positions[index])
         before = (index <= 5) & (rollout.tier == "expert")  # painted hands reach the object there
@@ -152,10 +154,12 @@ def test_a_reward_above_the_experts_at_success_says_nothing():
     paid = [painted("push-v3", EXPLORE, number) for number in range(2)]
     for rollout in paid:
         rollout.reward[8:] = 20.0
+        rollout.positions[:] = rollout.positions[0]
     sampler = ClipSampler([t for t in EVERY if (t.task, t.tier) != ("push-v3", EXPLORE)] + paid, **SETTINGS)
     rng = np.random.default_rng(0)
-    seen = [clip for _ in range(300) if (clip := sampler._clip("push-v3", 3, 8, rng))["frames"][0, 0, 0, 2] == 200]
-    assert ALL_TIERS.index(EXPLORE) * 50 == 200
+    drawn = (sampler._clip("push-v3", 3, 8, rng) for _ in range(300))
+    seen = [clip for clip in drawn if clip["frames"][0, 0, 0, 2] == 50 * ALL_TIERS.index(EXPLORE)]
+    assert all(clip["progress"] == pytest.approx(0, abs=1e-6) for clip in seen)  # nothing has moved
     dear = [clip["frames"][:, 0, 0, 1] >= 8 * 8 for clip in seen if not clip["reversed"]]
     values = [np.isnan(clip["value"]) for clip in seen if not clip["reversed"]]
     assert np.concatenate(dear).any()
@@ -165,7 +169,9 @@ def test_a_reward_above_the_experts_at_success_says_nothing():
 def test_an_opposite_that_is_a_task_of_its_own_is_not_made_up():
     pair = painted_tasks(["door-open-v3", "door-close-v3"])
     alone = painted_tasks(["door-open-v3", "reach-v3"])
+    variation = painted_tasks(["button-press-v3", "button-press-topdown-v3"])
     assert ClipSampler(pair, **SETTINGS).batch(0).opposites == [None, None]
+    assert None not in ClipSampler(variation, **SETTINGS).batch(0).opposites
     assert sum(sentence is not None for sentence in ClipSampler(alone, **SETTINGS).batch(0).opposites) == 1
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from rollouts import SUCCESS_AT, painted
@@ -13,7 +15,7 @@ EXPERTS = [painted("push-v3", "expert", k) for k in range(3)]
 
 class TestProgressByReward:
     def test_it_is_the_clock_where_the_reward_rises(self):
-        reward, progress = progress_by_reward([painted("push-v3", "expert", k) for k in range(3)])
+        reward, progress = progress_by_reward(EXPERTS)
         assert (np.diff(reward) >= 0).all()
         assert (np.diff(progress) >= 0).all()
         assert np.interp([0, 5, 11], reward, progress) == pytest.approx([0, 0.5, 1], abs=0.05)
@@ -62,3 +64,6 @@ class TestProgressByWay:
     def test_positions_that_are_not_known(self):
         unknown = np.full_like(EXPERTS[0].positions, np.nan)
         assert np.isnan(progress_by_way(unknown, expert_ways(EXPERTS))).all()
+        mixed = expert_ways([replace(EXPERTS[0], positions=unknown), *EXPERTS[1:]])
+        assert mixed.length == expert_ways(EXPERTS[1:]).length
+        assert np.isnan(expert_ways([replace(EXPERTS[0], positions=unknown)]).length)

@@ -143,8 +143,10 @@ def train(
     if backbone != OPEN_CLIP and architecture != "vlp":
         raise ValueError(f"--backbone: only vlp takes one, got {backbone!r} for {architecture}")
     relevance_alone = architecture == "compact" and init is not None and relevance_steps > 0
-    if steps < (0 if relevance_alone else 1) or save_every < 1:
-        raise ValueError(f"--steps and --save-every: expected at least 1, got {steps} and {save_every}")
+    if steps < (0 if relevance_alone else 1):
+        raise ValueError(f"--steps: expected at least 1, or 0 with a compact --init and --relevance-steps, got {steps}")
+    if save_every < 1:
+        raise ValueError(f"--save-every: expected at least 1, got {save_every}")
     if relevance_steps < 0:
         raise ValueError(f"--relevance-steps: expected at least 0, got {relevance_steps}")
     if clips_per_task < 3:

@@ -29,7 +29,7 @@ FIRST_KEPT, KEPT_EVERY = 12, 3  # of its episodes: neighbours are much alike
 def agent_rollouts(
     env: gym.Env[Any, Any], task: str, config: CollectConfig, rng: np.random.Generator
 ) -> list[Trajectory]:
-    """Train SAC on the reward of ``config.agent_model`` for the task's first sentence; keep a third of the episodes.
+    """Train SAC on what ``config.agent_model`` pays for the task's first sentence; keep some of the later episodes.
 
     Each action is held for ``config.stride`` steps, so that every frame that is paid for is one to keep.
 
@@ -69,7 +69,7 @@ def agent_rollouts(
 
 
 class _Episodes(gym.Wrapper[Any, Any, Any, Any]):
-    """Each at another placement, some in another light; actions are held; what is rendered in a third is kept."""
+    """Each at another placement, some in another light; actions are held; some are recorded, see `KEPT_EVERY`."""
 
     def __init__(self, env: gym.Env[Any, Any], config: CollectConfig, rng: np.random.Generator) -> None:
         super().__init__(env)

@@ -144,7 +144,7 @@ def _collect_task(job: tuple[Path, CollectConfig, str, Sequence[str]]) -> str:
             if path.exists():
                 continue
             if tier == AGENT:
-                from vlp_gym.data.agents import agent_rollouts
+                from vlp_gym.data.agents import agent_rollouts  # loads torch, which nothing else here needs at once
 
                 rng = np.random.default_rng([config.seed, metaworld_tasks().index(task), ALL_TIERS.index(tier)])
                 rollouts = agent_rollouts(env, task, config, rng)

@@ -1,4 +1,4 @@
-"""Meta-World v3 made ready for vision rewards: the right camera, upright, rendered fast, seeded by ``reset(seed=)``."""
+"""Meta-World v3 made ready for vision rewards: the right camera, upright, fast, seeded and true resets."""
 
 from __future__ import annotations
 
@@ -90,17 +90,17 @@ class SeededReset(gym.Wrapper, gym.utils.RecordConstructorArgs):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset; with a seed, everything that follows is determined by it and by the constructor's seed."""
+        import mujoco
+
         seed = self._first_seed if seed is None else seed
         self._first_seed = None
         sawyer: Any = self.env.unwrapped
         if seed is not None:
             sawyer.np_random = np.random.default_rng(seed)
         _, info = self.env.reset(seed=seed, options=options)
-        import mujoco
-
         mujoco.mj_forward(sawyer.model, sawyer.data)
         sawyer._prev_obs = sawyer._get_curr_obs_combined_no_goal()
-        return sawyer._get_obs(), info
+        return sawyer._get_obs(), info  # none of the wrappers below changes observations
 
 
 def scripted_policy(task: str) -> Any:

@@ -5,7 +5,7 @@ It is factorised, because a joint f(video, text) trained on few scenes memorises
 - progress and quality say how far and how well the shown behaviour goes. The text is told to them in a few numbers
   only, which say in which direction (opening or closing); they are trained on the opposite sentence as well;
 - relevance compares the video with the text: its scene (first frame) and its motion (what changed) each with a part of
-  the sentence's embedding;
+  the sentence's embedding; the motion is trained on the opposite sentence as well;
 - preference = scene relevance + motion relevance + quality_weight * quality.
 
 The reward is gated by the scene relevance alone. It is settled by the first frame, so an agent cannot raise it. Motion

@@ -13,6 +13,9 @@ def video_to_text_loss(logits: Tensor, group: Tensor) -> Tensor:
     Args:
         logits: ``[V, G]``, relevance of every video to every sentence.
         group: int64 ``[V]``, the sentence that belongs to each video.
+
+    Returns:
+        The mean over the videos, a scalar; 0 if there is none.
     """
     return _mean(F.cross_entropy(logits, group, reduction="none"))
 
@@ -24,6 +27,9 @@ def text_to_video_loss(logits: Tensor, positive: Tensor, candidate: Tensor) -> T
         logits: ``[V, G]``, relevance of every video to every sentence.
         positive: bool ``[V, G]``, the video shows the sentence.
         candidate: bool ``[V, G]``, the video counts at all for the sentence (positives or negatives).
+
+    Returns:
+        The mean over the positives, a scalar; 0 if there is none.
     """
     negative = candidate & ~positive
     against = logits.masked_fill(~negative, -torch.inf).logsumexp(0)  # [G]
@@ -34,11 +40,12 @@ def text_to_video_loss(logits: Tensor, positive: Tensor, candidate: Tensor) -> T
 def balanced_match_loss(logits: Tensor, positive: Tensor, candidate: Tensor) -> Tensor:
     """Cross-entropy of sigmoid(logits) as "this video shows this sentence", right and wrong pairs weighing the same.
 
-    Makes 0 the border between right and wrong when both are equally common. Arguments as `text_to_video_loss`.
+    Makes 0 the border between right and wrong when both are equally common. Arguments as `text_to_video_loss`; a side
+    with no pairs counts 0.
     """
     negative = candidate & ~positive
     return 0.5 * (_mean(F.softplus(-logits[positive])) + _mean(F.softplus(logits[negative])))
 
 
 def _mean(values: Tensor) -> Tensor:
-    return values.sum() / max(values.numel(), 1)  # 0 where there is nothing to learn from
+    return values.sum() / max(values.numel(), 1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vlp_gym.data.dataset import AGENT, EXPLORE, NEAR_MISS, Trajectory
-from vlp_gym.data.instructions import SIBLINGS, training_phrasings
+from vlp_gym.data.instructions import NOT_OPPOSITE, SIBLINGS, training_phrasings
 from vlp_gym.data.opposites import opposite_sentence
 from vlp_gym.training.labels import expert_ways, phases, progress_by_reward, progress_by_way
 
@@ -33,8 +33,8 @@ class ClipBatch:
             experts that succeed, in all other rollouts by the environment's reward (`progress_by_reward`) or by the
             way done (`progress_by_way`), whichever is less; 1 at success.
         value: float ``[G, C, T]``, rank of the environment's reward within the task in [0, 1]; more than that at
-            success, so that nearly done is always worth less than done; NaN where the environment pays more than an
-            expert gets at success.
+            success, so that nearly done is always worth less than done; NaN short of success where the environment pays
+            more than it pays the median expert at success, and in reversed clips.
         tier: float ``[G, C]``, 2 expert, 1 medium, 0 random in whole rollouts, 0 in reversed ones; NaN elsewhere.
         segment_return: float ``[G, C]``, mean environment reward over the clip; NaN in reversed ones.
         expert: bool ``[G, C]``, a forward clip of an expert that gets its task done.
@@ -45,7 +45,8 @@ class ClipBatch:
         nearing: float ``[G, C, T]``, minus the metres between an expert's hand and the object; NaN after it touches the
             object, and in all other rollouts.
         instructions: G sentences.
-        opposites: for each of them the sentence that asks for the opposite, or None where none is known.
+        opposites: for each of them the sentence that asks for the opposite; None where none is known, or where the
+            opposite is among the training tasks itself.
     """
 
     frames: Tensor
@@ -100,6 +101,7 @@ class ClipSampler:
         for task, tiers in self.by_task.items():
             if lacking := TIER_RANK.keys() - tiers.keys():
                 raise ValueError(f"{task}: expected trajectories of every tier, found none of {sorted(lacking)}")
+        self.have_opposites = {task for task in self.tasks if SIBLINGS.get(task) in self.by_task} - NOT_OPPOSITE
         self.sorted_rewards = {
             task: np.sort(np.concatenate([trajectories[i].reward for tier in tiers.values() for i in tier]))
             for task, tiers in self.by_task.items()
@@ -129,10 +131,8 @@ class ClipSampler:
             for name in groups[0][0]
         }
         sentences = [str(rng.choice(training_phrasings(task))) for task in tasks]
-        opposites = [
-            None
-            if SIBLINGS.get(task) in self.by_task
-            else opposite_sentence(sentence, rng)  # nothing beats the real one
+        opposites = [  # where the opposite is a task of its own, its own rollouts teach it
+            None if task in self.have_opposites else opposite_sentence(sentence, rng)
             for task, sentence in zip(tasks, sentences, strict=True)
         ]
         return ClipBatch(**tensors, instructions=sentences, opposites=opposites)

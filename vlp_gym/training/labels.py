@@ -29,7 +29,8 @@ class ExpertWays:
 
 
 def expert_ways(experts: Sequence[Trajectory]) -> ExpertWays:
-    """Gather the ways of experts that succeed, at least one."""
+    """Gather the ways of experts that succeed, at least one; those whose positions are not known are passed over."""
+    experts = [expert for expert in experts if not np.isnan(expert.positions).any()] or experts
     states, left = [], []
     for expert in experts:
         assert expert.first_success is not None
@@ -44,7 +45,8 @@ def progress_by_way(positions: np.ndarray, ways: ExpertWays) -> np.ndarray:
     """Share of the way done: from each frame straight to the best of the experts' states, and on with that expert.
 
     The environment's reward alone would mislead: Meta-World pays a gripper beside the button up to five times what it
-    pays the expert that has pressed it.
+    pays the expert that has pressed it. It is some centimetres rough, for cameras are turned a little; and where goals
+    vary, the way to another episode's goal stands for this one's.
 
     Args:
         positions: of a whole rollout, float ``[F, 2, 3]``, see `Trajectory`.

@@ -30,9 +30,9 @@ class TrainConfig:
     """How long and how fast to train.
 
     Attributes:
-        steps: optimizer steps on everything.
+        steps: optimizer steps on everything; 0 for the relevance alone.
         relevance_steps: further steps of the compact model on its relevance alone, without augmentation: with all
-            else at rest it learns in some hundred steps what it does not in a thousand joint ones.
+            else at rest it learns in a few hundred steps what it does not in a thousand joint ones.
         tasks_per_batch: G.
         clips_per_task: C, at least 3.
         learning_rate: highest, after the warm-up; falls by a cosine to a hundredth.

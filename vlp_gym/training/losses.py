@@ -19,8 +19,8 @@ RETURN_MARGIN = 0.02  # share of the largest reward that orders two segments
 MAX_REWARD = 10.0  # of Meta-World
 MOVED_MARGIN = 0.02  # metres
 PROGRESS_WEIGHTS = {"position": 10.0, "segment": 0.5}  # the others' are 1
-RELEVANCE_WEIGHTS = {"opposite_to_video": 0.3, "opposite_match": 0.3, "opposite_choice": 0.3}  # the others' are 1
 RELEVANCE_WEIGHT = 0.05  # beside the progress; it has a stage of its own
+OPPOSITE_WEIGHT = 0.3  # of the relevance of opposite sentences; the other parts' are 1
 
 
 def batch_loss(
@@ -60,7 +60,8 @@ def _compact_loss(model: CompactRewardModel, batch: ClipBatch, generator: torch.
 
     progress = _progress_parts(model, every.rows(slice(groups * clips)), batch, text, opposite_text)
     relevance = _relevance_parts(model, every, batch, text, opposite_text)
-    relevance_loss = torch.stack([RELEVANCE_WEIGHTS.get(name, 1.0) * part for name, part in relevance.items()]).sum()
+    weights = {name: OPPOSITE_WEIGHT if name.startswith("opposite") else 1.0 for name in relevance}
+    relevance_loss = torch.stack([weights[name] * part for name, part in relevance.items()]).sum()
     if generator is None:
         return {"loss": relevance_loss, **progress, **relevance}
     loss = torch.stack([PROGRESS_WEIGHTS.get(name, 1.0) * part for name, part in progress.items()]).sum()
@@ -77,6 +78,8 @@ def _progress_parts(
     groups, clips, time = batch.progress.shape
     logits = model.progress_logits(seen, text.repeat_interleave(clips, 0))
     quality = model.quality(seen, logits, torch.ones_like(logits)).unflatten(0, (groups, clips))
+    # What the environment pays for a segment tells its quality, but not how far it is: see `progress_by_way`.
+    paid = model.quality(seen, logits.detach(), torch.ones_like(logits)).unflatten(0, (groups, clips))
     opposed = _opposed(batch)
     rows = (opposed[:, None] * clips + torch.arange(clips, device=opposed.device)).flatten()
     under_opposite = model.progress_logits(seen.rows(rows), opposite_text.repeat_interleave(clips, 0))
@@ -92,7 +95,7 @@ def _progress_parts(
             under_opposite, batch.nearing[opposed].flatten(1), margin=MOVED_MARGIN
         ),
         "tier": pairwise_ranking_loss(quality, batch.tier, margin=0.5),
-        "segment": pairwise_ranking_loss(quality, batch.segment_return / MAX_REWARD, margin=RETURN_MARGIN),
+        "segment": pairwise_ranking_loss(paid, batch.segment_return / MAX_REWARD, margin=RETURN_MARGIN),
     }
 
 
@@ -101,7 +104,7 @@ def _relevance_parts(
 ) -> dict[str, Tensor]:
     """Which sentence, of G * C clips and the full experts' clips turned round, which show anything but their own.
 
-    They show what the opposite sentence says: that is learned by the motion alone, the scene is the same.
+    The turned clips show what the opposite sentence says; only the motion's heads learn that: the scene is the same.
     """
     groups, clips = batch.tier.shape
     shown = ~batch.reversed.flatten()  # a clip that was cut backwards shows no task
@@ -118,11 +121,13 @@ def _relevance_parts(
     forward = torch.arange(len(group), device=text.device)[:, None] < forward_clips
     positive, candidate = own & forward, own | forward  # a turned clip is a negative of its own sentence only
     own = own[:forward_clips]
-    turned = (group[:, None] == _opposed(batch)) & ~forward  # [V, O]
+    opposed = _opposed(batch)
+    of_opposed = group[:, None] == opposed  # [V, O]
+    turned = of_opposed & ~forward
     opposite = opposite_scene.detach() + opposite_motion
     full = torch.cat([batch.expert.flatten()[shown], shown.new_ones(len(group) - forward_clips)])
-    chosen = (group[:, None] == _opposed(batch)) & full[:, None]
-    choice = torch.stack([motion[:, _opposed(batch)], opposite_motion], -1)[chosen]  # the sentence, its opposite
+    chosen = of_opposed & full[:, None]
+    choice = torch.stack([motion[:, opposed], opposite_motion], -1)[chosen]  # the sentence, its opposite
     return {
         "to_text": video_to_text_loss(relevance[:forward_clips], group[:forward_clips]),
         "to_video": text_to_video_loss(relevance, positive, candidate),
