@@ -41,6 +41,8 @@ AGENT_TASKS := $(TEST_TASKS) button-press-topdown-wall-v3 coffee-pull-v3 handle-
 LAMBDA ?= 1.0
 SHIFT ?= 3.1
 TUNED := --quality-weight $(LAMBDA) --relevance-shift $(SHIFT) --half
+AGENTS := $(BIN)/vlp-gym collect metaworld --per-tier 0 --varied-share 0.5 --agent
+ON := $(BIN)/vlp-gym train compact --split all --learning-rate 7e-4 $(TUNED) --init
 train: $(STAMP)
 	$(BIN)/vlp-gym collect metaworld --out $(DATA)/train --per-tier 24 --near-miss 12 --explore 40 --varied-share 0.5
 	$(BIN)/vlp-gym collect metaworld --out $(DATA)/eval --seed 1000 --tasks $(TEST_TASKS) $(SIBLINGS)
@@ -48,11 +50,13 @@ train: $(STAMP)
 	$(BIN)/vlp-gym tune --model $(RUNS)/validation --data $(DATA)/train --tasks $(VALIDATION)
 	$(BIN)/vlp-gym train compact --data $(DATA)/train --split vlp $(TUNED) --out $(RUNS)/vlp-compact-45
 	$(BIN)/vlp-gym eval --data $(DATA)/eval --split vlp --model $(RUNS)/vlp-compact-45
-	$(BIN)/vlp-gym train compact --data $(DATA)/train --split all --steps 2000 $(TUNED) --out $(RUNS)/vlp-compact-first
-	$(BIN)/vlp-gym collect metaworld --out $(DATA)/agents --per-tier 0 --agent 32 --agent-model $(RUNS)/vlp-compact-first \
-	  --varied-share 0.5 --tasks $(AGENT_TASKS)
-	$(BIN)/vlp-gym train compact --data $(DATA)/train $(DATA)/agents --split all --init $(RUNS)/vlp-compact-first \
-	  --steps 800 --learning-rate 7e-4 $(TUNED) --out $(RUNS)/vlp-compact
+	$(BIN)/vlp-gym train compact --data $(DATA)/train --split all --steps 2000 $(TUNED) --out $(RUNS)/vlp-compact-1
+	$(AGENTS) 32 --agent-model $(RUNS)/vlp-compact-1 --tasks $(AGENT_TASKS) --out $(DATA)/agents1
+	$(ON) $(RUNS)/vlp-compact-1 --steps 800 --data $(DATA)/train $(DATA)/agents1 --out $(RUNS)/vlp-compact-2
+	$(AGENTS) 48 --agent-model $(RUNS)/vlp-compact-2 --tasks button-press-v3 --seed 1 --out $(DATA)/agents2
+	$(ON) $(RUNS)/vlp-compact-2 --steps 600 --relevance-steps 200 --data $(DATA)/train $(DATA)/agents? --out $(RUNS)/vlp-compact-3
+	$(AGENTS) 48 --agent-model $(RUNS)/vlp-compact-3 --tasks button-press-v3 --seed 2 --out $(DATA)/agents3
+	$(ON) $(RUNS)/vlp-compact-3 --steps 600 --relevance-steps 150 --data $(DATA)/train $(DATA)/agents? --out $(RUNS)/vlp-compact
 	$(BIN)/vlp-gym eval --data $(DATA)/eval --split vlp --model $(RUNS)/vlp-compact
 
 # System packages first (missing ones only), then the virtual environment. The stamp is written last, so a failed

@@ -5,7 +5,7 @@
         --model vlp-compact-45 --steps 5000
 
 The second closes the drawer with a model that never saw it. The button is pressed in a part of the episodes only, see
-"Results" in the README; with earlier weights of `vlp-compact-45`, which never saw it either, it was not.
+"Results" in the README; with `vlp-compact-45`, which never saw it, it is not.
 
 The agent's reward comes from `VLPRewardWrapper` alone; the environment's own success is looked at for evaluation only,
 and its reward not at all.
