@@ -10,7 +10,8 @@ from rollouts import STRIDE, SUCCESS_AT, painted, painted_tasks
 from vlp_gym.data.dataset import AGENT, ALL_TIERS, EXPLORE, NEAR_MISS, TIERS
 from vlp_gym.data.instructions import training_phrasings
 from vlp_gym.data.opposites import opposite_sentence
-from vlp_gym.training.clips import BEFORE_SUCCESS, SUCCESS_VALUE, UNDONE, ClipSampler
+from vlp_gym.training.clips import UNDONE, ClipSampler
+from vlp_gym.training.labels import BEFORE_SUCCESS, SUCCESS_VALUE
 from vlp_gym.training.losses import VALUE_MARGIN
 
 TASKS = ("door-open-v3", "push-v3", "reach-v3")
@@ -191,6 +192,26 @@ def test_half_of_the_tasks_come_with_another_of_their_scene():
     doors = [[task.split("-")[0] for task in sampler._draw_tasks(np.random.default_rng(k))] for k in range(400)]
     both = np.mean([pair == ["door", "door"] for pair in doors])
     assert both == pytest.approx(3 / 8 * (0.5 + 0.5 * 2 / 7), abs=0.06)
+
+
+def test_focus_is_in_every_batch_and_the_others_take_turns():
+    sampler = ClipSampler(EVERY, **SETTINGS, focus=["push-v3"])
+    drawn = [sampler._draw_tasks(np.random.default_rng(k)) for k in range(30)]
+    assert all(pair[0] == "push-v3" for pair in drawn)
+    assert {pair[1] for pair in drawn} == {"door-open-v3", "reach-v3"}
+
+
+@pytest.mark.parametrize(
+    ("focus", "message"),
+    [
+        (["sweep-v3"], "focus: expected tasks that are trained on, got sweep-v3"),
+        (["push-v3", "reach-v3"], "focus: expected at most half of a batch's 2 tasks, got 2"),
+    ],
+)
+def test_focus_on_what_cannot_be(focus, message):
+    with pytest.raises(ValueError, match="focus") as caught:
+        ClipSampler(EVERY, **SETTINGS, focus=focus)
+    assert str(caught.value) == message
 
 
 def test_failed_experts_are_left_out():

@@ -24,7 +24,9 @@ from vlp_gym.training.loop import TrainConfig, schedule, train
 from vlp_gym.training.losses import RELEVANCE_WEIGHT, batch_loss
 
 ROLLOUTS = painted_tasks(["push-v3", "reach-v3"], each=1, size=32)
-CONFIG = TrainConfig(steps=3, relevance_steps=1, tasks_per_batch=2, clips_per_task=3, save_every=2, seed=5)
+CONFIG = TrainConfig(
+    steps=3, relevance_steps=1, tasks_per_batch=2, clips_per_task=3, focus=("push-v3",), save_every=2, seed=5
+)
 
 
 def tiny(seed=0):
@@ -118,6 +120,7 @@ class TestTraining:
         for row in straight[2]:
             names = ("to_text", "to_video", "match", "scene_to_text", "scene_match")
             relevance = sum(row[name] for name in names)
+            relevance += 0.3 * sum(row[f"opposite_{name}"] for name in ("to_video", "match", "choice"))
             progress = row["progress"] + row["frame_rank"] + row["tier"] + 0.5 * row["segment"]
             progress += row["opposite_moved"] + row["opposite_nearing"]
             first_stage = progress + 10 * row["position"] + RELEVANCE_WEIGHT * relevance

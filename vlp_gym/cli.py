@@ -102,9 +102,10 @@ def train(
     learning_rate: float = 1e-3,
     tasks_per_batch: int = 14,
     clips_per_task: int = 6,
+    focus: tuple[str, ...] = (),
     save_every: int = 50,
     backbone: str = OPEN_CLIP,
-    quality_weight: float = 0.2,
+    quality_weight: float = 8.0,
     relevance_shift: float = 0.0,
     half: bool = False,
 ) -> None:
@@ -126,6 +127,8 @@ def train(
         learning_rate: the highest, after the warm-up.
         tasks_per_batch: tasks in a batch, each with its sentence.
         clips_per_task: clips of each of them, at least 3.
+        focus: tasks in every batch, at most half of it; agents learn to fool a model sooner than it learns from a few
+            clips of theirs.
         save_every: steps between two saved states.
         backbone: of vlp, as open_clip:NAME/PRETRAINED.
         quality_weight: of compact, the share of quality in its preference; `vlp-gym tune` finds it.
@@ -155,6 +158,7 @@ def train(
     config = TrainConfig(
         steps=steps, relevance_steps=relevance_steps, seed=seed, precision=precision, learning_rate=learning_rate,
         save_every=save_every, tasks_per_batch=tasks_per_batch, clips_per_task=clips_per_task,
+        focus=focus,
     )  # fmt: skip
     chosen = train_tasks(split)
     if unknown := set(leave_out) - set(chosen):

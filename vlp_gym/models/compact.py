@@ -6,7 +6,8 @@ It is factorised, because a joint f(video, text) trained on few scenes memorises
   only, which say in which direction (opening or closing); they are trained on the opposite sentence as well;
 - relevance compares the video with the text: its scene (first frame) and its motion (what changed) each with a part of
   the sentence's embedding; the motion is trained on the opposite sentence as well;
-- preference = scene relevance + motion relevance + quality_weight * quality.
+- preference = scene relevance + motion relevance + quality_weight * sigmoid(quality): bounded, so that the best video
+  of another task does not outweigh what the sentence says.
 
 The reward is gated by the scene relevance alone. It is settled by the first frame, so an agent cannot raise it. Motion
 generalises worst: on an unseen task it would take back the reward in the moment of success.
@@ -71,7 +72,7 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         hidden: width of the pair encoder and of the transformer.
         embedding: E, of the scene and motion embeddings.
         buckets: of the text encoder's hash table.
-        quality_weight: lambda in preference = relevance + lambda * quality; choose it on validation tasks.
+        quality_weight: lambda in preference = relevance + lambda * sigmoid(quality); choose it on validation tasks.
         relevance_shift: added to the scene relevance, so that 0 lies between right and wrong sentences; likewise.
         truncate: cut sentences over 64 words instead of raising.
     """
@@ -88,7 +89,7 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         hidden: int = 160,
         embedding: int = 96,
         buckets: int = 4096,
-        quality_weight: float = 0.2,
+        quality_weight: float = 8.0,
         relevance_shift: float = 0.0,
         truncate: bool = False,
     ) -> None:
@@ -180,7 +181,7 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         return clips.progress + (clips.direction * told[:, None]).sum(2)
 
     def quality(self, clips: ClipFeatures, progress_logits: Tensor, mask: Tensor) -> Tensor:
-        """How well the shown behaviour goes, ``[B]``: the model's own judgement and the mean progress ``[B, T]``."""
+        """How well the behaviour goes, a logit ``[B]``: the model's own judgement and the mean progress ``[B, T]``."""
         return clips.quality + (progress_logits * mask).sum(1) / mask.sum(1)
 
     def scene_relevance(self, clips: ClipFeatures, text: Tensor) -> Tensor:
@@ -209,7 +210,7 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         progress = self.progress_logits(clips, text)
         quality = self.quality(clips, progress, mask)
         return Scores(
-            preference=self.relevance(clips, text).diagonal() + self.config["quality_weight"] * quality,
+            preference=self.relevance(clips, text).diagonal() + self.config["quality_weight"] * torch.sigmoid(quality),
             progress=torch.sigmoid(progress),
             relevance=self.scene_relevance(clips, text).diagonal(),
         )

@@ -12,13 +12,12 @@ from torch import Tensor
 from vlp_gym.data.dataset import AGENT, EXPLORE, NEAR_MISS, Trajectory
 from vlp_gym.data.instructions import NOT_OPPOSITE, SIBLINGS, training_phrasings
 from vlp_gym.data.opposites import opposite_sentence
-from vlp_gym.training.labels import expert_ways, phases, progress_by_reward, progress_by_way
+from vlp_gym.training.labels import FrameLabels, label_task
 
 SEGMENT_STEPS = 50  # environment steps in a preference segment (VLP)
 TIER_RANK = {"expert": 2.0, "medium": 1.0, "random": 0.0}
-BEFORE_SUCCESS = 0.75  # highest progress short of success: the last step of a task takes an expert least of all time
 UNDONE = 0.3  # share of the progress left to a clip that runs backwards: its last frames may be another task's first
-SUCCESS_VALUE = 1.2  # above the highest rank by more than the ranking loss's margin
+TIER_SHARE = {EXPLORE: 2.0, AGENT: 4.0}  # how often a clip is drawn from a tier, against 1: their states vary most
 # How a clip is cut from a rollout, and how often. A model that saw no reversed clip would pay for any change at all.
 MODES = {"whole": 0.3, "prefix": 0.2, "segment": 0.25, "rewind": 0.08, "reverse": 0.17}
 
@@ -29,21 +28,15 @@ class ClipBatch:
 
     Attributes:
         frames: uint8 ``[G, C, T, H, W, 3]``.
-        progress: float ``[G, C, T]``, `BEFORE_SUCCESS` times the share of an expert's way to success: by the clock in
-            experts that succeed, in all other rollouts by the environment's reward (`progress_by_reward`) or by the
-            way done (`progress_by_way`), whichever is less; 1 at success.
-        value: float ``[G, C, T]``, rank of the environment's reward within the task in [0, 1]; more than that at
-            success, so that nearly done is always worth less than done; NaN short of success where the environment pays
-            more than it pays the median expert at success, and in reversed clips.
+        progress: float ``[G, C, T]``, see `FrameLabels`; less by `UNDONE` in reversed clips.
+        value: float ``[G, C, T]``, see `FrameLabels`; NaN in reversed clips.
         tier: float ``[G, C]``, 2 expert, 1 medium, 0 random in whole rollouts, 0 in reversed ones; NaN elsewhere.
         segment_return: float ``[G, C]``, mean environment reward over the clip; NaN in reversed ones.
         expert: bool ``[G, C]``, a forward clip of an expert that gets its task done.
         reversed: bool ``[G, C]``, the clip runs backwards: it shows no task.
         positions: float ``[G, C, T, 2, 3]``, of hand and object in the camera's frame, metres; NaN where not known.
-        moved: float ``[G, C, T]``, metres that an expert has moved the object by; NaN before it touches the object, and
-            in all other rollouts.
-        nearing: float ``[G, C, T]``, minus the metres between an expert's hand and the object; NaN after it touches the
-            object, and in all other rollouts.
+        moved: float ``[G, C, T]``, see `FrameLabels`.
+        nearing: float ``[G, C, T]``, likewise.
         instructions: G sentences.
         opposites: for each of them the sentence that asks for the opposite; None where none is known, or where the
             opposite is among the training tasks itself.
@@ -77,13 +70,22 @@ class ClipSampler:
         clips_per_task: C, at least 3: an expert clip, a medium, a random or near miss; then any.
         window: T is a quarter, a half, three quarters or all of this, and at least 2.
         seed: decides everything.
+        focus: tasks in every batch, at most half of it; the others take turns.
 
     Raises:
-        ValueError: if there are fewer tasks than `tasks_per_batch` or clips than 3, or a task lacks a tier.
+        ValueError: if there are fewer tasks than `tasks_per_batch` or clips than 3, or a task lacks a tier, or `focus`
+            names too many or unknown tasks.
     """
 
     def __init__(
-        self, trajectories: Sequence[Trajectory], *, tasks_per_batch: int, clips_per_task: int, window: int, seed: int
+        self,
+        trajectories: Sequence[Trajectory],
+        *,
+        tasks_per_batch: int,
+        clips_per_task: int,
+        window: int,
+        seed: int,
+        focus: Sequence[str] = (),
     ) -> None:
         self.by_task: dict[str, dict[str, list[int]]] = {}
         self.trajectories = trajectories
@@ -98,26 +100,20 @@ class ClipSampler:
             )
         if clips_per_task < 3:
             raise ValueError(f"clips_per_task: expected at least 3, got {clips_per_task}")
+        if unknown := set(focus) - set(self.tasks):
+            raise ValueError(f"focus: expected tasks that are trained on, got {', '.join(sorted(unknown))}")
+        if len(focus) > tasks_per_batch // 2:
+            raise ValueError(f"focus: expected at most half of a batch's {tasks_per_batch} tasks, got {len(focus)}")
         for task, tiers in self.by_task.items():
             if lacking := TIER_RANK.keys() - tiers.keys():
                 raise ValueError(f"{task}: expected trajectories of every tier, found none of {sorted(lacking)}")
         self.have_opposites = {task for task in self.tasks if SIBLINGS.get(task) in self.by_task} - NOT_OPPOSITE
-        self.sorted_rewards = {
-            task: np.sort(np.concatenate([trajectories[i].reward for tier in tiers.values() for i in tier]))
-            for task, tiers in self.by_task.items()
-        }
-        experts = {task: [trajectories[i] for i in tiers["expert"]] for task, tiers in self.by_task.items()}
-        self.progress_by_reward = {task: progress_by_reward(some) for task, some in experts.items()}
-        self.ways = {task: expert_ways(some) for task, some in experts.items()}
-        self.success_reward = {
-            task: np.median([t.reward[t.first_success] for t in some]) for task, some in experts.items()
-        }
-        self.tasks_per_batch, self.clips_per_task, self.window, self.seed = (
-            tasks_per_batch,
-            clips_per_task,
-            window,
-            seed,
-        )
+        self.labels: dict[int, FrameLabels] = {}
+        for tiers in self.by_task.values():
+            indices = [index for some in tiers.values() for index in some]
+            self.labels.update(zip(indices, label_task([trajectories[index] for index in indices]), strict=True))
+        self.tasks_per_batch, self.clips_per_task = tasks_per_batch, clips_per_task
+        self.window, self.seed, self.focus = window, seed, list(dict.fromkeys(focus))
 
     def batch(self, number: int) -> ClipBatch:
         """Batch `number` of the endless sequence that the seed defines."""
@@ -139,7 +135,7 @@ class ClipSampler:
 
     def _draw_tasks(self, rng: np.random.Generator) -> list[str]:
         """Tasks at random, every other one followed by one of the same scene: a sentence must tell those apart too."""
-        waiting = [str(task) for task in rng.permutation(self.tasks)]
+        waiting = self.focus + [str(task) for task in rng.permutation(self.tasks) if task not in self.focus]
         drawn: list[str] = []
         while len(drawn) < self.tasks_per_batch:
             drawn.append(waiting.pop(0))
@@ -156,9 +152,10 @@ class ClipSampler:
             (("expert",), ("medium",), ("random", NEAR_MISS, EXPLORE, AGENT))[slot] if slot < 3 else tuple(tiers)
         )
         names = [name for name in wanted if name in tiers]
-        share = np.array([1 + (name in (EXPLORE, AGENT)) for name in names])  # their states vary most
+        share = np.array([TIER_SHARE.get(name, 1.0) for name in names])
         tier = str(rng.choice(names, p=share / share.sum()))
-        trajectory = self.trajectories[int(rng.choice(tiers[tier]))]
+        number = int(rng.choice(tiers[tier]))
+        trajectory, labels = self.trajectories[number], self.labels[number]
         frames, success_at = len(trajectory.frames), trajectory.first_success
         mode = str(rng.choice(list(MODES), p=list(MODES.values())))
         start, stop = 0, frames
@@ -180,32 +177,20 @@ class ClipSampler:
         if mode == "rewind" and length > 2:
             turn = int(rng.integers(1, length - 1))
             index = np.concatenate([index[: turn + 1], index[:turn][::-1], np.repeat(index[0], length)])[:length]
-        reward = trajectory.reward[index]
-        rewards = self.sorted_rewards[task]
-        value = np.searchsorted(rewards, reward, side="right") / len(rewards)
-        value = np.where(reward > self.success_reward[task], np.nan, value)
-        value = np.where(trajectory.success[index], SUCCESS_VALUE, value)
-        if success_at is not None and tier == "expert":
-            on_the_way = np.clip(trajectory.step[index] / trajectory.step[success_at], 0, 1)
-            done = index >= success_at
-        else:
-            by_way = progress_by_way(trajectory.positions, self.ways[task])[index]
-            on_the_way = np.fmin(np.interp(reward, *self.progress_by_reward[task]), by_way)
-            done = trajectory.success[index]
-        progress = np.where(done, 1.0, BEFORE_SUCCESS * on_the_way)
-        moved, nearing = (values[index] for values in phases(trajectory))
+        progress, value, moved, nearing = (series[index] for series in vars(labels).values())
         tier_rank = TIER_RANK.get(tier, np.nan) if mode == "whole" else np.nan
-        segment_return = np.nan if mode == "reverse" else reward.mean(dtype=np.float64)
+        segment_return = np.nan if mode == "reverse" else trajectory.reward[index].mean(dtype=np.float64)
         if mode == "reverse":  # whatever was done is undone
             progress, value, tier_rank = UNDONE * progress, np.full_like(value, np.nan), TIER_RANK["random"]
         full_expert = tier == "expert" and mode in ("whole", "prefix") and stop > (success_at or frames)
-        numbers = {"progress": progress, "value": value, "tier": tier_rank, "segment_return": segment_return}
+        numbers = {
+            "progress": progress, "value": value, "moved": moved, "nearing": nearing,
+            "tier": tier_rank, "segment_return": segment_return,
+        }  # fmt: skip
         return {
             "frames": trajectory.frames[index],
-            **{name: np.asarray(number, np.float32) for name, number in numbers.items()},
+            "positions": trajectory.positions[index],
             "expert": np.asarray(full_expert),
             "reversed": np.asarray(mode == "reverse"),
-            "positions": trajectory.positions[index],
-            "moved": moved,
-            "nearing": nearing,
+            **{name: np.asarray(series, np.float32) for name, series in numbers.items()},
         }

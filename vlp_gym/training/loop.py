@@ -35,6 +35,7 @@ class TrainConfig:
             else at rest it learns in a few hundred steps what it does not in a thousand joint ones.
         tasks_per_batch: G.
         clips_per_task: C, at least 3.
+        focus: tasks that are in every batch.
         learning_rate: highest, after the warm-up; falls by a cosine to a hundredth.
         weight_decay: of AdamW.
         warmup: share of the steps.
@@ -47,6 +48,7 @@ class TrainConfig:
     relevance_steps: int = 400
     tasks_per_batch: int = 14
     clips_per_task: int = 6
+    focus: tuple[str, ...] = ()
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     warmup: float = 0.05
@@ -95,13 +97,14 @@ def train(
         clips_per_task=config.clips_per_task,
         window=model.window,  # type: ignore[arg-type]
         seed=config.seed,
+        focus=config.focus,
     )
     generator = torch.Generator().manual_seed(config.seed + accelerator.process_index)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99))
     model.to(accelerator.device).train()
     history: list[dict[str, float]] = []
-    settings = {**asdict(config), "tasks": sampler.tasks}
+    settings = {**asdict(config), "focus": sampler.focus, "tasks": sampler.tasks}
     if (folder / "training.json").exists():
         _, extra = load_training_state(folder, model=model, optimizer=optimizer, generators={"augment": generator})
         history = extra["history"]

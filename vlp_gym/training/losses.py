@@ -18,9 +18,14 @@ VALUE_MARGIN = 0.1  # difference in reward rank that orders two frames
 RETURN_MARGIN = 0.02  # share of the largest reward that orders two segments
 MAX_REWARD = 10.0  # of Meta-World
 MOVED_MARGIN = 0.02  # metres
-PROGRESS_WEIGHTS = {"position": 10.0, "segment": 0.5}  # the others' are 1
+WEIGHTS = {  # the others' are 1
+    "position": 10.0,
+    "segment": 0.5,
+    "opposite_to_video": 0.3,
+    "opposite_match": 0.3,
+    "opposite_choice": 0.3,
+}
 RELEVANCE_WEIGHT = 0.05  # beside the progress; it has a stage of its own
-OPPOSITE_WEIGHT = 0.3  # of the relevance of opposite sentences; the other parts' are 1
 
 
 def batch_loss(
@@ -60,12 +65,14 @@ def _compact_loss(model: CompactRewardModel, batch: ClipBatch, generator: torch.
 
     progress = _progress_parts(model, every.rows(slice(groups * clips)), batch, text, opposite_text)
     relevance = _relevance_parts(model, every, batch, text, opposite_text)
-    weights = {name: OPPOSITE_WEIGHT if name.startswith("opposite") else 1.0 for name in relevance}
-    relevance_loss = torch.stack([weights[name] * part for name, part in relevance.items()]).sum()
-    if generator is None:
-        return {"loss": relevance_loss, **progress, **relevance}
-    loss = torch.stack([PROGRESS_WEIGHTS.get(name, 1.0) * part for name, part in progress.items()]).sum()
-    return {"loss": loss + RELEVANCE_WEIGHT * relevance_loss, **progress, **relevance}
+    loss = _weighted_sum(relevance)
+    if generator is not None:
+        loss = _weighted_sum(progress) + RELEVANCE_WEIGHT * loss
+    return {"loss": loss, **progress, **relevance}
+
+
+def _weighted_sum(parts: dict[str, Tensor]) -> Tensor:
+    return torch.stack([WEIGHTS.get(name, 1.0) * part for name, part in parts.items()]).sum()
 
 
 def _progress_parts(
@@ -77,9 +84,10 @@ def _progress_parts(
     """
     groups, clips, time = batch.progress.shape
     logits = model.progress_logits(seen, text.repeat_interleave(clips, 0))
-    quality = model.quality(seen, logits, torch.ones_like(logits)).unflatten(0, (groups, clips))
+    mask = torch.ones_like(logits)
+    quality = model.quality(seen, logits, mask).unflatten(0, (groups, clips))
     # What the environment pays for a segment tells its quality, but not how far it is: see `progress_by_way`.
-    paid = model.quality(seen, logits.detach(), torch.ones_like(logits)).unflatten(0, (groups, clips))
+    paid = model.quality(seen, logits.detach(), mask).unflatten(0, (groups, clips))
     opposed = _opposed(batch)
     rows = (opposed[:, None] * clips + torch.arange(clips, device=opposed.device)).flatten()
     under_opposite = model.progress_logits(seen.rows(rows), opposite_text.repeat_interleave(clips, 0))
@@ -113,8 +121,8 @@ def _relevance_parts(
     group = torch.cat([own_group[shown], own_group[batch.expert.flatten()]])
     forward_clips = int(shown.sum())  # they come first
     both = torch.cat([text, opposite_text])  # in one go: the heads normalise over all sentences they get
-    scene, opposite_scene = model.scene_relevance(every, both).split([groups, len(opposite_text)], 1)
-    motion, opposite_motion = model.motion_relevance(every, both).split([groups, len(opposite_text)], 1)
+    scene, opposite_scene = model.scene_relevance(every, both).tensor_split([groups], 1)
+    motion, opposite_motion = model.motion_relevance(every, both).tensor_split([groups], 1)
     relevance = scene + motion  # [V, G]
     scene = scene[:forward_clips]
     own = group[:, None] == torch.arange(groups, device=text.device)

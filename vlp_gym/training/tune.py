@@ -16,7 +16,7 @@ from vlp_gym.metrics import preference_accuracy
 from vlp_gym.models.compact import CompactRewardModel
 from vlp_gym.windows import window_indices
 
-QUALITY_WEIGHTS = (0.05, 0.1, 0.2, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
+QUALITY_WEIGHTS = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0)
 SHIFTS = np.linspace(-6, 6, 121)
 
 
@@ -65,7 +65,8 @@ def tune(model: CompactRewardModel, trajectories: Sequence[Trajectory], tasks: S
         scene.append(model.scene_relevance(clip, text)[0].numpy() - model.config["relevance_shift"])
         under_each = clip.rows(torch.zeros(len(text), dtype=torch.int64))
         progress = model.progress_logits(under_each, text)
-        quality.append(model.quality(under_each, progress, torch.from_numpy(mask).expand_as(progress)).numpy())
+        goes = model.quality(under_each, progress, torch.from_numpy(mask).expand_as(progress))
+        quality.append(torch.sigmoid(goes).numpy())
     task_of = np.array([tasks.index(t.task) for t in chosen])
     tier_of = np.array([TIERS.index(t.tier) for t in chosen])
     table = [
