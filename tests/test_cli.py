@@ -155,6 +155,7 @@ class TestErrors:
             (["--stride", "0"], "--stride: expected at least 1, got 0"),
             (["--varied-share", "1.5"], "--varied-share: expected 0 to 1, got 1.5"),
             (["--workers", "0"], "--workers: expected at least 1, got 0"),
+            (["--agent", "1", "--agent-model", "nobody"], "unknown reward model 'nobody'"),
         ],
     )
     def test_collect(self, capsys, tmp_path, options, message):

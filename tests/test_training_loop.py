@@ -234,6 +234,22 @@ class TestLoss:
         assert np.mean(history[:2], 0) == pytest.approx([np.log(2)] * 3, abs=0.1)
         assert (np.mean(history[-5:], 0) < 0.5).all(), history[-5:]
 
+    def test_the_opposite_sentence_is_about_the_same_scene(self):
+        batch = ClipSampler(ROLLOUTS, tasks_per_batch=2, clips_per_task=4, window=8, seed=0).batch(0)
+        batch.instructions[:], batch.opposites[:] = ["open the door", "reach up"], ["close the door", None]
+        model = tiny().train()
+        optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+        for _ in range(60):
+            parts = batch_loss(model, batch, torch.Generator(), relevance_only=True)
+            optimizer.zero_grad()
+            (parts["scene_to_text"] + parts["scene_match"]).backward()
+            optimizer.step()
+        tokens = model.encode_frames(batch.frames[:, 0].flatten(0, 1)).unflatten(0, (*batch.frames.shape[:1], -1))
+        clips = model.eval().features(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool))
+        doors, reaches = model.scene_relevance(clips, model.encode_text(["open the door", "close the door"]))
+        assert (doors > 0).all()
+        assert (reaches < 0).all()
+
     def test_the_opposite_sentence_is_told_by_the_motion_alone(self):
         sampler = ClipSampler(ROLLOUTS, tasks_per_batch=2, clips_per_task=4, window=8, seed=0)
         batch = next(batch for batch in map(sampler.batch, range(50)) if batch.expert.any(1).all())

@@ -75,7 +75,11 @@ def collect(
         raise ValueError(f"--workers: expected at least 1, got {workers}")
     names = [task if task.endswith("-v3") else f"{task}-v3" for task in tasks]
     for name in names:
-        instructions_for(name)  # an unknown task is refused before anything is written
+        instructions_for(name)  # an unknown task or model is refused before anything is written
+    if agent:
+        from vlp_gym.models.registry import load_reward_model
+
+        load_reward_model(agent_model)
     config = CollectConfig(
         per_tier=per_tier, near_miss=near_miss, explore=explore, agent=agent, agent_model=agent_model,
         stride=stride, varied_share=varied_share, seed=seed,

@@ -112,7 +112,8 @@ def _relevance_parts(
 ) -> dict[str, Tensor]:
     """Which sentence, of G * C clips and the full experts' clips turned round, which show anything but their own.
 
-    The turned clips show what the opposite sentence says; only the motion's heads learn that: the scene is the same.
+    The opposite sentence is about the same scene: "close" is no sign of a window, only because no door is closed in
+    training. The turned clips show what it says, which only the motion's heads can learn.
     """
     groups, clips = batch.tier.shape
     shown = ~batch.reversed.flatten()  # a clip that was cut backwards shows no task
@@ -124,13 +125,14 @@ def _relevance_parts(
     scene, opposite_scene = model.scene_relevance(every, both).tensor_split([groups], 1)
     motion, opposite_motion = model.motion_relevance(every, both).tensor_split([groups], 1)
     relevance = scene + motion  # [V, G]
-    scene = scene[:forward_clips]
     own = group[:, None] == torch.arange(groups, device=text.device)
     forward = torch.arange(len(group), device=text.device)[:, None] < forward_clips
     positive, candidate = own & forward, own | forward  # a turned clip is a negative of its own sentence only
-    own = own[:forward_clips]
     opposed = _opposed(batch)
     of_opposed = group[:, None] == opposed  # [V, O]
+    about = torch.cat([own, of_opposed], 1)[:forward_clips]
+    every_scene = torch.cat([scene, opposite_scene], 1)[:forward_clips]
+    anything = torch.ones_like(about)
     turned = of_opposed & ~forward
     opposite = opposite_scene.detach() + opposite_motion
     full = torch.cat([batch.expert.flatten()[shown], shown.new_ones(len(group) - forward_clips)])
@@ -143,8 +145,8 @@ def _relevance_parts(
         "opposite_to_video": text_to_video_loss(opposite, turned, turned | forward),
         "opposite_match": balanced_match_loss(opposite, turned, turned | forward),
         "opposite_choice": video_to_text_loss(choice, turned[chosen].long()),
-        "scene_to_text": video_to_text_loss(scene, group[:forward_clips]),
-        "scene_match": balanced_match_loss(scene, own, torch.ones_like(own)),
+        "scene_to_text": text_to_video_loss(every_scene.T, about.T, anything.T),  # of each video over the sentences
+        "scene_match": balanced_match_loss(every_scene, about, anything),
     }
 
 
