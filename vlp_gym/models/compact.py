@@ -73,7 +73,8 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         embedding: E, of the scene and motion embeddings.
         buckets: of the text encoder's hash table.
         quality_weight: lambda in preference = relevance + lambda * sigmoid(quality); choose it on validation tasks.
-        relevance_shift: added to the scene relevance, so that 0 lies between right and wrong sentences; likewise.
+        relevance_shift: added to the scene relevance of a score, so that 0 lies between right and wrong sentences on
+            tasks that were not trained on; likewise.
         truncate: cut sentences over 64 words instead of raising.
     """
 
@@ -187,7 +188,7 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
     def scene_relevance(self, clips: ClipFeatures, text: Tensor) -> Tensor:
         """Logit that a sentence ``[M, 1, D]`` is about what a clip's first frame shows, as ``[B, M]``."""
         scene = clips.scene @ F.normalize(self.text_scene(self._text(text)[0]), dim=-1).T
-        return self.temperature[0] * scene + self.relevance_bias[0] + self.config["relevance_shift"]
+        return self.temperature[0] * scene + self.relevance_bias[0]
 
     def motion_relevance(self, clips: ClipFeatures, text: Tensor) -> Tensor:
         """What a clip's motion adds to that, as ``[B, M]``."""
@@ -212,7 +213,7 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         return Scores(
             preference=self.relevance(clips, text).diagonal() + self.config["quality_weight"] * torch.sigmoid(quality),
             progress=torch.sigmoid(progress),
-            relevance=self.scene_relevance(clips, text).diagonal(),
+            relevance=self.scene_relevance(clips, text).diagonal() + self.config["relevance_shift"],
         )
 
     def _text(self, text: Tensor) -> tuple[Tensor, Tensor]:

@@ -62,7 +62,7 @@ def tune(model: CompactRewardModel, trajectories: Sequence[Trajectory], tasks: S
         tokens = model.encode_frames(torch.from_numpy(trajectory.frames[index]))[None]
         clip = model.features(tokens, torch.from_numpy(mask)[None])
         relevance.append(model.relevance(clip, text)[0].numpy())
-        scene.append(model.scene_relevance(clip, text)[0].numpy() - model.config["relevance_shift"])
+        scene.append(model.scene_relevance(clip, text)[0].numpy())
         under_each = clip.rows(torch.zeros(len(text), dtype=torch.int64))
         progress = model.progress_logits(under_each, text)
         goes = model.quality(under_each, progress, torch.from_numpy(mask).expand_as(progress))
