@@ -326,11 +326,11 @@ def test_tune(data, model, capsys):
     """On two tasks that are not among the training's; what it chooses are options of `train`."""
     assert run("tune", "--model", model, "--data", data, "--tasks", *TEST_TASKS[:2]) == 0
     lines = capsys.readouterr().out.splitlines()
-    rows = np.array([line.split() for line in lines[1:-1]], float)  # weight, ITP, IVP
-    best = rows[np.argmax(rows[:, 1] + rows[:, 2]), 0]
-    found = re.fullmatch(r"--quality-weight (\S+) --relevance-shift (-?\d+\.\d+)", lines[-1])
-    assert float(found[1]) == best
-    assert ((rows[:, 1:] >= 0) & (rows[:, 1:] <= 1)).all()
+    rows = np.array([line.split() for line in lines[1:-1]], float)  # weights, ITP, IVP
+    best = rows[np.argmax(rows[:, 2] + rows[:, 3]), :2]
+    found = re.fullmatch(r"--quality-weight (\S+) --motion-weight (\S+) --relevance-shift (-?\d+\.\d+)", lines[-1])
+    assert [float(found[1]), float(found[2])] == best.tolist()
+    assert ((rows[:, 2:] >= 0) & (rows[:, 2:] <= 1)).all()
 
 
 def test_tune_needs_every_tier(data, model, tmp_path, capsys):

@@ -92,7 +92,8 @@ class TestWhatItSees:
         clips, text = model.features(tokens, ALL), model.encode_text(SENTENCES)
         progress = model.progress_logits(clips, text)
         expected = clips.quality + progress.mean(1)
-        rest = model.score(tokens, text, ALL).preference - model.relevance(clips, text).diagonal()
+        rest = model.score(tokens, text, ALL).preference - model.scene_relevance(clips, text).diagonal()
+        rest = rest - model.config["motion_weight"] * model.motion_relevance(clips, text).diagonal()
         assert torch.allclose(rest, model.config["quality_weight"] * expected.sigmoid(), atol=1e-5)
         assert clips.quality.abs().max() > 1e-3
 
@@ -120,8 +121,7 @@ class TestWhatItSees:
     def test_relevance_is_its_formula(self, model, tokens):
         """A temperature times a cosine plus a bias, of scene and motion; every clip against every sentence."""
         clips, text = model.features(tokens, ALL), model.encode_text([*SENTENCES, "close the window"])
-        seen = {"scene": model.scene_relevance(clips, text)}
-        seen["motion"] = model.relevance(clips, text) - seen["scene"]
+        seen = {"scene": model.scene_relevance(clips, text), "motion": model.motion_relevance(clips, text)}
         for part, (name, logits) in enumerate(seen.items()):
             assert logits.shape == (2, 3)
             for i in range(2):

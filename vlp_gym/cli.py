@@ -109,7 +109,8 @@ def train(
     focus: tuple[str, ...] = (),
     save_every: int = 50,
     backbone: str = OPEN_CLIP,
-    quality_weight: float = 8.0,
+    quality_weight: float = 12.0,
+    motion_weight: float = 0.25,
     relevance_shift: float = 0.0,
     half: bool = False,
 ) -> None:
@@ -136,6 +137,7 @@ def train(
         save_every: steps between two saved states.
         backbone: of vlp, as open_clip:NAME/PRETRAINED.
         quality_weight: of compact, the share of quality in its preference; `vlp-gym tune` finds it.
+        motion_weight: of compact, the share of the motion in its relevance, likewise.
         relevance_shift: of compact, likewise.
         half: store the finished checkpoint in half precision, as the shipped ones are.
     """
@@ -169,7 +171,17 @@ def train(
         raise ValueError(f"--leave-out: expected training tasks of split {split}, got {', '.join(sorted(unknown))}")
     trajectories = load_trajectories(*data, tasks=[task for task in chosen if task not in leave_out])
     torch.manual_seed(seed)
-    model = _build(architecture, backbone, quality_weight, relevance_shift)
+    model: nn.Module
+    if architecture == "compact":
+        from vlp_gym.models.compact import CompactRewardModel
+
+        model = CompactRewardModel(
+            quality_weight=quality_weight, motion_weight=motion_weight, relevance_shift=relevance_shift
+        )
+    else:
+        from vlp_gym.models.vlp import VLPModel
+
+        model = VLPModel("small" if architecture == "joint" else backbone)
     if init is not None:
         _start_from(model, init)
     run_training(model, trajectories, out, config)
@@ -180,7 +192,7 @@ def train(
 
 
 def tune(*, model: Path, data: Path, tasks: tuple[str, ...]) -> None:
-    """Choose --quality-weight and --relevance-shift of a compact model on tasks that its training left out.
+    """Choose both weights and the relevance shift of a compact model on tasks that its training left out.
 
     Args:
         model: folder of a compact model that `vlp-gym train compact --leave-out ...` made.
@@ -193,10 +205,13 @@ def tune(*, model: Path, data: Path, tasks: tuple[str, ...]) -> None:
     from vlp_gym.training.tune import tune as choose
 
     chosen = choose(load_checkpoint(CompactRewardModel, model), load_trajectories(data, tasks=tasks), tasks)
-    print("quality weight   tier ITP   IVP")
-    for weight, itp, ivp in chosen.table:
-        print(f"{weight:14.2f}   {itp:8.3f}   {ivp:.3f}")
-    print(f"--quality-weight {chosen.quality_weight} --relevance-shift {chosen.relevance_shift}")
+    print("quality weight   motion weight   tier ITP   IVP")
+    for quality_weight, motion_weight, itp, ivp in chosen.table:
+        print(f"{quality_weight:14.2f}   {motion_weight:13.2f}   {itp:8.3f}   {ivp:.3f}")
+    print(
+        f"--quality-weight {chosen.quality_weight} --motion-weight {chosen.motion_weight} "
+        f"--relevance-shift {chosen.relevance_shift}"
+    )
 
 
 def evaluate(
@@ -336,16 +351,6 @@ def _run(arguments: Sequence[str]) -> None:
     tyro.extras.subcommand_cli_from_dict(
         COMMANDS, prog="vlp-gym", description=description, args=arguments or ["--help"]
     )
-
-
-def _build(architecture: Architecture, backbone: str, quality_weight: float, relevance_shift: float) -> nn.Module:
-    if architecture == "compact":
-        from vlp_gym.models.compact import CompactRewardModel
-
-        return CompactRewardModel(quality_weight=quality_weight, relevance_shift=relevance_shift)
-    from vlp_gym.models.vlp import VLPModel
-
-    return VLPModel("small" if architecture == "joint" else backbone)
 
 
 def _start_from(model: nn.Module, init: str) -> None:

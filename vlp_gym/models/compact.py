@@ -6,8 +6,8 @@ It is factorised, because a joint f(video, text) trained on few scenes memorises
   only, which say in which direction (opening or closing); they are trained on the opposite sentence as well;
 - relevance compares the video with the text: its scene (first frame) and its motion (what changed) each with a part of
   the sentence's embedding; the motion is trained on the opposite sentence as well;
-- preference = scene relevance + motion relevance + quality_weight * sigmoid(quality): bounded, so that the best video
-  of another task does not outweigh what the sentence says.
+- preference = scene relevance + motion_weight * motion relevance + quality_weight * sigmoid(quality): bounded, so that
+  the best video of another task does not outweigh what the sentence says.
 
 The reward is gated by the scene relevance alone. It is settled by the first frame, so an agent cannot raise it. Motion
 generalises worst: on an unseen task it would take back the reward in the moment of success.
@@ -73,6 +73,7 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         embedding: E, of the scene and motion embeddings.
         buckets: of the text encoder's hash table.
         quality_weight: lambda in preference = relevance + lambda * sigmoid(quality); choose it on validation tasks.
+        motion_weight: of the motion in that relevance, beside the scene's of 1; likewise.
         relevance_shift: added to the scene relevance of a score, so that 0 lies between right and wrong sentences on
             tasks that were not trained on; likewise.
         truncate: cut sentences over 64 words instead of raising.
@@ -90,7 +91,8 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         hidden: int = 160,
         embedding: int = 96,
         buckets: int = 4096,
-        quality_weight: float = 8.0,
+        quality_weight: float = 12.0,
+        motion_weight: float = 0.25,
         relevance_shift: float = 0.0,
         truncate: bool = False,
     ) -> None:
@@ -104,6 +106,7 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
             "embedding": embedding,
             "buckets": buckets,
             "quality_weight": quality_weight,
+            "motion_weight": motion_weight,
             "relevance_shift": relevance_shift,
             "truncate": truncate,
         }
@@ -191,13 +194,9 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         return self.temperature[0] * scene + self.relevance_bias[0]
 
     def motion_relevance(self, clips: ClipFeatures, text: Tensor) -> Tensor:
-        """What a clip's motion adds to that, as ``[B, M]``."""
+        """What a clip's motion says of that, likewise, as ``[B, M]``."""
         motion = clips.motion @ F.normalize(self.text_motion(self._text(text)[0]), dim=-1).T
         return self.temperature[1] * motion + self.relevance_bias[1]
-
-    def relevance(self, clips: ClipFeatures, text: Tensor) -> Tensor:
-        """Logit that a clip shows what a sentence ``[M, 1, D]`` says, scene and motion, as ``[B, M]``."""
-        return self.scene_relevance(clips, text) + self.motion_relevance(clips, text)
 
     def relevance_parameters(self) -> list[nn.Parameter]:
         """What only the relevance depends on: when these are trained alone, no other weight changes."""
@@ -209,11 +208,13 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         """Score windows; shapes as in `RewardModel`."""
         clips = self.features(frames, mask)
         progress = self.progress_logits(clips, text)
-        quality = self.quality(clips, progress, mask)
+        quality = torch.sigmoid(self.quality(clips, progress, mask))
+        scene = self.scene_relevance(clips, text).diagonal()
+        motion = self.motion_relevance(clips, text).diagonal()
         return Scores(
-            preference=self.relevance(clips, text).diagonal() + self.config["quality_weight"] * torch.sigmoid(quality),
+            preference=scene + self.config["motion_weight"] * motion + self.config["quality_weight"] * quality,
             progress=torch.sigmoid(progress),
-            relevance=self.scene_relevance(clips, text).diagonal() + self.config["relevance_shift"],
+            relevance=scene + self.config["relevance_shift"],
         )
 
     def _text(self, text: Tensor) -> tuple[Tensor, Tensor]:

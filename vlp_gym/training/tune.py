@@ -1,9 +1,11 @@
-"""Chooses the two constants of `CompactRewardModel` that training does not: on tasks that it did not see."""
+"""Chooses the constants of `CompactRewardModel` that training does not: on tasks that it did not see."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,28 +18,31 @@ from vlp_gym.metrics import preference_accuracy
 from vlp_gym.models.compact import CompactRewardModel
 from vlp_gym.windows import window_indices
 
-QUALITY_WEIGHTS = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0)
+QUALITY_WEIGHTS = (1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0)
+MOTION_WEIGHTS = (0.0, 0.25, 0.5, 1.0)
 SHIFTS = np.linspace(-6, 6, 121)
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """The chosen constants, and what each weight gives.
+    """The chosen constants, and what each pair of weights gives.
 
     Attributes:
         quality_weight: lambda with the best mean of tier ITP and IVP.
+        motion_weight: likewise.
         relevance_shift: what makes sigmoid(scene relevance) the probability of a right sentence, when half are right.
-        table: rows (lambda, tier ITP accuracy, IVP accuracy).
+        table: rows (lambda, motion weight, tier ITP accuracy, IVP accuracy).
     """
 
     quality_weight: float
+    motion_weight: float
     relevance_shift: float
-    table: list[tuple[float, float, float]]
+    table: list[tuple[float, float, float, float]]
 
 
 @torch.inference_mode()
 def tune(model: CompactRewardModel, trajectories: Sequence[Trajectory], tasks: Sequence[str]) -> Tuned:
-    """Choose lambda and the relevance shift on validation tasks, which the model must not have been trained on.
+    """Choose both weights and the relevance shift on validation tasks, which the model must not have been trained on.
 
     Args:
         model: trained; its present constants are left out of the account.
@@ -56,13 +61,13 @@ def tune(model: CompactRewardModel, trajectories: Sequence[Trajectory], tasks: S
     found = {(t.task, t.tier) for t in chosen}
     if missing := [f"{task} {tier}" for task in tasks for tier in TIERS if (task, tier) not in found]:
         raise ValueError(f"expected trajectories of every tier of every validation task, found none of {missing}")
-    relevance, scene, quality = [], [], []
+    scene, motion, quality = [], [], []
     for trajectory in chosen:
         index, mask = window_indices(len(trajectory.frames), model.window, "prefix")
         tokens = model.encode_frames(torch.from_numpy(trajectory.frames[index]))[None]
         clip = model.features(tokens, torch.from_numpy(mask)[None])
-        relevance.append(model.relevance(clip, text)[0].numpy())
         scene.append(model.scene_relevance(clip, text)[0].numpy())
+        motion.append(model.motion_relevance(clip, text)[0].numpy())
         under_each = clip.rows(torch.zeros(len(text), dtype=torch.int64))
         progress = model.progress_logits(under_each, text)
         goes = model.quality(under_each, progress, torch.from_numpy(mask).expand_as(progress))
@@ -70,28 +75,24 @@ def tune(model: CompactRewardModel, trajectories: Sequence[Trajectory], tasks: S
     task_of = np.array([tasks.index(t.task) for t in chosen])
     tier_of = np.array([TIERS.index(t.tier) for t in chosen])
     table = [
-        _accuracies(np.array(relevance), np.array(quality), weight, owner, task_of, tier_of)
-        for weight in QUALITY_WEIGHTS
+        (quality_weight, motion_weight, *_accuracies(score, owner, task_of, tier_of))
+        for quality_weight, motion_weight in itertools.product(QUALITY_WEIGHTS, MOTION_WEIGHTS)
+        for score in [np.array(scene) + motion_weight * np.array(motion) + quality_weight * np.array(quality)]
     ]
-    best = max(table, key=lambda row: row[1] + row[2])
+    best = max(table, key=lambda row: row[2] + row[3])
     right = owner[None, :] == task_of[:, None]
     logits = torch.from_numpy(np.array(scene))
     losses = [
         float(F.softplus(-(logits[right] + shift)).mean() + F.softplus(logits[~right] + shift).mean())
         for shift in SHIFTS
     ]
-    return Tuned(best[0], round(float(SHIFTS[int(np.argmin(losses))]), 2), table)
+    return Tuned(best[0], best[1], round(float(SHIFTS[int(np.argmin(losses))]), 2), table)
 
 
 def _accuracies(
-    relevance: NDArray[np.float32],
-    quality: NDArray[np.float32],
-    weight: float,
-    owner: NDArray[np.int64],
-    task_of: NDArray[np.int64],
-    tier_of: NDArray[np.int64],
-) -> tuple[float, float, float]:
-    score = relevance + weight * quality  # [videos, sentences]
+    score: NDArray[np.floating[Any]], owner: NDArray[np.int64], task_of: NDArray[np.int64], tier_of: NDArray[np.int64]
+) -> tuple[float, float]:
+    """Tier ITP and IVP of scores ``[videos, sentences]``."""
     itp, ivp = [], []
     for column, task in enumerate(owner):
         own, other = task_of == task, task_of != task
@@ -101,4 +102,4 @@ def _accuracies(
                 itp.append(preference_accuracy(np.repeat(a, len(b)), np.tile(b, len(a))))
         a, b = score[own, column], score[other, column]
         ivp.append(preference_accuracy(np.repeat(a, len(b)), np.tile(b, len(a))))
-    return weight, float(np.mean(itp)), float(np.mean(ivp))
+    return float(np.mean(itp)), float(np.mean(ivp))
