@@ -5,7 +5,7 @@ It is factorised, because a joint f(video, text) trained on few scenes memorises
 - progress and quality say how far and how well the shown behaviour goes. The text is told to them in a few numbers
   only, which say in which direction (opening or closing); they are trained on the opposite sentence as well;
 - relevance compares the video with the text: its scene (first frame) and its motion (what changed) each with a part of
-  the sentence's embedding; the motion is trained on the opposite sentence as well;
+  the sentence's embedding; both are trained on the opposite sentence as well, which is about the same scene;
 - preference = scene relevance + motion_weight * motion relevance + quality_weight * sigmoid(quality): bounded, so that
   the best video of another task does not outweigh what the sentence says.
 
@@ -91,7 +91,7 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         hidden: int = 160,
         embedding: int = 96,
         buckets: int = 4096,
-        quality_weight: float = 12.0,
+        quality_weight: float = 8.0,
         motion_weight: float = 0.25,
         relevance_shift: float = 0.0,
         truncate: bool = False,
