@@ -32,8 +32,8 @@ test: $(STAMP)
 bench: $(STAMP)
 	@for file in tests/benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
 
-# The recipe of the shipped models: collect, choose the constants on five validation tasks, train, evaluate. Hours on two
-# cores. Rollouts of agents that learn from the model before show the next one where that is wrong.
+# The recipe of the shipped models: collect, tune on five validation tasks, train, evaluate. Hours on two cores. TUNED is
+# what `vlp-gym tune` said; to take what it says this time: make train TUNED="...". Rollouts of agents that learn from the model before show the next one where that is wrong.
 # More steps help on tasks that were seen, and harm on those that were not: the more so where training has their opposites.
 TEST_TASKS := button-press-v3 door-close-v3 drawer-close-v3 faucet-close-v3 window-open-v3
 SIBLINGS := door-open-v3 drawer-open-v3 faucet-open-v3 window-close-v3

@@ -395,6 +395,10 @@ def test_wrong_class_and_wrong_arguments(folder: Path) -> None:
     with pytest.raises(CheckpointError, match=f"^{re.escape(expected)}$"):
         load_weights(Partial(), folder)
     path = folder / "config.json"
+    resign(folder, {**json.loads(path.read_text()), "config": {"width": 4}})  # a default may not mean what it meant
+    expected = f"{folder}: its config does not say ['sizes']; it is of another vlp_gym"
+    with pytest.raises(CheckpointError, match=f"^{re.escape(expected)}$"):
+        load_checkpoint(Tiny, folder)
     resign(folder, {**json.loads(path.read_text()), "config": {"widht": 4}})
     with pytest.raises(
         CheckpointError, match=rf"^{re.escape(str(folder))}: its config does not fit Tiny \(.*widht.*\)$"

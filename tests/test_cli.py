@@ -173,8 +173,8 @@ class TestErrors:
             (["--backbone", "small"], "--backbone: only vlp takes one, got 'small' for compact"),
             (["--leave-out", "push"], "--leave-out: expected training tasks of split vlp, got push"),
             (
-                ["--tasks-per-batch", "2", "--focus", "sweep-v3"],
-                "focus: expected tasks that are trained on, got sweep-v3",
+                ["--tasks-per-batch", "2", "--focus", "window-open-v3"],
+                "--focus: expected tasks that are trained on, got window-open-v3",
             ),
             (["--tasks-per-batch", "9"], "tasks_per_batch: expected 2 to 2 (the tasks there are), got 9"),
         ],

@@ -176,6 +176,22 @@ def test_an_opposite_that_is_a_task_of_its_own_is_not_made_up():
     assert sum(sentence is not None for sentence in ClipSampler(alone, **SETTINGS).batch(0).opposites) == 1
 
 
+def test_an_opposite_that_another_task_asks_for_is_not_made_up():
+    """ "Get the puck out of the hole" turned round is what sweep-into asks for."""
+    pair = ("pick-out-of-hole-v3", "sweep-into-v3")
+    asked = {sentence for task in pair for sentence in training_phrasings(task)}
+    sampler = ClipSampler(painted_tasks(pair), **SETTINGS)
+    made = {sentence for number in range(150) for sentence in sampler.batch(number).opposites}
+    assert len(made) > 5
+    assert not made & asked
+
+
+def test_agents_are_drawn_most():
+    sampler, rng = ClipSampler(EVERY, **SETTINGS), np.random.default_rng(0)
+    blue = [sampler._clip("push-v3", 2, 2, rng)["frames"][0, 0, 0, 2] for _ in range(400)]
+    assert np.mean(np.array(blue) == 50 * ALL_TIERS.index(AGENT)) == pytest.approx(4 / 8, abs=0.08)
+
+
 def test_half_of_the_tasks_come_with_another_of_their_scene():
     tasks = (
         "door-open-v3",
@@ -205,7 +221,7 @@ def test_focus_is_in_every_batch_and_the_others_take_turns():
     ("focus", "message"),
     [
         (["sweep-v3"], "focus: expected tasks that are trained on, got sweep-v3"),
-        (["push-v3", "reach-v3"], "focus: expected at most half of a batch's 2 tasks, got 2"),
+        (["push-v3", "reach-v3", "push-v3"], "focus: expected at most half of a batch's 2 tasks, got 2"),
     ],
 )
 def test_focus_on_what_cannot_be(focus, message):

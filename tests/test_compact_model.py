@@ -140,8 +140,9 @@ class TestWhatItSees:
         shifted = CompactRewardModel(**{**TINY, "relevance_shift": 1.5}).eval()
         shifted.load_state_dict(model.state_dict())
         text = model.encode_text(SENTENCES)
-        gap = shifted.score(tokens, text, ALL).relevance - model.score(tokens, text, ALL).relevance
-        assert torch.allclose(gap, torch.full((2,), 1.5), atol=1e-5)
+        other, plain = shifted.score(tokens, text, ALL), model.score(tokens, text, ALL)
+        assert torch.allclose(other.relevance - plain.relevance, torch.full((2,), 1.5), atol=1e-5)
+        assert torch.equal(other.preference, plain.preference)
 
     def test_the_scene_is_the_first_frame_alone(self, model, tokens):
         other = torch.cat([tokens[:, :1], torch.randn_like(tokens[:, 1:])], 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from vlp_gym.models.backbones.small import SmallBackbone
 from vlp_gym.models.compact import CompactRewardModel
 from vlp_gym.models.registry import load_reward_model
 from vlp_gym.models.vlp import VLPModel
+from vlp_gym.storage import read_pair, write_pair
 from vlp_gym.training import loop
 from vlp_gym.training.clips import ClipSampler
 from vlp_gym.training.loop import TrainConfig, schedule, train
@@ -94,6 +96,17 @@ class TestResume:
         )
         assert torch.equal(next(load_reward_model(folder).parameters()), next(model.parameters()))
 
+    def test_another_focus_is_refused(self, straight, tmp_path):
+        """Also where the state was saved by a version that had none."""
+        folder = shutil.copytree(straight[0], tmp_path / "older")
+        with pytest.raises(ValueError, match=r"'focus': \(\['push-v3'\], \[\]\)"):
+            run(folder, TrainConfig(**{**vars(CONFIG), "focus": ()}))
+        document, tensors = read_pair(folder, stem="training")
+        del document["extra"]["config"]["focus"]
+        write_pair(folder, document, tensors, stem="training")
+        with pytest.raises(ValueError, match=r"'focus': \(\[\], \['push-v3'\]\)"):
+            run(folder)
+
     def test_other_tasks_are_refused(self, straight):
         """A model that claims not to have seen a task must not have been trained on it before the stop."""
         folder, _, _ = straight
@@ -117,7 +130,13 @@ class TestTraining:
         assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
 
     def test_the_total_is_its_weighted_parts(self, straight):
-        for row in straight[2]:
+        sampler = ClipSampler(ROLLOUTS, tasks_per_batch=2, clips_per_task=4, window=8, seed=0)
+        batch = next(batch for batch in map(sampler.batch, range(50)) if batch.expert.any(1).all())
+        batch.opposites[:] = ["shut it", None]
+        both = (batch_loss(tiny().train(), batch, torch.Generator(), relevance_only=last) for last in (False, True))
+        forced = [{name: part.item() for name, part in parts.items()} for parts in both]
+        assert min(min(row.values()) for row in forced) > 0
+        for row in [{**forced[0], "step": 0}, {**forced[1], "step": CONFIG.steps}, *straight[2]]:
             names = ("to_text", "to_video", "match", "scene_to_text", "scene_match")
             relevance = sum(row[name] for name in names)
             relevance += 0.3 * sum(row[f"opposite_{name}"] for name in ("to_video", "match", "choice"))
@@ -236,7 +255,7 @@ class TestLoss:
 
     def test_the_opposite_sentence_is_about_the_same_scene(self):
         batch = ClipSampler(ROLLOUTS, tasks_per_batch=2, clips_per_task=4, window=8, seed=0).batch(0)
-        batch.instructions[:], batch.opposites[:] = ["open the door", "reach up"], ["close the door", None]
+        batch.instructions[:], batch.opposites[:] = ["open the door", "reach up"], ["shut it", None]
         model = tiny().train()
         optimizer = torch.optim.Adam(model.parameters(), 3e-3)
         for _ in range(60):
@@ -246,9 +265,10 @@ class TestLoss:
             optimizer.step()
         tokens = model.encode_frames(batch.frames[:, 0].flatten(0, 1)).unflatten(0, (*batch.frames.shape[:1], -1))
         clips = model.eval().features(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool))
-        doors, reaches = model.scene_relevance(clips, model.encode_text(["open the door", "close the door"]))
+        doors, reaches = model.scene_relevance(clips, model.encode_text(["open the door", "shut it"]))
         assert (doors > 0).all()
         assert (reaches < 0).all()
+        assert abs(doors[0] - doors[1]) < 1
 
     def test_the_opposite_sentence_is_told_by_the_motion_alone(self):
         sampler = ClipSampler(ROLLOUTS, tasks_per_batch=2, clips_per_task=4, window=8, seed=0)

@@ -74,8 +74,9 @@ def collect(
     if workers is not None and workers < 1:
         raise ValueError(f"--workers: expected at least 1, got {workers}")
     names = [task if task.endswith("-v3") else f"{task}-v3" for task in tasks]
+    # An unknown task or model is refused before anything is written.
     for name in names:
-        instructions_for(name)  # an unknown task or model is refused before anything is written
+        instructions_for(name)
     if agent:
         from vlp_gym.models.registry import load_reward_model
 
@@ -122,7 +123,8 @@ def train(
         data: folders that `vlp-gym collect` filled, one or more.
         split: vlp and ml45 hold five tasks out each; all trains on the 50.
         leave_out: also keep these tasks out, to validate on (see `vlp-gym tune`).
-        init: start from the weights of this model (a shipped name, a folder or a hub id) instead of random ones.
+        init: start from the weights of this model (a shipped name, a folder or a hub id) instead of random ones;
+            not its quality weight, motion weight and relevance shift.
         out: folder for the checkpoint, the state to go on from and the training curve; runs/ARCHITECTURE-SPLIT by
             default.
         steps: optimizer steps on everything; 0 trains the relevance of a compact --init alone.
@@ -145,7 +147,6 @@ def train(
 
     from vlp_gym.data.dataset import load_trajectories
     from vlp_gym.data.instructions import train_tasks
-    from vlp_gym.models.checkpoint import save_checkpoint
     from vlp_gym.training.loop import TrainConfig
     from vlp_gym.training.loop import train as run_training
 
@@ -164,12 +165,15 @@ def train(
     config = TrainConfig(
         steps=steps, relevance_steps=relevance_steps, seed=seed, precision=precision, learning_rate=learning_rate,
         save_every=save_every, tasks_per_batch=tasks_per_batch, clips_per_task=clips_per_task,
-        focus=focus,
+        focus=focus, half=half,
     )  # fmt: skip
     chosen = train_tasks(split)
     if unknown := set(leave_out) - set(chosen):
         raise ValueError(f"--leave-out: expected training tasks of split {split}, got {', '.join(sorted(unknown))}")
-    trajectories = load_trajectories(*data, tasks=[task for task in chosen if task not in leave_out])
+    kept = [task for task in chosen if task not in leave_out]
+    if unknown := set(focus) - set(kept):
+        raise ValueError(f"--focus: expected tasks that are trained on, got {', '.join(sorted(unknown))}")
+    trajectories = load_trajectories(*data, tasks=kept)
     torch.manual_seed(seed)
     model: nn.Module
     if architecture == "compact":
@@ -185,8 +189,6 @@ def train(
     if init is not None:
         _start_from(model, init)
     run_training(model, trajectories, out, config)
-    if half:
-        save_checkpoint(model, out, dtype="float16")
     print(f"checkpoint: {out}")
     print(f"evaluate it: vlp-gym eval --model {out} --data {data[0]} --split {split}")
 

@@ -1,7 +1,7 @@
 """Rollouts of an agent that learns from a reward model: it goes where that model is wrong.
 
 A model trained on scripts pays for states that no script visits, and an agent finds them: the hand beside the button
-instead of on it. Its rollouts, labelled with the environment's own reward and success, show them to the next model.
+instead of on it. Its rollouts, labelled as all others are, show them to the next model.
 """
 
 from __future__ import annotations

@@ -96,6 +96,9 @@ def load_checkpoint(model_class: type[ModelT], folder: str | Path, *, device: st
             model = model_class(**document["config"])
         except (TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{folder}: its config does not fit {model_class.__name__} ({error})") from error
+    said: dict[str, Any] = model.config  # type: ignore[assignment]
+    if missing := said.keys() - document["config"].keys():
+        raise CheckpointError(f"{folder}: its config does not say {sorted(missing)}; it is of another vlp_gym")
     _load_state(model, state, str(folder))
     return model.to(device).eval()
 

@@ -194,7 +194,7 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         return self.temperature[0] * scene + self.relevance_bias[0]
 
     def motion_relevance(self, clips: ClipFeatures, text: Tensor) -> Tensor:
-        """What a clip's motion says of that, likewise, as ``[B, M]``."""
+        """Logit that a clip's motion shows what a sentence ``[M, 1, D]`` says, as ``[B, M]``."""
         motion = clips.motion @ F.normalize(self.text_motion(self._text(text)[0]), dim=-1).T
         return self.temperature[1] * motion + self.relevance_bias[1]
 

@@ -1,4 +1,4 @@
-"""Losses for per-frame progress: regression on the clock of successful rollouts, ranking by a value."""
+"""Losses for per-frame progress: cross-entropy with labels in [0, 1], ranking by a value."""
 
 from __future__ import annotations
 

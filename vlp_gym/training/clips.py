@@ -67,10 +67,10 @@ class ClipSampler:
     Args:
         trajectories: of all training tasks.
         tasks_per_batch: G, at least 2.
-        clips_per_task: C, at least 3: an expert clip, a medium, a random or near miss; then any.
+        clips_per_task: C, at least 3: of an expert, a medium, any other tier but these; then of any.
         window: T is a quarter, a half, three quarters or all of this, and at least 2.
         seed: decides everything.
-        focus: tasks in every batch, at most half of it; the others take turns.
+        focus: tasks in every batch, at most half of it; the others are drawn.
 
     Raises:
         ValueError: if there are fewer tasks than `tasks_per_batch` or clips than 3, or a task lacks a tier, or `focus`
@@ -100,20 +100,24 @@ class ClipSampler:
             )
         if clips_per_task < 3:
             raise ValueError(f"clips_per_task: expected at least 3, got {clips_per_task}")
+        self.focus = list(dict.fromkeys(focus))
         if unknown := set(focus) - set(self.tasks):
             raise ValueError(f"focus: expected tasks that are trained on, got {', '.join(sorted(unknown))}")
-        if len(focus) > tasks_per_batch // 2:
-            raise ValueError(f"focus: expected at most half of a batch's {tasks_per_batch} tasks, got {len(focus)}")
+        if len(self.focus) > tasks_per_batch // 2:
+            raise ValueError(
+                f"focus: expected at most half of a batch's {tasks_per_batch} tasks, got {len(self.focus)}"
+            )
         for task, tiers in self.by_task.items():
             if lacking := TIER_RANK.keys() - tiers.keys():
                 raise ValueError(f"{task}: expected trajectories of every tier, found none of {sorted(lacking)}")
         self.have_opposites = {task for task in self.tasks if SIBLINGS.get(task) in self.by_task} - NOT_OPPOSITE
+        self.sentences = {sentence for task in self.tasks for sentence in training_phrasings(task)}
         self.labels: dict[int, FrameLabels] = {}
         for tiers in self.by_task.values():
             indices = [index for some in tiers.values() for index in some]
             self.labels.update(zip(indices, label_task([trajectories[index] for index in indices]), strict=True))
         self.tasks_per_batch, self.clips_per_task = tasks_per_batch, clips_per_task
-        self.window, self.seed, self.focus = window, seed, list(dict.fromkeys(focus))
+        self.window, self.seed = window, seed
 
     def batch(self, number: int) -> ClipBatch:
         """Batch `number` of the endless sequence that the seed defines."""
@@ -127,10 +131,12 @@ class ClipSampler:
             for name in groups[0][0]
         }
         sentences = [str(rng.choice(training_phrasings(task))) for task in tasks]
-        opposites = [  # where the opposite is a task of its own, its own rollouts teach it
+        opposites = [
             None if task in self.have_opposites else opposite_sentence(sentence, rng)
             for task, sentence in zip(tasks, sentences, strict=True)
         ]
+        # Where the opposite is a task of its own, its own rollouts teach it; some are sentences of quite another task.
+        opposites = [None if sentence in self.sentences else sentence for sentence in opposites]
         return ClipBatch(**tensors, instructions=sentences, opposites=opposites)
 
     def _draw_tasks(self, rng: np.random.Generator) -> list[str]:

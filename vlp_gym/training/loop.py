@@ -35,13 +35,14 @@ class TrainConfig:
             else at rest it learns in a few hundred steps what it does not in a thousand joint ones.
         tasks_per_batch: G.
         clips_per_task: C, at least 3.
-        focus: tasks that are in every batch.
+        focus: tasks that are in every batch, at most half of it.
         learning_rate: highest, after the warm-up; falls by a cosine to a hundredth.
         weight_decay: of AdamW.
         warmup: share of the steps.
         seed: of batches, augmentation and initial weights.
         precision: "no" (fp32), "bf16" or "fp16".
         save_every: steps between two saved states.
+        half: store the finished checkpoint in half precision.
     """
 
     steps: int = 700
@@ -55,6 +56,7 @@ class TrainConfig:
     seed: int = 0
     precision: Literal["no", "bf16", "fp16"] = "no"
     save_every: int = 50
+    half: bool = False
 
 
 def train(
@@ -162,7 +164,7 @@ def train(
         parameter.requires_grad_(True)
     model.eval()
     if accelerator.is_main_process:
-        save_checkpoint(model, folder)
+        save_checkpoint(model, folder, dtype="float16" if config.half else None)
     return history
 
 
@@ -190,8 +192,9 @@ class _DistributedLoss(nn.Module):
 
 
 def _check_same_settings(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    known = [key for key in now if key in before and key != "save_every"]  # an older state may know fewer
-    changed = {key: (before[key], now[key]) for key in known if before[key] != now[key]}
+    before = {**asdict(TrainConfig()), "focus": [], **before}  # an older state may know fewer
+    free = ("save_every", "half")
+    changed = {key: (before[key], now[key]) for key in now if key not in free and before[key] != now[key]}
     if changed:
         raise ValueError(f"{folder} holds a run with other settings (then, now): {changed}; choose another --out")
 

@@ -122,7 +122,8 @@ def _relevance_parts(
     group = torch.cat([own_group[shown], own_group[batch.expert.flatten()]])
     forward_clips = int(shown.sum())  # they come first
     both = torch.cat([text, opposite_text])  # in one go: the heads normalise over all sentences they get
-    scene, opposite_scene = model.scene_relevance(every, both).tensor_split([groups], 1)
+    every_scene = model.scene_relevance(every, both)
+    scene, opposite_scene = every_scene.tensor_split([groups], 1)
     motion, opposite_motion = model.motion_relevance(every, both).tensor_split([groups], 1)
     relevance = scene + motion  # [V, G]
     own = group[:, None] == torch.arange(groups, device=text.device)
@@ -131,7 +132,7 @@ def _relevance_parts(
     opposed = _opposed(batch)
     of_opposed = group[:, None] == opposed  # [V, O]
     about = torch.cat([own, of_opposed], 1)[:forward_clips]
-    every_scene = torch.cat([scene, opposite_scene], 1)[:forward_clips]
+    every_scene = every_scene[:forward_clips]
     anything = torch.ones_like(about)
     turned = of_opposed & ~forward
     opposite = opposite_scene.detach() + opposite_motion

@@ -46,7 +46,7 @@ def tune(model: CompactRewardModel, trajectories: Sequence[Trajectory], tasks: S
 
     Args:
         model: trained; its present constants are left out of the account.
-        trajectories: of the validation tasks; varied ones and near misses are passed over.
+        trajectories: of the validation tasks; those of the three tiers count, varied ones are passed over.
         tasks: at least two.
 
     Raises:
@@ -74,14 +74,14 @@ def tune(model: CompactRewardModel, trajectories: Sequence[Trajectory], tasks: S
         quality.append(torch.sigmoid(goes).numpy())
     task_of = np.array([tasks.index(t.task) for t in chosen])
     tier_of = np.array([TIERS.index(t.tier) for t in chosen])
+    scenes, motions, qualities = np.array(scene), np.array(motion), np.array(quality)  # [videos, sentences] each
     table = [
-        (quality_weight, motion_weight, *_accuracies(score, owner, task_of, tier_of))
-        for quality_weight, motion_weight in itertools.product(QUALITY_WEIGHTS, MOTION_WEIGHTS)
-        for score in [np.array(scene) + motion_weight * np.array(motion) + quality_weight * np.array(quality)]
+        (a, b, *_accuracies(scenes + b * motions + a * qualities, owner, task_of, tier_of))
+        for a, b in itertools.product(QUALITY_WEIGHTS, MOTION_WEIGHTS)
     ]
     best = max(table, key=lambda row: row[2] + row[3])
     right = owner[None, :] == task_of[:, None]
-    logits = torch.from_numpy(np.array(scene))
+    logits = torch.from_numpy(scenes)
     losses = [
         float(F.softplus(-(logits[right] + shift)).mean() + F.softplus(logits[~right] + shift).mean())
         for shift in SHIFTS
