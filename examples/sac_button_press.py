@@ -4,8 +4,8 @@
     python examples/sac_button_press.py --task drawer-close-v3 --instruction "close the drawer" \\
         --model vlp-compact-45 --steps 5000
 
-The second closes the drawer with a model that never saw it. The button takes `vlp-compact`: `vlp-compact-45`, which never
-saw it, does not teach it.
+The second closes the drawer with a model that never saw it. Pressing the button takes `vlp-compact`: `vlp-compact-45`,
+which never saw it, does not teach it.
 
 The agent's reward comes from `VLPRewardWrapper` alone; the environment's own success is looked at for evaluation only,
 and its reward not at all.
