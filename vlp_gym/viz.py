@@ -182,7 +182,7 @@ def plot_learning_curve(
     panels = {key: name for key, name in wanted.items() if any(key in row for row in rows)}
     if not panels:
         raise ValueError(f"runs: expected rows with one of {', '.join(wanted)}, got none")
-    with _figure(0.4 + 3.4 * len(panels), 2.8, path) as figure:
+    with _figure(0.4 + 3.4 * len(panels), 2.8 + 0.2 * (len(runs) // 3), path) as figure:
         for axes, (key, name) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
             for (label, histories), colour in zip(runs.items(), _cycle(len(runs)), strict=True):
                 x, curves = _align(histories, key)
@@ -197,8 +197,9 @@ def plot_learning_curve(
             axes.margins(x=0.01)
             if key == "success":
                 axes.set_ylim(-0.03, 1.03)
-            if len(runs) > 1 or any(len(h) > 1 for h in runs.values()):
-                axes.legend(loc="best")
+        if len(runs) > 1 or any(len(h) > 1 for h in runs.values()):
+            handles, labels = figure.axes[0].get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(runs)))
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
 
