@@ -27,7 +27,7 @@ def model(**constants):
 
 
 def test_a_row_is_what_the_score_gives(monkeypatch):
-    """Tier ITP of the sentences alone, from the preferences of a model that has these constants."""
+    """Tier ITP and IVP of the canonical sentences, from the preferences of a model that has these constants."""
     monkeypatch.setattr(module, "held_out_phrasings", lambda task: [])
     rows = {row[:2]: row[2:] for row in tune(model(), ROLLOUTS, TASKS).table}
     for quality_weight, motion_weight in ((1.0, 1.0), (8.0, 0.25)):

@@ -198,8 +198,11 @@ def plot_learning_curve(
             if key == "success":
                 axes.set_ylim(-0.03, 1.03)
         if len(runs) > 1 or any(len(h) > 1 for h in runs.values()):
-            handles, labels = figure.axes[0].get_legend_handles_labels()
-            figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(runs)))
+            lines: dict[str, Any] = {}
+            for axes in figure.axes:  # a run may have no rows for one of the panels
+                handles, labels = axes.get_legend_handles_labels()
+                lines |= dict(zip(labels, handles, strict=True))
+            figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=min(3, len(runs)))
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
 

@@ -28,7 +28,7 @@ class ClipBatch:
 
     Attributes:
         frames: uint8 ``[G, C, T, H, W, 3]``.
-        progress: float ``[G, C, T]``, see `FrameLabels`; less by `UNDONE` in reversed clips.
+        progress: float ``[G, C, T]``, see `FrameLabels`; times `UNDONE` in reversed clips.
         value: float ``[G, C, T]``, see `FrameLabels`; NaN in reversed clips.
         tier: float ``[G, C]``, 2 expert, 1 medium, 0 random in whole rollouts, 0 in reversed ones; NaN elsewhere.
         segment_return: float ``[G, C]``, mean environment reward over the clip; NaN in reversed ones.
