@@ -110,7 +110,7 @@ def train(
     focus: tuple[str, ...] = (),
     save_every: int = 50,
     backbone: str = OPEN_CLIP,
-    quality_weight: float = 8.0,
+    quality_weight: float = 12.0,
     motion_weight: float = 0.25,
     relevance_shift: float = 0.0,
     half: bool = False,

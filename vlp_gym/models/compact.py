@@ -91,7 +91,7 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         hidden: int = 160,
         embedding: int = 96,
         buckets: int = 4096,
-        quality_weight: float = 8.0,
+        quality_weight: float = 12.0,
         motion_weight: float = 0.25,
         relevance_shift: float = 0.0,
         truncate: bool = False,
