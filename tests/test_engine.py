@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from vlp_gym.engine import FrameScore, QueryEngine, Ticket, TokenCache
+from vlp_gym.answers import FrameScore, Ticket
+from vlp_gym.engine import QueryEngine
 from vlp_gym.errors import InstructionError, QueryError
 from vlp_gym.testing import FaultyModel, PaintedEnv, PaintedModel, painted_value
+from vlp_gym.tokens import TokenCache
 
 
 def frame(env: int, episode: int, step: int) -> np.ndarray:
@@ -245,8 +247,10 @@ def test_a_deep_copy_has_its_own_episode_and_the_same_model():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "async"}, "mode='async' is not there yet; use mode='sync'"),
-        ({"mode": "later"}, "mode must be 'sync', got 'later'"),
+        ({"mode": "later"}, "mode must be one of ('sync', 'async'), got 'later'"),
+        ({"policy": "drop"}, "policy must be one of ('block', 'widen_stride'), got 'drop'"),
+        ({"slots": 0}, "slots must be a whole number, at least 1, got 0"),
+        ({"max_wait_s": -1.0}, "max_wait_s and timeout_s must be seconds, got -1.0 and 60.0"),
         ({"window": 0}, "num_frames and window must be at least 1, got 1 and 0"),
         ({"history": "all"}, "history must be 'sliding' or 'prefix', got 'all'"),
     ],

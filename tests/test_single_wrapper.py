@@ -232,7 +232,7 @@ def test_a_deep_copy_goes_its_own_way_with_the_same_model():  # fault 42
     env.reset()
     env.step(0)
     twin = copy.deepcopy(env)
-    assert twin._engine.model is env._engine.model
+    assert twin._stream.engine.model is env._stream.engine.model
     for wrapped in (env, twin, env):
         wrapped.step(0)
     assert model.windows[-1] == [painted_value(0, 0, step) for step in range(4)]

@@ -135,12 +135,20 @@ def test_a_faulty_model_shows_when_the_wrapper_is_made():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"mode": "async"}, ValueError, "mode='async' is not there yet; use mode='sync'"),
+        (
+            {"mode": "async", "success_threshold": 0.5, "terminate_on_success": True},
+            ValueError,
+            "terminate_on_success needs the score at once; use mode='sync'",
+        ),
         ({"every": 0}, ValueError, "every must be a number of steps, at least 1, got 0"),
         ({"every": 1.5}, ValueError, "every must be a number of steps, at least 1, got 1.5"),
-        ({"render_fn": "corner2"}, ValueError, "render_fn must be a function of the environment, got 'corner2'"),
+        (
+            {"render_fn": "corner2"},
+            ValueError,
+            "render_fn must be a function of the environment, or several, got 'corner2'",
+        ),
         ({"gamma": 2.0}, ValueError, "gamma must be in [0, 1], got 2.0"),
-        ({"model": 3}, TypeError, "expected the model as a name, a path or a RewardModel, got int"),
+        ({"model": 3}, TypeError, "expected the model as a name, a path, a RewardModel or a QueryEngine, got int"),
     ],
 )
 def test_wrong_arguments(options, error, message):

@@ -270,7 +270,8 @@ def score(video: Path, /, *, instruction: str, model: str = "vlp-compact", out: 
     """
     from tqdm import tqdm
 
-    from vlp_gym.engine import QueryEngine, Ticket
+    from vlp_gym.answers import Ticket
+    from vlp_gym.engine import QueryEngine
     from vlp_gym.models.registry import load_reward_model
     from vlp_gym.shaping import Reward, score_of
     from vlp_gym.text import normalize_instruction

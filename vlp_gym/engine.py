@@ -1,104 +1,47 @@
 """The query engine: every frame is encoded once, every window is scored under the ticket it belongs to.
 
-Only the mode "sync" exists: `QueryEngine.query` returns when the scores are there. The mode "async" will live
-in this file too, with the only threads of the package; tickets and accounting are already as it needs them.
+In the mode "sync", `query` answers in the caller's thread. In the mode "async", `submit` returns at once, one worker
+thread answers in batches over environments and time, and `poll` takes the answers. Both modes score with the same
+function, `answer_batch`. This is the only file of the package with threads.
 """
 
 from __future__ import annotations
 
+import atexit
 import copy
+import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vlp_gym.errors import QueryError
+from vlp_gym.answers import Answer, Episode, FrameScore, Request, Ticket, answer_batch, check_finite, split_rows
+from vlp_gym.errors import QueryError, QueryTimeout
 from vlp_gym.models.base import History, RewardModel, Scores
 from vlp_gym.models.guarded import GuardedModel
 from vlp_gym.windows import window_indices
 
+logger = logging.getLogger("vlp_gym")
 
-@dataclass(frozen=True)
-class Ticket:
-    """Names one transition for ever: the step that led to a frame; step 0 is the reset frame."""
-
-    env: int
-    episode: int
-    step: int
-
-    def __str__(self) -> str:
-        return f"env {self.env}, episode {self.episode}, step {self.step}"
-
-
-@dataclass(frozen=True)
-class FrameScore:
-    """What the model says of the newest frame of an episode.
-
-    Attributes:
-        preference: f(v | l), any finite number.
-        progress: in [0, 1], or None if the model has no such head.
-        relevance: logit that the video shows the instructed task, or None.
-    """
-
-    preference: float
-    progress: float | None
-    relevance: float | None
-
-
-class TokenCache:
-    """Frame tokens of one running episode, each ``[K, D]``, numbered from 0.
-
-    Args:
-        limit: how many of the newest are kept; None keeps the whole episode (the block doubles as it fills).
-    """
-
-    def __init__(self, limit: int | None) -> None:
-        self.total = 0
-        self._limit = limit
-        self._block: Tensor | None = None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> TokenCache:
-        clone = copy.copy(self)
-        clone._block = None if self._block is None else self._block.clone()
-        return clone
-
-    def clear(self) -> None:
-        """Forget all tokens; the memory is kept for the next episode."""
-        self.total = 0
-
-    def append(self, tokens: Tensor) -> None:
-        """Add the tokens of the next frame, ``[K, D]``."""
-        if self._block is None:
-            self._block = tokens.new_empty((self._limit or 64, *tokens.shape))
-        elif self._limit is None and self.total == len(self._block):
-            self._block = torch.cat([self._block, torch.empty_like(self._block)])
-        self._block[self.total % len(self._block)] = tokens
-        self.total += 1
-
-    def take(self, indices: NDArray[np.int64]) -> Tensor:
-        """Copies of the tokens with these numbers, ``[T, K, D]``."""
-        if self._block is None:
-            raise IndexError("no frame was encoded yet")
-        return self._block[torch.from_numpy(indices % len(self._block)).to(self._block.device)]
-
-
-@dataclass
-class _Episode:
-    """The running episode of one environment."""
-
-    tokens: TokenCache
-    text: Tensor | None = None
-    number: int = -1
-    step: int = -1
+Mode = Literal["sync", "async"]
+Policy = Literal["block", "widen_stride"]
 
 
 class QueryEngine:
     """Scores the newest frames of any number of environments with one reward model.
+
+    Every ticket that was submitted is answered once, or counted: submitted = delivered + stale + failed + cancelled +
+    pending, always. An error of the model spoils the episodes it concerns, whose later tickets are cancelled.
 
     Args:
         model: a live reward model; it is put into eval mode and never copied.
@@ -107,10 +50,17 @@ class QueryEngine:
             frame's tokens a frame.
         device: "auto" leaves the model where it is; anything else moves it.
         truncate: cut an instruction that is over the model's token limit, instead of raising.
-        mode: only "sync".
+        mode: "sync" or "async".
+        max_batch: frames in one call of the model, at most ("async").
+        max_wait_s: how long the worker waits for a batch to fill, counted from its oldest frame; 0 takes what is there.
+        slots: queries that may be pending at once.
+        policy: what happens when all slots are taken: "block" waits in `submit`; with "widen_stride" the wrappers skip
+            frames, and hold the score, until there is room (the last frame of an episode always waits).
+        timeout_s: how long `submit`, `query` and `flush` wait for the model.
+        threads: torch threads of the worker.
 
     Raises:
-        ValueError: for a window, history or mode that does not exist.
+        ValueError: for an argument that makes no sense.
     """
 
     def __init__(
@@ -121,72 +71,232 @@ class QueryEngine:
         history: History | None = None,
         device: str | torch.device = "auto",
         truncate: bool = False,
-        mode: str = "sync",
+        mode: Mode = "sync",
+        max_batch: int = 32,
+        max_wait_s: float = 0.0,
+        slots: int = 256,
+        policy: Policy = "block",
+        timeout_s: float = 60.0,
+        threads: int = 1,
     ) -> None:
         check_mode(mode)
+        if policy not in get_args(Policy):
+            raise ValueError(f"policy must be one of {get_args(Policy)}, got {policy!r}")
+        for name, value in (("max_batch", max_batch), ("slots", slots), ("threads", threads)):
+            if not (isinstance(value, int) and value >= 1):
+                raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}")
+        if not (0.0 <= max_wait_s < math.inf and 0.0 < timeout_s < math.inf):
+            raise ValueError(f"max_wait_s and timeout_s must be seconds, got {max_wait_s} and {timeout_s}")
         self.window = model.window if window is None else window
         self.history: History = model.history if history is None else history
         window_indices(1, self.window, self.history)  # raises if one of them makes no sense
         self.model = GuardedModel(model, device=device, truncate=truncate)
-        self._episodes: list[_Episode] = []
-        self._pending: set[Ticket] = set()
+        self.mode, self.policy = mode, policy
+        self.max_batch, self.max_wait_s, self.slots = max_batch, max_wait_s, slots
+        self.timeout_s, self.threads = timeout_s, threads
+        self._process = os.getpid()
+        self._episodes: list[Episode | None] = []
+        self._texts: dict[str, Tensor] = {}
+        self._pending: dict[Ticket, Request] = {}
+        self._queue: deque[Request] = deque()
+        self._outbox: dict[int, list[Answer]] = {}
         self._counts = {"submitted": 0, "delivered": 0, "stale": 0, "failed": 0, "cancelled": 0}
+        self._latencies: deque[float] = deque(maxlen=1000)
+        self._changed = threading.Condition()  # guards everything above
+        self._calling = threading.Lock()  # held while the model runs
+        self._hurry = self._closed = False
+        self._death: BaseException | None = None
+        self._worker: threading.Thread | None = None
+        if mode == "async":
+            self._worker = threading.Thread(target=_work, args=(weakref.ref(self),), name="vlp_gym-engine", daemon=True)
+            _at_work.add(self)
+            self._worker.start()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> QueryEngine:
+        """The same model, the running episodes copied."""
+        if self.mode == "async":
+            raise TypeError("an engine with mode='async' cannot be copied: its worker thread lives once")
+        clone = object.__new__(type(self))
+        memo[id(self)] = clone
+        memo[id(self._changed)], memo[id(self._calling)] = threading.Condition(), threading.Lock()
+        for name, value in self.__dict__.items():
+            clone.__dict__[name] = copy.deepcopy(value, memo)
+        return clone
 
     def add_env(self) -> int:
         """Take in one more environment; returns the `env` of its tickets."""
-        self._episodes.append(_Episode(TokenCache(self.window if self.history == "sliding" else None)))
-        return len(self._episodes) - 1
+        with self._changed:
+            self._episodes.append(None)
+            return len(self._episodes) - 1
 
     def encode_text(self, instruction: str) -> Tensor:
-        """Encode one checked instruction as tokens, ``[L, D]``."""
-        return self.model.encode_text(instruction, where=f"instruction {instruction!r}")
+        """Encode one checked instruction as tokens, ``[L, D]``; each instruction is encoded once.
+
+        Raises:
+            InstructionError: if it is over the model's limit.
+            QueryTimeout: if the model is busy for longer than `timeout_s`.
+        """
+        text = self._texts.get(instruction)
+        if text is None:
+            where = f"instruction {instruction!r}"
+            text = self._exclusively(lambda: self.model.encode_text(instruction, where=where))
+            if len(self._texts) >= 1024:  # somebody makes sentences up; do not keep them all
+                self._texts.clear()
+            self._texts[instruction] = text
+        return text
 
     def begin(self, env: int, episode: int, text: Tensor) -> None:
-        """Start an episode: what the environment had before is forgotten, and its open tickets are cancelled."""
-        self.cancel(env)
-        state = self._episodes[env]
-        state.tokens.clear()
-        state.text, state.number, state.step = text, episode, -1
+        """Start an episode; the tickets of the episodes before stay open until they are answered."""
+        with self._changed:
+            self._episodes[env] = Episode(episode, text)
 
     def cancel(self, env: int) -> None:
-        """End the running episode of one environment and give up its open tickets."""
-        self._settle([ticket for ticket in self._pending if ticket.env == env], "cancelled")
-        self._episodes[env].text = None
+        """End the running episode of one environment and give up its open tickets.
+
+        Those still in the queue are counted as cancelled; those the model works on will be stale.
+        """
+        with self._changed:
+            self._episodes[env] = None
+            self._outbox.pop(env, None)
+            self._drop([request for request in self._queue if request.ticket.env == env])
+            for ticket in [ticket for ticket in self._pending if ticket.env == env]:
+                self._pending[ticket].episode.broken = True
+                self._settle(ticket, "stale")
 
     def stats(self) -> dict[str, int]:
         """Counts of tickets; submitted = delivered + stale + failed + cancelled + pending, always."""
-        return {**self._counts, "pending": len(self._pending)}
+        with self._changed:
+            return {**self._counts, "pending": len(self._pending)}
+
+    def latencies(self) -> dict[str, float]:
+        """Seconds from `submit` to the answer: p50 and p99 of the newest 1,000 answers; empty before the first."""
+        with self._changed:
+            seconds = list(self._latencies)
+        if not seconds:
+            return {}
+        return {"latency_p50_s": float(np.quantile(seconds, 0.5)), "latency_p99_s": float(np.quantile(seconds, 0.99))}
+
+    @property
+    def crowded(self) -> bool:
+        """Whether a wrapper should skip this frame: all slots are taken, and the policy is "widen_stride"."""
+        return self.policy == "widen_stride" and len(self._pending) >= self.slots
 
     def query(self, tickets: Sequence[Ticket], frames: Sequence[NDArray[np.uint8]]) -> list[FrameScore]:
-        """Score the newest frame of each ticket's episode, all environments in one batch.
+        """Score the newest frame of each ticket's episode and wait for it, all environments in one batch.
 
         Args:
-            tickets: at most one for each environment, of its running episode, in the order of its steps.
-            frames: one for each ticket, uint8 ``[H, W, 3]``, all of one size; they are copied.
+            tickets: of running episodes, at most one for each environment.
+            frames: one item for each ticket, uint8 ``[C, H, W, 3]``: the C views of the same moment, whose scores are
+                averaged. They are copied.
 
         Raises:
             RuntimeError: if a ticket was already used or belongs to no running episode.
             QueryError: if the model raises, runs out of memory at batch 1, or returns NaN or inf.
             TypeError: if the model returns something of another kind or shape than its protocol says.
+            QueryTimeout: if the model does not answer within `timeout_s` ("async").
         """
-        for ticket in tickets:
-            state = self._episodes[ticket.env]
-            if state.text is None or ticket.episode != state.number or ticket.step <= state.step:
-                raise RuntimeError(f"the ticket was already used or belongs to no running episode ({ticket})")
+        self.submit(tickets, frames)
+        answers = {answer.ticket: answer for answer in self.flush({ticket.env for ticket in tickets})}
+        asked = [answers.pop(ticket, Answer(ticket, None)) for ticket in tickets]
+        with self._changed:  # of earlier calls of `submit`
+            for answer in answers.values():
+                self._outbox.setdefault(answer.ticket.env, []).append(answer)
+        for answer in asked:
+            if answer.error is not None:
+                raise answer.error
+            if answer.score is None:
+                raise QueryError(f"an earlier error has spoiled this episode; begin another ({answer.ticket})")
+        return [answer.score for answer in asked if answer.score is not None]
+
+    def submit(self, tickets: Sequence[Ticket], frames: Sequence[NDArray[np.uint8]]) -> None:
+        """Ask for scores; the answers come by `poll`, and so do the errors of the model.
+
+        Arguments and other errors are those of `query`. A ticket of an episode that an error of the model has spoiled
+        is counted as cancelled at once.
+        """
+        self._check_usable()
+        if not tickets and not len(frames):
+            return
         if len({ticket.env for ticket in tickets}) != len(tickets) or len(frames) != len(tickets):
             raise ValueError(f"expected one ticket and frame for each env, got {len(frames)} for {list(tickets)}")
-        self._counts["submitted"] += len(tickets)
-        self._pending.update(tickets)
-        try:
-            scores = self._answer(tickets, frames)
-        except Exception:
-            self._settle(tickets, "failed")
-            raise
-        except BaseException:  # KeyboardInterrupt
-            self._settle(tickets, "cancelled")
-            raise
-        self._settle(tickets, "delivered")
-        return scores
+        with self._changed:
+            episodes = [self._running(ticket) for ticket in tickets]
+            self._wait(lambda: not self._pending or len(self._pending) + len(tickets) <= self.slots, tickets)
+            now = time.monotonic()
+            requests = [
+                Request(ticket, np.array(views, np.uint8, ndmin=4), episode, now)
+                for ticket, views, episode in zip(tickets, frames, episodes, strict=True)
+            ]
+            self._enqueue(requests)
+            self._drop([request for request in requests if request.episode.broken])
+            self._changed.notify_all()
+        while self.mode == "sync" and self._queue:
+            self._serve(self._take_batch(everything=True))
+
+    def poll(self, envs: Collection[int] | None = None, timeout_s: float = 0.0) -> list[Answer]:
+        """Take the answers that are there, for some environments or all, in the order of the tickets of each.
+
+        Args:
+            envs: whose answers to take.
+            timeout_s: how long to wait for the first one, if something is pending.
+
+        Raises:
+            QueryError: if the worker thread has died.
+        """
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            while True:
+                taken = [env for env in self._outbox if envs is None or env in envs]
+                left = deadline - time.monotonic()
+                if taken or left <= 0 or not self._open(envs):
+                    break
+                self._check_usable()
+                self._changed.wait(min(left, 0.5))
+            answers = [answer for env in taken for answer in self._outbox.pop(env)]
+            if not answers and not self._closed:
+                self._check_usable()
+        return answers
+
+    def flush(self, envs: Collection[int] | None = None, timeout_s: float | None = None) -> list[Answer]:
+        """Wait until nothing is pending for these environments, and take all their answers.
+
+        Raises:
+            QueryTimeout: if that takes longer than `timeout_s` (None: the engine's own).
+            QueryError: if the worker thread has died.
+        """
+        with self._changed:
+            self._hurry = True  # no batch waits to be filled
+            self._changed.notify_all()
+            try:
+                self._wait(lambda: not self._open(envs), self._open(envs), timeout_s)
+            finally:
+                self._hurry = False
+        return self.poll(envs)
+
+    def close(self, timeout_s: float = 5.0) -> int:
+        """Stop the worker; a second call does nothing. A live model stays usable.
+
+        Queries in the queue are cancelled; the one that the model works on gets `timeout_s` to end.
+
+        Returns:
+            How many queries were given up; if there are any, a warning is logged too.
+        """
+        if self._process != os.getpid():
+            return 0  # a forked child has no worker to stop
+        with self._changed:
+            first, self._closed = not self._closed, True
+            given_up = len(self._queue)
+            self._drop(list(self._queue))
+            self._changed.notify_all()
+        if self._worker is not None and self._worker is not threading.current_thread():
+            self._worker.join(timeout_s)
+        with self._changed:
+            given_up += len(self._pending)
+            for ticket in list(self._pending):  # the model hangs
+                self._settle(ticket, "cancelled")
+        if first and given_up:
+            logger.warning("the query engine was closed with %d queries in flight, which were given up", given_up)
+        return given_up
 
     def probe(self, text: Tensor) -> FrameScore:
         """Score one black frame: shows which heads the model has, and whether it keeps its protocol.
@@ -196,45 +306,180 @@ class QueryEngine:
         """
         where = "first call, on a black frame"
         frames = torch.zeros((1, *self.model.model.frame_size, 3), dtype=torch.uint8)
-        tokens = self.model.encode_frames(frames, where=where)
         mask = torch.ones((1, 1), dtype=torch.bool, device=self.model.device)
-        return _rows(self.model.score(tokens[:, None], text[None], mask, where=where), [where])[0]
 
-    @torch.inference_mode()
-    def _answer(self, tickets: Sequence[Ticket], frames: Sequence[NDArray[np.uint8]]) -> list[FrameScore]:
-        where = str(tickets[0]) if len(tickets) == 1 else f"{len(tickets)} envs, the first: {tickets[0]}"
-        states = [self._episodes[ticket.env] for ticket in tickets]
-        encoded = self.model.encode_frames(torch.from_numpy(np.stack(frames)), where=where)
-        for ticket, state, tokens in zip(tickets, states, encoded, strict=True):
-            state.step = ticket.step
-            state.tokens.append(tokens)
-        windows = [window_indices(state.tokens.total, self.window, self.history) for state in states]
-        tokens = torch.stack([state.tokens.take(i) for state, (i, _) in zip(states, windows, strict=True)])
-        mask = torch.from_numpy(np.stack([mask for _, mask in windows])).to(self.model.device)
-        texts = [state.text for state in states if state.text is not None]
-        text = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)  # a copy; padding is zeros, as the models' own
-        return _rows(self.model.score(tokens, text, mask, where=where), [str(ticket) for ticket in tickets])
+        def score() -> Scores:
+            tokens = self.model.encode_frames(frames, where=where)
+            return self.model.score(tokens[:, None], text[None], mask, where=where)
 
-    def _settle(self, tickets: Sequence[Ticket], outcome: str) -> None:
-        self._pending.difference_update(tickets)
-        self._counts[outcome] += len(tickets)
+        return check_finite(split_rows(self._exclusively(score))[0], where=where)
+
+    # What follows is called with the lock held, but for `_serve` and `_exclusively`.
+
+    def _running(self, ticket: Ticket) -> Episode:
+        episode = self._episodes[ticket.env]
+        if episode is None or ticket.episode != episode.number or ticket.step <= episode.step:
+            raise RuntimeError(f"the ticket was already used or belongs to no running episode ({ticket})")
+        return episode
+
+    def _enqueue(self, requests: Sequence[Request]) -> None:
+        before = self._counts["submitted"]
+        try:
+            for request in requests:
+                request.episode.step = request.ticket.step
+                self._pending[request.ticket] = request
+                self._queue.append(request)
+            self._counts["submitted"] = before + len(requests)
+        except BaseException:  # KeyboardInterrupt: nothing was submitted
+            self._counts["submitted"] = before
+            for request in requests:
+                self._pending.pop(request.ticket, None)
+                if request in self._queue:
+                    self._queue.remove(request)
+            raise
+
+    def _open(self, envs: Collection[int] | None) -> list[Ticket]:
+        return [ticket for ticket in self._pending if envs is None or ticket.env in envs]
+
+    def _wait(self, done: Callable[[], bool], tickets: Sequence[Ticket], timeout_s: float | None = None) -> None:
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + timeout_s
+        while not done():
+            self._check_usable()
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise QueryTimeout(
+                    f"the reward model did not answer within {timeout_s:g} s; {len(self._pending)} queries are pending "
+                    f"({tickets[0]})"
+                )
+            self._changed.wait(min(left, 0.5))  # in slices: a worker that died does not notify
+
+    def _check_usable(self) -> None:
+        if self._process != os.getpid() and (self.mode == "async" or self.model.device.type == "cuda"):
+            raise RuntimeError(
+                "this query engine was made in another process: neither its worker thread nor CUDA survives a fork; "
+                "make the wrapper in the process that uses it, or start processes with the method 'spawn'"
+            )
+        if self._closed:
+            raise QueryError("the query engine is closed")
+        if self._death is not None or (self._worker is not None and not self._worker.is_alive()):
+            raise QueryError("the worker thread of the query engine has died; make a new one") from self._death
+
+    def _drop(self, requests: Sequence[Request]) -> None:
+        """Take requests out of the queue; no frame may be missing from a window, so their episodes end here."""
+        for request in requests:
+            self._queue.remove(request)
+            request.episode.broken = True
+            self._settle(request.ticket, "cancelled")
+
+    def _settle(self, ticket: Ticket, outcome: str) -> None:
+        del self._pending[ticket]
+        self._counts[outcome] += 1
+
+    def _take_batch(self, everything: bool = False) -> list[Request]:
+        """The oldest requests, all of one shape; waits up to `max_wait_s` for more in the mode "async"."""
+        if not everything:
+            while self._queue and not (self._hurry or self._closed):
+                left = self._queue[0].since_s + self.max_wait_s - time.monotonic()
+                if left <= 0 or sum(len(request.frames) for request in self._queue) >= self.max_batch:
+                    break
+                self._changed.wait(left)
+        batch: list[Request] = []
+        room = math.inf if everything else self.max_batch
+        while self._queue and (not batch or len(batch[0].frames) * (len(batch) + 1) <= room):
+            if batch and self._queue[0].frames.shape != batch[0].frames.shape:
+                break
+            batch.append(self._queue.popleft())
+        return batch
+
+    def _serve(self, batch: Sequence[Request]) -> None:
+        """Answer a batch, and put what came into the outbox."""
+        try:
+            with self._calling:
+                answers = answer_batch(self.model, batch, self.window, self.history)
+        except Exception as error:
+            answers = [Answer(request.ticket, None, error) for request in batch]
+        except BaseException:  # KeyboardInterrupt in the mode "sync", or the end of the worker
+            with self._changed:
+                for request in batch:
+                    request.episode.broken = True
+                    if self._pending.get(request.ticket) is request:
+                        self._settle(request.ticket, "cancelled")
+                self._drop(list(self._queue) if self.mode == "sync" else [])
+            raise
+        now = time.monotonic()
+        with self._changed:
+            for request, answer in zip(batch, answers, strict=True):
+                if answer.error is not None:
+                    request.episode.broken = True
+                if self._pending.get(request.ticket) is request:  # else it is stale, and counted
+                    self._settle(request.ticket, "delivered" if answer.error is None else "failed")
+                    self._outbox.setdefault(request.ticket.env, []).append(answer)
+                    self._latencies.append(now - request.since_s)
+            self._drop([request for request in self._queue if request.episode.broken])
+            self._changed.notify_all()
+
+    def _exclusively(self, function: Callable[[], Any]) -> Any:
+        """Call the model while nobody else does; some tokenizers cannot be used from two threads at once."""
+        self._check_usable()
+        if not self._calling.acquire(timeout=self.timeout_s):
+            raise QueryTimeout(f"the reward model is busy for more than {self.timeout_s:g} s")
+        try:
+            result = function()
+            if self.model.device.type == "cuda":
+                torch.cuda.current_stream(self.model.device).synchronize()  # the worker reads it on another stream
+            return result
+        finally:
+            self._calling.release()
 
 
 def check_mode(mode: str) -> None:
     """Raise ValueError unless the mode exists."""
-    if mode == "async":
-        raise ValueError("mode='async' is not there yet; use mode='sync'")
-    if mode != "sync":
-        raise ValueError(f"mode must be 'sync', got {mode!r}")
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode must be one of {get_args(Mode)}, got {mode!r}")
 
 
-def _rows(scores: Scores, where: Sequence[str]) -> list[FrameScore]:
-    """Split a batch into plain floats, checked to be finite; the progress is that of the last frame."""
-    progress = None if scores.progress is None else scores.progress[:, -1]
-    heads: dict[str, list[Any]] = {}
-    for name, values in (("preference", scores.preference), ("progress", progress), ("relevance", scores.relevance)):
-        heads[name] = [None] * len(where) if values is None else values.tolist()
-        for value, place in zip(heads[name], where, strict=True):
-            if value is not None and not math.isfinite(value):
-                raise QueryError(f"the reward model gave the {name} {value}, which no reward may have ({place})")
-    return [FrameScore(*row) for row in zip(*heads.values(), strict=True)]
+def _work(reference: weakref.ref[QueryEngine]) -> None:
+    """The worker thread. It holds the engine only while it works, so that an engine nobody uses can be collected."""
+    engine = reference()
+    if engine is None:
+        return
+    torch.set_num_threads(engine.threads)  # counts for this thread alone
+    changed, model = engine._changed, engine.model
+    on_stream: Any = nullcontext()
+    if model.device.type == "cuda":
+        on_stream = torch.cuda.stream(torch.cuda.Stream(model.device, priority=0))  # the lowest
+    del engine
+    while True:
+        engine = reference()
+        if engine is None:
+            return
+        try:
+            with changed:
+                batch = engine._take_batch()
+                if not batch and engine._closed:
+                    return
+            if batch:
+                with on_stream:
+                    engine._serve(batch)
+        except BaseException as error:
+            with changed:
+                engine._death = error
+                changed.notify_all()
+            return
+        del batch
+        with changed:
+            idle = not engine._queue and not engine._closed
+            del engine
+            if idle:
+                changed.wait(0.5)  # in slices, to see that the engine is gone
+
+
+_at_work: weakref.WeakSet[QueryEngine] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """A thread that is inside torch when the interpreter goes away ends the process with an abort."""
+    for engine in list(_at_work):
+        engine.close(timeout_s=3.0)

@@ -118,12 +118,22 @@ class Shaping:
             value += self.success_bonus
         if self.env_reward_weight == 0.0:
             return value
+        return value + self.env_reward_weight * self.check_env_reward(env_reward)
+
+    def check_env_reward(self, env_reward: float | None) -> float:
+        """The environment's own reward, 0.0 where it is not mixed in.
+
+        Raises:
+            ValueError: if it is to be mixed in and is None, NaN or inf.
+        """
+        if self.env_reward_weight == 0.0:
+            return 0.0
         if env_reward is None or not math.isfinite(env_reward):
             raise ValueError(
                 f"the environment's own reward is {env_reward} and cannot be mixed in; "
                 "repair it or set env_reward_weight=0"
             )
-        return value + self.env_reward_weight * env_reward
+        return env_reward
 
 
 def _sigmoid(logit: float) -> float:

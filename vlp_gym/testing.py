@@ -123,7 +123,8 @@ def check_wrapper(env: gym.Env[Any, Any], *, steps: int = 20, seed: int = 0) -> 
     """Check that an environment under `VLPRewardWrapper` (or a wrapper of your own like it) keeps its promises.
 
     Python floats as rewards, all finite; ``info["vlp"]`` with its keys; the same rewards for the same seed and
-    actions; no step after the end; the global random generators untouched by construction of windows and scores.
+    actions (in the mode "async" those that are delivered, one for each step, in order); no step after the end; the
+    global random generators untouched by construction of windows and scores.
 
     Args:
         env: the wrapped environment, which renders deterministically; it is reset and stays open.
@@ -147,6 +148,8 @@ def check_wrapper(env: gym.Env[Any, Any], *, steps: int = 20, seed: int = 0) -> 
 
 def _rollout(env: gym.Env[Any, Any], steps: int, seed: int) -> tuple[list[float], bool]:
     rewards: list[float] = []
+    late: list[Any] = []
+    tickets: list[Any] = []
     env.action_space.seed(seed)
     before = _random_states()
     _, info = env.reset(seed=seed)
@@ -160,6 +163,13 @@ def _rollout(env: gym.Env[Any, Any], steps: int, seed: int) -> tuple[list[float]
         assert not (terminated and truncated), "a step that terminates must not say that it was truncated too"
         rewards.append(reward)
         over = terminated or truncated
+        if "ticket" in info["vlp"]:
+            tickets.append(info["vlp"]["ticket"])
+            late += info["vlp"]["delivered"]
+    if tickets:
+        late += env.get_wrapper_attr("flush")()
+        assert [delivery.ticket for delivery in late] == tickets, "each step must be delivered once, in order"
+        rewards = [delivery.reward for delivery in late]
     assert before == _random_states(), "reset or step drew from a global random generator"
     return rewards, over
 
@@ -169,6 +179,8 @@ def _check_info(info: dict[str, Any], call: str) -> None:
     found = set(info.get("vlp", {}))
     assert expected <= found, f'info["vlp"] of {call} must have {sorted(expected)}, got {sorted(found)}'
     for name, value in info["vlp"].items():
+        if name in ("ticket", "delivered"):  # tuples of numbers
+            continue
         assert value is None or isinstance(value, (bool, int, float)), (
             f'info["vlp"][{name!r}] must be a number or None, got {type(value).__name__}'
         )

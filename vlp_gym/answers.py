@@ -1,0 +1,147 @@
+"""Tickets and their answers: one batch of frames in, one score for each ticket out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vlp_gym.errors import QueryError
+from vlp_gym.models.base import History, Scores
+from vlp_gym.models.guarded import GuardedModel
+from vlp_gym.tokens import TokenCache
+from vlp_gym.windows import window_indices
+
+
+class Ticket(NamedTuple):
+    """Names one transition for ever: the step that led to a frame; step 0 is the reset frame."""
+
+    env: int
+    episode: int
+    step: int
+
+    def __str__(self) -> str:
+        return f"env {self.env}, episode {self.episode}, step {self.step}"
+
+
+@dataclass(frozen=True)
+class FrameScore:
+    """What the model says of the newest frame of an episode.
+
+    Attributes:
+        preference: f(v | l), any finite number.
+        progress: in [0, 1], or None if the model has no such head.
+        relevance: logit that the video shows the instructed task, or None.
+    """
+
+    preference: float
+    progress: float | None
+    relevance: float | None
+
+
+class Answer(NamedTuple):
+    """The answer to one ticket: a score, or the error that came in its place."""
+
+    ticket: Ticket
+    score: FrameScore | None
+    error: Exception | None = None
+
+
+@dataclass(eq=False)
+class Episode:
+    """One episode of one environment; late answers of an episode may come when the next one runs already."""
+
+    number: int
+    text: Tensor
+    caches: list[TokenCache] = field(default_factory=list)
+    """One for each view (camera)."""
+    step: int = -1
+    """Of the newest ticket that was submitted."""
+    broken: bool = False
+    """A frame is missing from the caches: no window can be trusted."""
+
+
+@dataclass(eq=False)
+class Request:
+    """One ticket on its way to the model."""
+
+    ticket: Ticket
+    frames: NDArray[np.uint8]
+    """``[C, H, W, 3]``, the engine's own copy."""
+    episode: Episode
+    since_s: float
+    """When it was submitted, on the monotonic clock."""
+
+
+@torch.inference_mode()
+def answer_batch(model: GuardedModel, batch: Sequence[Request], window: int, history: History) -> list[Answer]:
+    """Score a batch of C views each; one environment may appear several times, in the order of its steps.
+
+    Raises:
+        QueryError: if the model raises or runs out of memory at batch 1.
+        TypeError: if it returns something of another kind or shape than its protocol says.
+    """
+    where = str(batch[0].ticket) if len(batch) == 1 else f"{len(batch)} queries, the first: {batch[0].ticket}"
+    encoded = model.encode_frames(torch.from_numpy(np.concatenate([request.frames for request in batch])), where=where)
+    windows: list[Tensor] = []
+    masks: list[NDArray[np.bool_]] = []
+    texts: list[Tensor] = []
+    views = len(batch[0].frames)
+    for number, tokens in enumerate(encoded):
+        episode = batch[number // views].episode
+        while len(episode.caches) < views:
+            episode.caches.append(TokenCache(window if history == "sliding" else None))
+        cache = episode.caches[number % views]
+        cache.append(tokens)
+        indices, real = window_indices(cache.total, window, history)
+        windows.append(cache.take(indices))
+        masks.append(real)
+        texts.append(episode.text)
+    text = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)  # a copy; padding is zeros, as the models' own
+    mask = torch.from_numpy(np.stack(masks)).to(model.device)
+    rows = split_rows(model.score(torch.stack(windows), text, mask, where=where))
+    answers = []
+    for number, request in enumerate(batch):
+        try:
+            score = check_finite(_mean(rows[number * views : (number + 1) * views]), where=str(request.ticket))
+        except QueryError as error:
+            answers.append(Answer(request.ticket, None, error))
+        else:
+            answers.append(Answer(request.ticket, score))
+    return answers
+
+
+def split_rows(scores: Scores) -> list[FrameScore]:
+    """A batch as plain floats; the progress is that of the last frame."""
+    progress = None if scores.progress is None else scores.progress[:, -1]
+    heads = (scores.preference, progress, scores.relevance)
+    lists = [[None] * len(scores.preference) if values is None else values.tolist() for values in heads]
+    return [FrameScore(*row) for row in zip(*lists, strict=True)]
+
+
+def check_finite(score: FrameScore, *, where: str) -> FrameScore:
+    """The same score; QueryError if one of its numbers is NaN or inf."""
+    for name in ("preference", "progress", "relevance"):
+        value = getattr(score, name)
+        if value is not None and not math.isfinite(value):
+            raise QueryError(f"the reward model gave the {name} {value}, which no reward may have ({where})")
+    return score
+
+
+def _mean(views: Sequence[FrameScore]) -> FrameScore:
+    """Several cameras count alike."""
+    if len(views) == 1:
+        return views[0]
+
+    def mean(values: list[float | None]) -> float | None:
+        present = [value for value in values if value is not None]
+        return sum(present) / len(present) if present else None
+
+    preference = sum(view.preference for view in views) / len(views)
+    return FrameScore(preference, mean([view.progress for view in views]), mean([view.relevance for view in views]))

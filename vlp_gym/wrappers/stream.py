@@ -1,0 +1,341 @@
+"""From frames to rewards for the environments of one wrapper: scores may come late, rewards come in order.
+
+Every wrapper is a `RewardStream` with an environment around it, in both modes. So the same ticket gets the same reward
+whether its score was waited for or came ten steps later.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vlp_gym.answers import Answer, FrameScore, Ticket
+from vlp_gym.engine import Mode, QueryEngine, check_mode
+from vlp_gym.frames import FrameRing, validate_frame
+from vlp_gym.models.base import History, RewardModel
+from vlp_gym.shaping import Shaping, score_of
+from vlp_gym.text import normalize_instruction
+
+
+class Delivery(NamedTuple):
+    """The reward of one transition, and what it was made of; numbers only."""
+
+    ticket: Ticket
+    reward: float
+    score: float
+    progress: float | None
+    relevance: float | None
+    success: bool
+
+
+class Transition(NamedTuple):
+    """What a wrapper tells the stream of one environment after a reset or step."""
+
+    lane: int
+    """Which environment of the stream."""
+    views: Sequence[object] | None
+    """One rendered frame for each camera, or None where the score is held."""
+    terminated: bool = False
+    env_reward: float | None = None
+
+
+@dataclass(eq=False)
+class _Lane:
+    """One environment."""
+
+    env: int
+    """Its number in the engine."""
+    instruction: str
+    next: tuple[str, Tensor]
+    """The instruction of the next episode."""
+    ticket: Ticket
+    score: float = 0.0
+    """The score of the newest settled step."""
+    scored: FrameScore | None = None
+    """What that was made of."""
+    reward: float = 0.0
+    """The newest reward that was delivered: the placeholder of those that are not."""
+    waiting: deque[tuple[Ticket, Transition]] = field(default_factory=deque)
+    answers: dict[Ticket, FrameScore] = field(default_factory=dict)
+    ready: list[Delivery] = field(default_factory=list)
+    ring: FrameRing | None = None
+    broken: bool = False
+    """An error of the model has ended the running episode."""
+
+
+class RewardStream:
+    """Gives out tickets, asks the engine, and turns its answers into rewards.
+
+    Args:
+        instructions: one for each environment.
+        model: name, folder or hub id for `load_reward_model`, a live `RewardModel`, or a `QueryEngine`, which several
+            wrappers may share and which brings its own window, history, device, truncate and mode.
+        shaping: from a score to a reward.
+        every, history, window, device, mode, truncate: as `VLPRewardWrapper` has them.
+
+    Raises:
+        ValueError: for an argument that makes no sense, or a model without progress where the reward needs it.
+        InstructionError: for an instruction that is blank, or over the model's limit.
+    """
+
+    def __init__(
+        self,
+        instructions: Sequence[str],
+        model: str | os.PathLike[str] | RewardModel | QueryEngine,
+        shaping: Shaping,
+        *,
+        every: int = 1,
+        history: History | None = None,
+        window: int | None = None,
+        device: str | torch.device = "auto",
+        mode: Mode = "sync",
+        truncate: bool = False,
+    ) -> None:
+        check_mode(mode)
+        if not (isinstance(every, int) and every >= 1):
+            raise ValueError(f"every must be a number of steps, at least 1, got {every!r}")
+        sentences = [normalize_instruction(instruction) for instruction in instructions]
+        self.shaping, self.every = shaping, every
+        self._owned = not isinstance(model, QueryEngine)
+        if isinstance(model, QueryEngine):
+            if (history, window, device, truncate) != (None, None, "auto", False) or mode == "async" != model.mode:
+                raise ValueError("a QueryEngine brings its own history, window, device, truncate and mode")
+            self.engine = model
+        else:
+            live, device = _load(model, device)
+            self.engine = QueryEngine(live, window=window, history=history, device=device, truncate=truncate, mode=mode)
+        try:
+            if self.engine.mode == "async" and shaping.terminate_on_success:
+                raise ValueError("terminate_on_success needs the score at once; use mode='sync'")
+            texts = [self.engine.encode_text(sentence) for sentence in sentences]
+            first = self.engine.probe(texts[0])  # a model that cannot pay this reward must not fail in mid-training
+            score_of(shaping.kind, first.preference, first.progress, first.relevance)
+        except BaseException:
+            if self._owned:
+                self.engine.close()
+            raise
+        self._lanes = []
+        for sentence, text in zip(sentences, texts, strict=True):
+            env = self.engine.add_env()
+            self._lanes.append(_Lane(env, sentence, (sentence, text), Ticket(env, -1, 0)))
+        self._void: set[Ticket] = set()
+        self._errors: list[Exception] = []
+        self._index = {lane.env: index for index, lane in enumerate(self._lanes)}
+
+    def __len__(self) -> int:
+        return len(self._lanes)
+
+    @property
+    def late(self) -> bool:
+        """Whether rewards come late: the mode is "async"."""
+        return self.engine.mode == "async"
+
+    def ticket(self, index: int) -> Ticket:
+        """Of the newest transition: env, episode (0 is the first), step (0 is the reset)."""
+        return self._lanes[index].ticket
+
+    def instruction(self, index: int) -> str:
+        """What the running episode is judged by."""
+        return self._lanes[index].instruction
+
+    def placeholder(self, index: int) -> float:
+        """The newest reward that was delivered, 0.0 at first."""
+        return self._lanes[index].reward
+
+    def set_instruction(self, index: int, instruction: str) -> None:
+        """Change the instruction from the next episode on: one episode is judged by one sentence."""
+        text = normalize_instruction(instruction)
+        self._lanes[index].next = (text, self.engine.encode_text(text))
+
+    def begin(self, index: int) -> Ticket:
+        """Start an episode; returns the ticket of its reset frame. Rewards of the episode before may still come."""
+        lane = self._lanes[index]
+        lane.ticket = Ticket(lane.env, lane.ticket.episode + 1, 0)
+        lane.instruction, text = lane.next
+        lane.broken = False
+        if lane.ring is not None:
+            lane.ring.clear()
+        self.engine.begin(lane.env, lane.ticket.episode, text)
+        return lane.ticket
+
+    def advance(self, index: int) -> Ticket:
+        """The ticket of the next step."""
+        lane = self._lanes[index]
+        lane.ticket = lane.ticket._replace(step=lane.ticket.step + 1)
+        return lane.ticket
+
+    def due(self, index: int, *, over: bool) -> bool:
+        """Whether the newest step is to be rendered and scored; the last one of an episode always is."""
+        return over or (self._lanes[index].ticket.step % self.every == 0 and not self.engine.crowded)
+
+    def observe(self, transitions: Sequence[Transition]) -> None:
+        """Ask for the rewards of the newest steps, at most one for each environment.
+
+        Raises:
+            FrameError: for a frame that is none.
+            ValueError: if the environment's own reward is to be mixed in and is no number.
+            QueryError, TypeError: if the model fails ("sync").
+            QueryTimeout: if no slot is free for too long ("async").
+        """
+        tickets, frames = [], []
+        for number, views, _, env_reward in transitions:
+            lane = self._lanes[number]
+            if lane.ticket.step > 0:
+                try:
+                    self.shaping.check_env_reward(env_reward)
+                except ValueError as error:
+                    raise ValueError(f"{error} ({lane.ticket})") from None
+            if views is not None:
+                frames.append(self._own(lane, views))
+                tickets.append(lane.ticket)
+        lanes = [self._lanes[transition.lane] for transition in transitions]
+        try:
+            for lane, transition in zip(lanes, transitions, strict=True):  # the frames themselves are not kept
+                lane.waiting.append((lane.ticket, transition._replace(views=None if transition.views is None else ())))
+            self.engine.submit(tickets, frames)
+        except BaseException:  # these steps never get back to the agent
+            self._void.update(tickets)
+            for lane in lanes:
+                lane.waiting = deque(step for step in lane.waiting if step[0] != lane.ticket)
+            raise
+        if not self.late:
+            self._settle(self.engine.poll(self._index))
+            self.raise_errors()
+
+    def broken(self, index: int) -> bool:
+        """Whether an error of the model has ended the running episode: its later steps would have no reward."""
+        return self._lanes[index].broken
+
+    def raise_errors(self) -> None:
+        """Raise what the model has raised for an earlier step, once; to be called before the environment moves."""
+        if self.late:
+            self._settle(self.engine.poll(self._index))
+        if self._errors:
+            errors, self._errors = self._errors, []
+            raise errors[0]
+
+    def collect(self) -> list[list[Delivery]]:
+        """As `poll`, but an error of the model is kept for `raise_errors`."""
+        self._settle(self.engine.poll(self._index))
+        deliveries = [lane.ready for lane in self._lanes]
+        for lane in self._lanes:
+            lane.ready = []
+        return deliveries
+
+    def poll(self, timeout_s: float = 0.0) -> list[list[Delivery]]:
+        """Take the rewards that are there: for each environment a list, in the order of its steps.
+
+        Args:
+            timeout_s: how long to wait for the first answer.
+
+        Raises:
+            QueryError, TypeError: what the model raised; each error once, and no reward that was there is lost by it.
+        """
+        self._settle(self.engine.poll(self._index, timeout_s))
+        self.raise_errors()
+        return self.collect()
+
+    def flush(self, timeout_s: float | None = None) -> list[list[Delivery]]:
+        """Wait until every reward is there, and take them as `poll` does.
+
+        Raises:
+            QueryTimeout: if that takes longer than `timeout_s` (None: the engine's own).
+        """
+        self._settle(self.engine.flush(self._index, timeout_s))
+        self.raise_errors()
+        return self.collect()
+
+    def info(self, index: int, env_reward: float | None) -> dict[str, Any]:
+        """What ``info["vlp"]`` says of an environment: the newest settled score."""
+        lane = self._lanes[index]
+        return {
+            "env_reward": env_reward,
+            "score": lane.score,
+            "progress": None if lane.scored is None else lane.scored.progress,
+            "relevance": None if lane.scored is None else lane.scored.relevance,
+            "success": self.shaping.success(lane.score),
+        }
+
+    def close(self) -> None:
+        """Give up what is pending; an engine that was given stays open for the others."""
+        for lane in self._lanes:
+            self.engine.cancel(lane.env)
+        if self._owned:
+            self.engine.close()
+
+    def _own(self, lane: _Lane, views: Sequence[object]) -> NDArray[np.uint8]:
+        """Checked copies of one size, ``[C, H, W, 3]``."""
+        frames = [validate_frame(view, where=str(lane.ticket)) for view in views]
+        if lane.ring is None:
+            lane.ring = FrameRing(len(frames), *frames[0].shape[:2])
+        for frame in frames:
+            lane.ring.push(frame)
+        return lane.ring.take(np.arange(lane.ring.total - len(frames), lane.ring.total))
+
+    def _settle(self, answers: Sequence[Answer]) -> None:
+        for ticket, score, error in answers:
+            if ticket in self._void:
+                self._void.remove(ticket)
+                continue
+            lane = self._lanes[self._index[ticket.env]]
+            if score is not None:
+                if not any(ticket == waiting for waiting, _ in lane.waiting) or ticket in lane.answers:
+                    raise RuntimeError(f"an answer came twice, or for a ticket that is unknown ({ticket})")
+                lane.answers[ticket] = score
+            elif error is not None:
+                self._advance(lane)  # what came before in this episode was answered before; the rest has no reward
+                lane.waiting = deque(step for step in lane.waiting if step[0].episode != ticket.episode)
+                lane.broken |= ticket.episode == lane.ticket.episode
+                self._errors.append(error)
+        for lane in self._lanes:
+            self._advance(lane)
+
+    def _advance(self, lane: _Lane) -> None:
+        """Turn the scores that are there into rewards, oldest first, up to the first that is missing."""
+        while lane.waiting:
+            ticket, transition = lane.waiting[0]
+            before = lane.score
+            if transition.views is not None:
+                if ticket not in lane.answers:
+                    return
+                lane.scored = lane.answers.pop(ticket)
+                scored = lane.scored
+                lane.score = score_of(self.shaping.kind, scored.preference, scored.progress, scored.relevance)
+            lane.waiting.popleft()
+            if ticket.step == 0:
+                continue
+            success = self.shaping.success(lane.score)
+            terminated = transition.terminated or (self.shaping.terminate_on_success and success)
+            lane.reward = self.shaping.reward(
+                before, lane.score, terminated=terminated, env_reward=transition.env_reward
+            )
+            assert lane.scored is not None
+            lane.ready.append(
+                Delivery(ticket, lane.reward, lane.score, lane.scored.progress, lane.scored.relevance, success)
+            )
+
+
+def _load(
+    model: str | os.PathLike[str] | RewardModel, device: str | torch.device
+) -> tuple[RewardModel, str | torch.device]:
+    """The live model, and where the engine is to put it."""
+    if isinstance(model, (str, os.PathLike)):
+        from vlp_gym.models.registry import load_reward_model
+
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        with torch.random.fork_rng(devices=[]):  # building a model draws random weights
+            return load_reward_model(model, device=device), "auto"
+    if not isinstance(model, RewardModel):
+        raise TypeError(
+            f"expected the model as a name, a path, a RewardModel or a QueryEngine, got {type(model).__name__}"
+        )
+    return model, device
