@@ -10,8 +10,10 @@ import torch
 from vlp_gym.answers import FrameScore, Ticket
 from vlp_gym.engine import QueryEngine
 from vlp_gym.errors import InstructionError, QueryError
+from vlp_gym.models.compact import CompactRewardModel
 from vlp_gym.testing import FaultyModel, PaintedEnv, PaintedModel, painted_value
 from vlp_gym.tokens import TokenCache
+from vlp_gym.windows import window_indices
 
 
 def frame(env: int, episode: int, step: int) -> np.ndarray:
@@ -42,6 +44,23 @@ def test_each_frame_is_encoded_once_and_the_window_is_right(history):
     steps = [196, 197, 198, 199] if history == "sliding" else [0, 66, 133, 199]
     assert model.windows[-1] == [painted_value(0, 0, step) for step in steps]
     assert model.windows[1] == [painted_value(0, 0, step) for step in (0, 1)]
+
+
+@pytest.mark.parametrize("history", ["sliding", "prefix"])
+@pytest.mark.parametrize("window", [1, 4])
+def test_scores_are_those_of_the_whole_window(history, window):
+    torch.manual_seed(0)
+    model = CompactRewardModel(image_size=32, channels=16, hidden=16).eval()
+    engine = begun(model, window=window, history=history)
+    text = model.encode_text(["press the button"])
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), np.uint8))
+    for step in range(9):
+        got = engine.query([Ticket(0, 0, step)], [pixels[step].numpy()])[0]
+        indices, mask = window_indices(step + 1, window, history)
+        with torch.inference_mode():
+            scores = model.score(model.encode_frames(pixels[indices])[None], text, torch.from_numpy(mask)[None])
+        expected = [scores.preference.item(), scores.progress[0, -1].item(), scores.relevance.item()]
+        assert [got.preference, got.progress, got.relevance] == pytest.approx(expected, abs=1e-5)
 
 
 def test_many_envs_in_one_batch_keep_apart():

@@ -89,23 +89,30 @@ def answer_batch(model: GuardedModel, batch: Sequence[Request], window: int, his
     """
     where = str(batch[0].ticket) if len(batch) == 1 else f"{len(batch)} queries, the first: {batch[0].ticket}"
     encoded = model.encode_frames(torch.from_numpy(np.concatenate([request.frames for request in batch])), where=where)
+    views = len(batch[0].frames)
+    caches = []
+    for request in batch:
+        while len(request.episode.caches) < views:
+            request.episode.caches.append(TokenCache(window if history == "sliding" else None))
+        caches += request.episode.caches
+    # With "prefix", every window begins with the first frame of the episode.
+    in_context = history == "prefix" and window > 1 and model.contextual
+    if in_context:
+        for cache, tokens in zip(caches, encoded, strict=True):
+            cache.first = tokens.clone() if cache.first is None else cache.first
+        first = torch.stack([cache.first for cache in caches if cache.first is not None])
+        encoded = model.encode_in_context(encoded, first, where=where)
     windows: list[Tensor] = []
     masks: list[NDArray[np.bool_]] = []
-    texts: list[Tensor] = []
-    views = len(batch[0].frames)
-    for number, tokens in enumerate(encoded):
-        episode = batch[number // views].episode
-        while len(episode.caches) < views:
-            episode.caches.append(TokenCache(window if history == "sliding" else None))
-        cache = episode.caches[number % views]
+    for cache, tokens in zip(caches, encoded, strict=True):
         cache.append(tokens)
         indices, real = window_indices(cache.total, window, history)
         windows.append(cache.take(indices))
         masks.append(real)
-        texts.append(episode.text)
+    texts = [request.episode.text for request in batch for _ in range(views)]
     text = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)  # a copy; padding is zeros, as the models' own
     mask = torch.from_numpy(np.stack(masks)).to(model.device)
-    rows = split_rows(model.score(torch.stack(windows), text, mask, where=where))
+    rows = split_rows(model.score(torch.stack(windows), text, mask, where=where, in_context=in_context))
     answers = []
     for number, request in enumerate(batch):
         try:

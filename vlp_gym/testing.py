@@ -23,7 +23,7 @@ from vlp_gym.faulty import FaultyModel as FaultyModel
 from vlp_gym.faulty import PaintedEnv as PaintedEnv
 from vlp_gym.faulty import PaintedModel as PaintedModel
 from vlp_gym.faulty import painted_value as painted_value
-from vlp_gym.models.base import RewardModel, Scores
+from vlp_gym.models.base import ContextualModel, RewardModel, Scores
 
 SENTENCES = ("press the button", "close the door and then open the drawer, please")
 
@@ -115,6 +115,11 @@ def _check_score(model: RewardModel, tokens: Tensor, text: Tensor, atol: float) 
     for name, values in _heads(model.score(padded, text, padded_mask)).items():
         real = values[:, 1:] if name == "progress" else values
         _check_close(real, heads[name], atol, f"{name} depends on the padding of the frames")
+    if isinstance(model, ContextualModel):
+        seen = model.encode_in_context(window.flatten(0, 1), window[:, :1].expand_as(window).flatten(0, 1))
+        _check_float(seen, "encode_in_context", (mask.numel(), None, None), "[N, K, D]")
+        for name, values in _heads(model.score_in_context(seen.unflatten(0, mask.shape), text, mask)).items():
+            _check_close(values, heads[name], atol, f"{name} of score_in_context differs from that of score")
     for name, values in _heads(model.score(window[:, :1], text, mask[:, :1])).items():
         assert values.isfinite().all(), f"{name} is NaN or inf for a window of one frame"
 

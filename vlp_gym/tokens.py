@@ -19,6 +19,8 @@ class TokenCache:
 
     def __init__(self, limit: int | None) -> None:
         self.total = 0
+        self.first: Tensor | None = None
+        """Tokens of the first frame, where a `ContextualModel` needs them."""
         self._limit = limit
         self._block: Tensor | None = None
 

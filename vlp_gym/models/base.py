@@ -61,6 +61,23 @@ class RewardModel(Protocol):
         ...
 
 
+@runtime_checkable
+class ContextualModel(RewardModel, Protocol):
+    """A model that looks at each frame beside the first one of its window, and scores windows of what it saw there.
+
+    With the history "prefix" that first frame is the episode's own, so that this, too, is done once a frame:
+    ``score(frames, text, mask) == score_in_context(encode_in_context(frames, first), text, mask)``.
+    """
+
+    def encode_in_context(self, frames: Tensor, first: Tensor) -> Tensor:
+        """Frame tokens ``[N, K, D]`` beside those of the first frame ``[N, K, D]``, as ``[N, K', D']``."""
+        ...
+
+    def score_in_context(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
+        """As `RewardModel.score`, for what `encode_in_context` gave, ``[B, T, K', D']``."""
+        ...
+
+
 def prefer(model: RewardModel, a: Tensor, b: Tensor, text: Tensor) -> Tensor:
     """P(a > b | text), float ``[B]``: the model's pairwise head if it has one, else Bradley-Terry (VLP eq. 3).
 

@@ -153,15 +153,31 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         """Encode uint8 frames ``[N, H, W, 3]`` as ``[N, K, channels]``, K = (image_size / 16)^2."""
         return self.backbone.encode_frames(frames)
 
+    def encode_in_context(self, frames: Tensor, first: Tensor) -> Tensor:
+        """See `ContextualModel`: each frame beside the first one of its clip, ``[N, 1, hidden + 2 * channels]``."""
+        state = self._state(frames[:, None], first)[:, 0]
+        return torch.cat([state, _overview(first)], 1)[:, None]
+
+    def score_in_context(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
+        """See `ContextualModel`."""
+        state, overview = frames.squeeze(2).split([self.config["hidden"], 2 * self.config["channels"]], -1)
+        return self._scores(self._clip_features(state, overview[:, -1], mask), text, mask)
+
     def features(self, frames: Tensor, mask: Tensor) -> ClipFeatures:
         """Look at clips of frame tokens ``[B, T, K, channels]`` with mask ``[B, T]``, no sentence involved."""
+        first = frames[torch.arange(len(frames), device=frames.device), mask.int().argmax(1)]
+        return self._clip_features(self._state(frames, first), _overview(first), mask)
+
+    def _state(self, frames: Tensor, first: Tensor) -> Tensor:
+        """What each frame ``[B, T, K, channels]`` shows, and what has changed since ``[B, K, channels]``."""
+        pair = self.pair(torch.cat([frames, frames - first[:, None]], -1)).flatten(0, 1)  # [B * T, K, hidden]
+        state: Tensor = self.where(pair.transpose(1, 2)).unflatten(0, frames.shape[:2])
+        return state  # [B, T, hidden]
+
+    def _clip_features(self, state: Tensor, overview: Tensor, mask: Tensor) -> ClipFeatures:
         batch, time = mask.shape
-        rows = torch.arange(batch, device=frames.device)
+        rows = torch.arange(batch, device=state.device)
         first_index = mask.int().argmax(1)
-        first = frames[rows, first_index]
-        change = frames - first[:, None]
-        pair = self.pair(torch.cat([frames, change], -1)).flatten(0, 1)  # [B * T, K, hidden]
-        state = self.where(pair.transpose(1, 2)).unflatten(0, (batch, time))  # [B, T, hidden]
         position = torch.arange(time, device=mask.device) - first_index[:, None]
         position = position / (time - 1 - first_index).clamp(min=1)[:, None]  # order only, not time: 0 first, 1 last
         order = self.order(torch.stack([position, position**2], -1).to(state.dtype))
@@ -169,7 +185,7 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         real = mask[..., None].to(context.dtype)
         mean = (context * real).sum(1) / real.sum(1)
         motion = self.motion_head(torch.cat([state[:, -1] - state[rows, first_index], mean], 1))
-        scene = self.scene_head(torch.cat([first.mean(1), first.amax(1)], 1))
+        scene = self.scene_head(overview)
         return ClipFeatures(
             progress=self.progress_head(state).squeeze(-1),
             direction=self.direction_head(F.relu(state)),
@@ -206,7 +222,9 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
 
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
         """Score windows; shapes as in `RewardModel`."""
-        clips = self.features(frames, mask)
+        return self._scores(self.features(frames, mask), text, mask)
+
+    def _scores(self, clips: ClipFeatures, text: Tensor, mask: Tensor) -> Scores:
         progress = self.progress_logits(clips, text)
         quality = torch.sigmoid(self.quality(clips, progress, mask))
         scene = self.scene_relevance(clips, text).diagonal()
@@ -221,6 +239,11 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         """What sentences ``[M, 1, D]`` are about, and what they say of the direction."""
         about, direction = text[:, 0].split([self.backbone.text_dim, self.verbs.dim], 1)
         return about, direction
+
+
+def _overview(first: Tensor) -> Tensor:
+    """What a clip's first frame ``[B, K, channels]`` shows anywhere, ``[B, 2 * channels]``."""
+    return torch.cat([first.mean(1), first.amax(1)], 1)
 
 
 def _embedding_head(width: int, hidden: int, embedding: int) -> nn.Sequential:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vlp_gym.errors import InstructionError, QueryError
-from vlp_gym.models.base import RewardModel, Scores
+from vlp_gym.models.base import ContextualModel, RewardModel, Scores
 
 Result = TypeVar("Result")
 
@@ -38,6 +38,7 @@ class GuardedModel:
                 model.to(device)
             model.eval()
         self.device = next((weight.device for weight in _weights(model)), torch.device("cpu"))
+        self.contextual = isinstance(model, ContextualModel)
         self.max_batch = 256
         """Rows in one call of the model; halved, for good, when the memory does not suffice."""
         self._truncate = truncate
@@ -67,11 +68,29 @@ class GuardedModel:
         return torch.cat(self._batched(encode, [frames.to(self.device)], where))
 
     @torch.inference_mode()
-    def score(self, frames: Tensor, text: Tensor, mask: Tensor, *, where: str) -> Scores:
-        """Score windows: frame tokens ``[B, T, K, D]``, text tokens ``[B, L, D]``, mask ``[B, T]``."""
+    def encode_in_context(self, frames: Tensor, first: Tensor, *, where: str) -> Tensor:
+        """Of a `ContextualModel`: frame tokens ``[N, K, D]`` beside those of the first frames, ``[N, K', D']``."""
+        model: Any = self.model
+
+        def encode(frames: Tensor, first: Tensor) -> Tensor:
+            tokens = self._call(where, lambda: model.encode_in_context(frames, first))
+            self._check(tokens, "encode_in_context", {"N": len(frames), "K": None, "D": None}, where)
+            return tokens
+
+        return torch.cat(self._batched(encode, [frames, first], where))
+
+    @torch.inference_mode()
+    def score(self, frames: Tensor, text: Tensor, mask: Tensor, *, where: str, in_context: bool = False) -> Scores:
+        """Score windows: frame tokens ``[B, T, K, D]``, text tokens ``[B, L, D]``, mask ``[B, T]``.
+
+        Args:
+            in_context: the frame tokens are those of `encode_in_context`.
+        """
+        model: Any = self.model
+        call = model.score_in_context if in_context else model.score
 
         def score(frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
-            scores = self._call(where, lambda: self.model.score(frames, text, mask))
+            scores = self._call(where, lambda: call(frames, text, mask))
             if not isinstance(scores, Scores):
                 raise TypeError(f"expected Scores from score, got {type(scores).__name__} ({where})")
             batch, time = mask.shape
