@@ -28,7 +28,7 @@ import tyro
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
 
-from vlp_gym import VLPRewardWrapper, load_reward_model, make_metaworld
+from vlp_gym import VLPReplayBuffer, VLPRewardCallback, VLPRewardWrapper, load_reward_model, make_metaworld
 from vlp_gym.integrations.metaworld import scripted_policy
 from vlp_gym.video import overlay_video
 from vlp_gym.viz import plot_learning_curve, plot_reward_curves
@@ -60,8 +60,11 @@ class Options:
     """Episodes of an evaluation."""
     scale: float = 1.0
     """Factor on the reward."""
+    mode: Literal["sync", "async"] = "async"
+    """"async" steps on while the reward model works, and learns from a transition when its reward has come."""
     control: Literal["none", "shuffled"] = "none"
-    """"shuffled" pays each step the reward of a random earlier one: an agent that still learns would prove nothing."""
+    """"shuffled" pays each step the reward of a random earlier one: an agent that still learns would prove nothing.
+    Always with --mode sync."""
     threads: int = 1
     """Torch threads; more rarely helps nets of this size."""
     out: Path | None = None
@@ -79,7 +82,8 @@ def main(options: Options) -> None:
     first_look(options, model, out / "reward_curves.png")
 
     env = make_env(options, seed=options.seed)
-    env = VLPRewardWrapper(env, options.instruction, model, reward="progress", scale=options.scale)
+    mode = "sync" if options.control == "shuffled" else options.mode
+    env = VLPRewardWrapper(env, options.instruction, model, reward="progress", scale=options.scale, mode=mode)
     if options.control == "shuffled":
         env = ShuffledReward(env, options.seed)
     agent = SAC(
@@ -91,12 +95,14 @@ def main(options: Options) -> None:
         tau=0.01,
         ent_coef="auto_0.05",  # rewards are at most 1: the usual start of 1 would drown them in entropy
         policy_kwargs={"net_arch": [256, 256]},
+        replay_buffer_class=VLPReplayBuffer,
         tensorboard_log=str(out / "tensorboard"),
         seed=options.seed,
     )
     evaluation = Evaluation(options, out)
     try:
-        agent.learn(options.steps, CallbackList([evaluation, ProgressBarCallback()]), tb_log_name="sac")
+        callbacks = CallbackList([VLPRewardCallback(), evaluation, ProgressBarCallback()])
+        agent.learn(options.steps, callbacks, tb_log_name="sac")
     except KeyboardInterrupt:
         print("\nstopped: keeping what was learned")
     evaluation.run()
@@ -149,15 +155,9 @@ class Evaluation(BaseCallback):
         self.options, self.out = options, out
         self.env = make_env(options, seed=options.seed + 1_000, terminate_on_success=True)
         self.history: list[dict[str, float]] = []
-        self.rewards: list[float] = []
         self.started = time.monotonic()
 
     def _on_step(self) -> bool:
-        info = self.locals["infos"][0]["vlp"]
-        self.rewards.append(float(self.locals["rewards"][0]))
-        for name in ("score", "progress", "relevance"):
-            if info[name] is not None:
-                self.logger.record_mean(f"vlp/{name}", info[name])
         if self.num_timesteps % self.options.eval_every == 0:
             self.run()
         return True
@@ -166,6 +166,7 @@ class Evaluation(BaseCallback):
         """Evaluate once, and remember the outcome."""
         if self.history and self.history[-1]["step"] == self.num_timesteps:
             return
+        buffer = self.model.replay_buffer
         successes = []
         for episode in range(self.options.eval_episodes):
             observation, _ = self.env.reset(seed=episode)
@@ -177,7 +178,7 @@ class Evaluation(BaseCallback):
         row = {
             "step": self.num_timesteps,
             "success": float(np.mean(successes)),
-            "reward": float(np.mean(self.rewards[-self.options.eval_every :] or [0.0])),
+            "reward": float(np.mean(buffer.rewards[max(buffer.pos - self.options.eval_every, 0) : max(buffer.pos, 1)])),
             "minutes": (time.monotonic() - self.started) / 60,
         }
         self.history.append(row)

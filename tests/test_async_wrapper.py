@@ -38,7 +38,8 @@ class FlakyModel(PaintedModel):
         if fault == "raises":
             raise ZeroDivisionError("division by zero")
         if fault == "nan":
-            frames = frames * float("nan")
+            frames = frames.clone()
+            frames[0] = float("nan")  # one row of a batch
         return super().score(frames, text, mask)
 
 
@@ -310,9 +311,20 @@ def test_several_cameras_are_averaged():
         painter.episode, painter.elapsed = env.unwrapped.episode, 3 * env.unwrapped.elapsed
         return painter.render()
 
+    buffer = np.zeros((8, 8, 3), np.uint8)
+
+    def into_one_buffer(camera):
+        def draw(env):
+            buffer[:] = camera(env)
+            return buffer
+
+        return draw
+
     for mode in ("sync", "async"):
         model = PaintedModel(window=2)
-        env = wrap(model=model, render_fn=[lambda env: env.render(), other], mode=mode)
+        env = wrap(
+            model=model, render_fn=[into_one_buffer(lambda env: env.render()), into_one_buffer(other)], mode=mode
+        )
         env.reset()
         rewards = [env.step(0)[1] for _ in range(3)]
         if mode == "async":

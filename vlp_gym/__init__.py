@@ -25,16 +25,32 @@ if TYPE_CHECKING:
     from vlp_gym.errors import QueryTimeout as QueryTimeout
     from vlp_gym.errors import VLPError as VLPError
     from vlp_gym.integrations.metaworld import make_metaworld as make_metaworld
+    from vlp_gym.integrations.sb3 import VLPDictReplayBuffer as VLPDictReplayBuffer
+    from vlp_gym.integrations.sb3 import VLPNStepReplayBuffer as VLPNStepReplayBuffer
+    from vlp_gym.integrations.sb3 import VLPReplayBuffer as VLPReplayBuffer
+    from vlp_gym.integrations.sb3 import VLPRewardCallback as VLPRewardCallback
+    from vlp_gym.integrations.sb3 import VLPRolloutBuffer as VLPRolloutBuffer
+    from vlp_gym.integrations.sb3_vec import VLPVecReward as VLPVecReward
     from vlp_gym.models.base import RewardModel as RewardModel
     from vlp_gym.models.base import Scores as Scores
     from vlp_gym.models.registry import available_models as available_models
     from vlp_gym.models.registry import load_reward_model as load_reward_model
+    from vlp_gym.wrappers.capture import capture_frames as capture_frames
     from vlp_gym.wrappers.single import VLPRewardWrapper as VLPRewardWrapper
+    from vlp_gym.wrappers.vector import VLPVectorRewardWrapper as VLPVectorRewardWrapper
 
 __version__ = "0.1.0"
 
 _HOME = {
     "VLPRewardWrapper": "vlp_gym.wrappers.single",
+    "VLPVectorRewardWrapper": "vlp_gym.wrappers.vector",
+    "VLPVecReward": "vlp_gym.integrations.sb3_vec",
+    "capture_frames": "vlp_gym.wrappers.capture",
+    "VLPReplayBuffer": "vlp_gym.integrations.sb3",
+    "VLPDictReplayBuffer": "vlp_gym.integrations.sb3",
+    "VLPNStepReplayBuffer": "vlp_gym.integrations.sb3",
+    "VLPRolloutBuffer": "vlp_gym.integrations.sb3",
+    "VLPRewardCallback": "vlp_gym.integrations.sb3",
     "make_metaworld": "vlp_gym.integrations.metaworld",
     "load_reward_model": "vlp_gym.models.registry",
     "available_models": "vlp_gym.models.registry",

@@ -410,12 +410,15 @@ class QueryEngine:
         now = time.monotonic()
         with self._changed:
             for request, answer in zip(batch, answers, strict=True):
-                if answer.error is not None:
-                    request.episode.broken = True
-                if self._pending.get(request.ticket) is request:  # else it is stale, and counted
-                    self._settle(request.ticket, "delivered" if answer.error is None else "failed")
-                    self._outbox.setdefault(request.ticket.env, []).append(answer)
-                    self._latencies.append(now - request.since_s)
+                if self._pending.get(request.ticket) is not request:  # it is stale, and counted
+                    continue
+                if request.episode.broken:  # by an earlier row of this batch
+                    self._settle(request.ticket, "cancelled")
+                    continue
+                request.episode.broken = answer.error is not None
+                self._settle(request.ticket, "delivered" if answer.error is None else "failed")
+                self._outbox.setdefault(request.ticket.env, []).append(answer)
+                self._latencies.append(now - request.since_s)
             self._drop([request for request in self._queue if request.episode.broken])
             self._changed.notify_all()
 

@@ -1,19 +1,42 @@
-"""Rendered frames: the check at the door and the ring that owns copies of the newest ones."""
+"""Rendered frames: who makes them, the check at the door, and the ring that owns copies of the newest ones.
+
+Worker processes of vector environments import this file, so it imports torch only where a frame is resized: that would
+cost each of them seconds and some 300 MB.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from vlp_gym.errors import FrameError
-from vlp_gym.models.resize import resize_frames
+
+RenderFn: TypeAlias = Callable[[Any], "NDArray[np.uint8]"]
 
 MAX_PIXELS = 64 * 1024 * 1024
 """The largest frame that is taken for a picture and not for a mistake."""
+
+
+def check_cameras(env: Any, render_fn: RenderFn | Sequence[RenderFn] | None) -> list[RenderFn]:
+    """The functions that give the views of an environment: its own ``render``, or `render_fn`.
+
+    Raises:
+        ValueError: if it does not render arrays, or `render_fn` is no function.
+    """
+    if render_fn is None:
+        if env.render_mode != "rgb_array":
+            raise ValueError(
+                f'expected an environment made with render_mode="rgb_array", got render_mode={env.render_mode!r}'
+            )
+        return [lambda env: env.render()]
+    cameras: list[Any] = list(render_fn) if isinstance(render_fn, (list, tuple)) else [render_fn]
+    if not cameras or not all(callable(camera) for camera in cameras):
+        raise ValueError(f"render_fn must be a function of the environment, or several, got {render_fn!r}")
+    return cameras
 
 
 def validate_frame(frame: object, *, where: str) -> NDArray[np.uint8]:
@@ -90,6 +113,10 @@ class FrameRing:
                     f"frames are resized to {(height, width)} from now on",
                     stacklevel=2,
                 )
+            import torch
+
+            from vlp_gym.models.resize import resize_frames
+
             frame = resize_frames(torch.from_numpy(np.ascontiguousarray(frame))[None], slot.shape[:2])[0].numpy()
         np.copyto(slot, frame)
         self.total += 1

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import platform
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from measure import alternate, machine, spread, timed
 from scipy.stats import spearmanr
 
 from vlp_gym import VLPRewardWrapper, load_reward_model, make_metaworld
@@ -50,9 +49,7 @@ def main(options: Options) -> None:
     torch.set_num_threads(options.threads)
     model = load_reward_model(options.model)
     result: dict[str, Any] = {
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} torch thread(s), no GPU"
-        if not torch.cuda.is_available()
-        else torch.cuda.get_device_name(),
+        "machine": machine(),
         "n": 2 * options.blocks,
     }
     result |= rendering(options)
@@ -161,31 +158,6 @@ def reward_agreement(options: Options, model: Any) -> dict[str, Any]:
         rewards[quality] = series
         env.close()
     return {"reward rank correlation fast / default": round(float(spearmanr(*rewards.values()).statistic), 4)}
-
-
-def alternate(
-    a: Callable[[], float], b: Callable[[], float], blocks: int
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Measure A B B A, `blocks` times; the two series pair up in time, so that drift cancels in their ratio."""
-    pairs: list[tuple[float, float]] = []
-    for _ in range(blocks):
-        first = a(), b()
-        second_b, second_a = b(), a()
-        pairs += [first, (second_a, second_b)]
-    return tuple(np.array(column) for column in zip(*pairs, strict=True))  # type: ignore[return-value]
-
-
-def timed(call: Callable[[], Any], times: int) -> float:
-    """Seconds a call."""
-    started = time.perf_counter()
-    for _ in range(times):
-        call()
-    return (time.perf_counter() - started) / times
-
-
-def spread(values: np.ndarray[Any, Any]) -> str:
-    """Median and range."""
-    return f"{np.median(values):.3g} ({values.min():.3g} to {values.max():.3g})"
 
 
 if __name__ == "__main__":

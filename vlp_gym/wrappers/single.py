@@ -5,26 +5,25 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from types import FunctionType
-from typing import Any, NoReturn, SupportsIndex, TypeAlias
+from typing import Any, NoReturn, SupportsIndex
 
 import gymnasium as gym
-import numpy as np
 import torch
 from gymnasium.error import ClosedEnvironmentError, ResetNeeded
-from numpy.typing import NDArray
 
 from vlp_gym.answers import Ticket
 from vlp_gym.engine import Mode, QueryEngine
+from vlp_gym.errors import noted
+from vlp_gym.frames import RenderFn, check_cameras
 from vlp_gym.models.base import History, RewardModel
 from vlp_gym.shaping import Reward, Shaping
 from vlp_gym.wrappers.stream import Delivery, RewardStream, Transition
 
-RenderFn: TypeAlias = Callable[[Any], "NDArray[np.uint8]"]
-
 logger = logging.getLogger("vlp_gym")
+
+NOTE = "in the environment under VLPRewardWrapper ({})"
 
 
 class VLPRewardWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
@@ -41,7 +40,8 @@ class VLPRewardWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruc
     in ``info["vlp"]["delivered"]`` of the steps that follow, a list of `Delivery`, and what is not there when the run
     ends comes by `poll` or `flush`: each exactly once, in the order of the steps, and equal to what "sync" pays.
     ``score``, ``progress``, ``relevance`` and ``success`` are those of the newest delivery. An error of the model is
-    raised by the next step. `vlp_gym.integrations.sb3` puts late rewards where they belong.
+    raised by the next step. `vlp_gym.integrations.sb3` puts late rewards where they belong. A wrapper around this one
+    that changes rewards does not see the late ones.
 
     Args:
         env: made with ``render_mode="rgb_array"``.
@@ -133,6 +133,14 @@ class VLPRewardWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruc
         self._running = self._closed = False
 
     @property
+    def spec(self) -> Any:
+        """As Gymnasium's wrappers have it; what a step returns varies where rewards come late."""
+        spec = super().spec
+        if spec is not None and self._stream.late:
+            spec.nondeterministic = True
+        return spec
+
+    @property
     def instruction(self) -> str:
         """What the running episode is judged by; change it with `set_instruction`."""
         return self._stream.instruction(0)
@@ -169,6 +177,13 @@ class VLPRewardWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruc
         """
         return self._stream.poll(timeout_s)[0]
 
+    def deliver_by_poll(self) -> None:
+        """From now on late rewards come by `poll` and `flush` alone, and no longer in infos.
+
+        For whoever may lose an info, as a vector environment does when another of its environments raises.
+        """
+        self._stream.by_poll = True
+
     def flush(self, timeout_s: float | None = None) -> list[Delivery]:
         """Wait until every reward is there, and take them as `poll` does.
 
@@ -183,9 +198,9 @@ class VLPRewardWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruc
             raise ClosedEnvironmentError("reset was called after close")
         self._running = False
         ticket = self._stream.begin(0)
-        with noted(ticket):
+        with noted(NOTE.format(ticket)):
             observation, info = self.env.reset(seed=seed, options=options)
-            views = [camera(self.env) for camera in self._cameras]
+            views = self._render()
         logger.debug("%s: instruction %s", ticket, self.instruction)
         self._stream.observe([Transition(0, views)])
         self._running = True
@@ -200,10 +215,9 @@ class VLPRewardWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruc
             raise ResetNeeded(f"call reset before step: the episode has ended or has not begun ({self.ticket})")
         self._running = False  # until the step is through: after an error the episode cannot go on
         ticket = self._stream.advance(0)
-        with noted(ticket):
+        with noted(NOTE.format(ticket)):
             observation, own, terminated, truncated, info = self.env.step(action)
-            due = self._stream.due(0, over=bool(terminated or truncated))
-            views = [camera(self.env) for camera in self._cameras] if due else None
+            views = self._render() if self._stream.due(0, over=bool(terminated or truncated)) else None
         env_reward = None if own is None else float(own)
         self._stream.observe([Transition(0, views, bool(terminated), env_reward)])
         delivered = self._stream.collect()[0]
@@ -237,41 +251,13 @@ class VLPRewardWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruc
             "make the wrapper in the process that uses it, for example in the function given to SubprocVecEnv"
         )
 
+    def _render(self) -> list[object]:
+        """One frame for each camera; copies, for the next camera may draw into the same buffer."""
+        return [copy.copy(camera(self.env)) for camera in self._cameras]
+
     def _info(self, env_reward: float | None, delivered: Sequence[Delivery] = ()) -> dict[str, Any]:
         info = self._stream.info(0, env_reward)
         return {**info, "ticket": self.ticket, "delivered": list(delivered)} if self._stream.late else info
-
-
-def check_cameras(env: Any, render_fn: RenderFn | Sequence[RenderFn] | None) -> list[RenderFn]:
-    """The functions that give the views of an environment: its own ``render``, or `render_fn`.
-
-    Raises:
-        ValueError: if it does not render arrays, or `render_fn` is no function.
-    """
-    if render_fn is None:
-        if env.render_mode != "rgb_array":
-            raise ValueError(
-                f'expected an environment made with render_mode="rgb_array", got render_mode={env.render_mode!r}'
-            )
-        return [lambda env: env.render()]
-    cameras: list[Any] = list(render_fn) if isinstance(render_fn, (list, tuple)) else [render_fn]
-    if not cameras or not all(callable(camera) for camera in cameras):
-        raise ValueError(f"render_fn must be a function of the environment, or several, got {render_fn!r}")
-    return cameras
-
-
-@contextmanager
-def noted(ticket: Ticket) -> Iterator[None]:
-    """The environment's own errors stay what they are, with a note that says when they came."""
-    try:
-        yield
-    except Exception as error:
-        note = f"in the environment under VLPRewardWrapper ({ticket})"
-        if hasattr(error, "add_note"):
-            error.add_note(note)
-        else:  # Python 3.10
-            error.__notes__ = [*getattr(error, "__notes__", []), note]  # type: ignore[attr-defined]
-        raise
 
 
 def record(value: Any) -> Any:

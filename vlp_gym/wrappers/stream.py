@@ -126,6 +126,9 @@ class RewardStream:
         for sentence, text in zip(sentences, texts, strict=True):
             env = self.engine.add_env()
             self._lanes.append(_Lane(env, sentence, (sentence, text), Ticket(env, -1, 0)))
+        self.by_poll = False
+        """Late rewards come by `poll` and `flush` alone. An info can get lost: where one of several environments raises
+        in a step, those of the others never reach the agent."""
         self._void: set[Ticket] = set()
         self._errors: list[Exception] = []
         self._index = {lane.env: index for index, lane in enumerate(self._lanes)}
@@ -223,12 +226,9 @@ class RewardStream:
             raise errors[0]
 
     def collect(self) -> list[list[Delivery]]:
-        """As `poll`, but an error of the model is kept for `raise_errors`."""
+        """What goes into the infos: as `poll`, but an error of the model is kept for `raise_errors`."""
         self._settle(self.engine.poll(self._index))
-        deliveries = [lane.ready for lane in self._lanes]
-        for lane in self._lanes:
-            lane.ready = []
-        return deliveries
+        return [[] for _ in self._lanes] if self.by_poll else self._take()
 
     def poll(self, timeout_s: float = 0.0) -> list[list[Delivery]]:
         """Take the rewards that are there: for each environment a list, in the order of its steps.
@@ -241,7 +241,7 @@ class RewardStream:
         """
         self._settle(self.engine.poll(self._index, timeout_s))
         self.raise_errors()
-        return self.collect()
+        return self._take()
 
     def flush(self, timeout_s: float | None = None) -> list[list[Delivery]]:
         """Wait until every reward is there, and take them as `poll` does.
@@ -251,7 +251,13 @@ class RewardStream:
         """
         self._settle(self.engine.flush(self._index, timeout_s))
         self.raise_errors()
-        return self.collect()
+        return self._take()
+
+    def _take(self) -> list[list[Delivery]]:
+        deliveries = [lane.ready for lane in self._lanes]
+        for lane in self._lanes:
+            lane.ready = []
+        return deliveries
 
     def info(self, index: int, env_reward: float | None) -> dict[str, Any]:
         """What ``info["vlp"]`` says of an environment: the newest settled score."""

@@ -1,0 +1,66 @@
+"""What a vector environment of painted environments must pay; and what a process has open."""
+
+from __future__ import annotations
+
+import gc
+import os
+from functools import partial
+
+import psutil
+
+from vlp_gym.testing import PaintedEnv, painted_value
+
+SENTENCE = "press the button"
+
+
+def painted_fns(lengths, *, truncate=False):
+    """One function for each item of `lengths`, steps of the episodes of that environment."""
+    return [partial(PaintedEnv, each, env=index, truncate=truncate) for index, each in enumerate(lengths)]
+
+
+class Expected:
+    """One environment of the vector, in the wrapper's own numbers."""
+
+    def __init__(self, env, lengths, *, truncate=False, every=1, reward="progress", gamma=0.99):
+        self.env, self.lengths, self.truncate = env, lengths, truncate
+        self.every, self.reward, self.gamma = every, reward, gamma
+        self.episode = -1
+        self.begin()
+
+    def begin(self):
+        self.episode, self.step, self.over = self.episode + 1, 0, False
+        self.score = painted_value(self.env, self.episode, 0)
+
+    def move(self) -> float:
+        """The reward of the next step."""
+        assert not self.over
+        self.step += 1
+        self.over = self.step >= self.lengths[min(self.episode, len(self.lengths) - 1)]
+        before = self.score
+        if self.over or self.step % self.every == 0:
+            self.score = painted_value(self.env, self.episode, self.step)
+        terminal = self.over and not self.truncate
+        phi = 0.0 if terminal else self.gamma * self.score
+        kinds = {"progress": self.score, "delta": self.score - before, "potential": phi - before}
+        return {**kinds, "preference": self.score}[self.reward]
+
+    @property
+    def ticket(self):
+        return (self.env, self.episode, self.step)
+
+    @property
+    def ends(self):
+        return self.over and not self.truncate, self.over and self.truncate
+
+
+def spans_episodes(windows) -> bool:
+    """Whether frames of two episodes, or of two environments, are in one window of a `PaintedModel`."""
+    return any(len({int(value * (1 << 24)) >> 10 for value in window}) > 1 for window in windows)
+
+
+def belongings() -> tuple:
+    """What must be again as it was, when all is closed: files in memory, child processes, open files."""
+    gc.collect()
+    files = sorted(name for name in os.listdir("/dev/shm") if name.startswith("vlp_gym-"))
+    process = psutil.Process()
+    return files, len(process.children(recursive=True)), process.num_fds()

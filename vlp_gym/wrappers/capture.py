@@ -1,0 +1,216 @@
+"""Rendering inside the sub-environments of a vector environment, into memory that the main process shares.
+
+A vector environment resets a finished sub-environment by itself, so whoever renders it from outside gets the terminal
+frame too late. Here each sub-environment renders in its own ``step`` and ``reset``. The frames do not travel through
+pipes, and nothing here imports torch: it would cost each worker process seconds and some 300 MB.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from vlp_gym.errors import noted
+from vlp_gym.frames import FrameRing, RenderFn, check_cameras, validate_frame
+
+CAPTURED = "vlp_gym.captured"
+"""Key in the metadata of an environment that went through `capture_frames`."""
+
+STEP_FRAME, RESET_FRAME = 0, 1
+"""Slots of `FrameBlock.frames`: a step that ends an episode and the reset right after it have a frame each."""
+
+STEPPED, RENDERED, BEGUN = 0, 1, 2
+"""Columns of `FrameBlock.events`."""
+
+
+def capture_frames(
+    env_fns: Sequence[Callable[[], gym.Env[Any, Any]]],
+    render_fn: RenderFn | Sequence[RenderFn] | None = None,
+) -> list[Callable[[], gym.Env[Any, Any]]]:
+    """Make the sub-environments of one vector environment render themselves, for `VLPVectorRewardWrapper` to see.
+
+    Call it once, on all functions together, and last: no other wrapper (a time limit, a frame skip) belongs around it.
+
+    Args:
+        env_fns: functions that make environments with ``render_mode="rgb_array"``.
+        render_fn: called with an environment in place of its ``render()``: your own camera. Several functions are
+            several views of the same moment, whose scores are averaged.
+
+    Returns:
+        Functions for `SyncVectorEnv`, `AsyncVectorEnv`, or SB3's `DummyVecEnv` and `SubprocVecEnv`.
+
+    Example:
+        >>> from vlp_gym.testing import PaintedEnv
+        >>> venv = gym.vector.SyncVectorEnv(capture_frames([PaintedEnv, PaintedEnv]))
+        >>> venv.metadata[CAPTURED]
+        True
+    """
+    return [partial(_make, env_fn, index, render_fn) for index, env_fn in enumerate(env_fns)]
+
+
+def _make(
+    env_fn: Callable[[], gym.Env[Any, Any]], index: int, render_fn: RenderFn | Sequence[RenderFn] | None
+) -> gym.Env[Any, Any]:
+    return FrameCapture(env_fn(), index, render_fn)
+
+
+class FrameBlock:
+    """One piece of memory that the main process and all workers see.
+
+    Attributes:
+        frames: the newest frames, uint8 ``[num_envs, 2, C, H, W, 3]``: one slot for a step, one for a reset.
+        events: what happened since the main process put zeros there, int64 ``[num_envs, 3]``: the number of the step
+            that was made (0: none), whether it was rendered, whether an episode was begun.
+
+    Args:
+        path: a file made by `frame_file`.
+        shape: ``(num_envs, C, H, W)``.
+    """
+
+    def __init__(self, path: str, shape: Sequence[int]) -> None:
+        num_envs, *views = shape
+        # Plain arrays: each look into an np.memmap makes another one, which takes time.
+        self.events = np.asarray(np.memmap(path, np.int64, "r+", shape=(num_envs, 3)))
+        self.frames = np.asarray(np.memmap(path, np.uint8, "r+", self.events.nbytes, (num_envs, 2, *views, 3)))
+
+
+@contextmanager
+def frame_file(shape: Sequence[int]) -> Iterator[str]:
+    """The path of a file for a `FrameBlock`, while all processes open it.
+
+    Then it is unlinked: the memory lives as long as somebody has it open, so that no death leaves a file behind.
+
+    Args:
+        shape: ``(num_envs, C, H, W)``.
+
+    Raises:
+        OSError: if there is no room, neither in memory nor on the disk.
+    """
+    path = _allocate(shape[0] * 3 * 8 + 2 * 3 * math.prod(shape))
+    try:
+        yield path
+    finally:
+        os.unlink(path)
+
+
+def _allocate(size: int) -> str:
+    folders = [folder for folder in ("/dev/shm", tempfile.gettempdir()) if os.access(folder, os.W_OK)]
+    for folder in folders:
+        descriptor, path = tempfile.mkstemp(prefix="vlp_gym-", dir=folder)
+        try:
+            os.posix_fallocate(descriptor, 0, size)  # without it, a full disk is a bus error at the first write
+            return path
+        except OSError:
+            os.unlink(path)
+            if folder == folders[-1]:
+                raise
+        finally:
+            os.close(descriptor)
+    raise OSError(f"no folder for temporary files can be written to: /dev/shm, {tempfile.gettempdir()}")
+
+
+class FrameCapture(gym.Wrapper[Any, Any, Any, Any]):
+    """One sub-environment that renders itself; made by `capture_frames`.
+
+    Args:
+        env: made with ``render_mode="rgb_array"``.
+        index: its place in the vector environment.
+        render_fn: as `capture_frames` has it.
+
+    Raises:
+        ValueError: if it does not render arrays, or `render_fn` is no function.
+    """
+
+    def __init__(
+        self, env: gym.Env[Any, Any], index: int = 0, render_fn: RenderFn | Sequence[RenderFn] | None = None
+    ) -> None:
+        super().__init__(env)
+        self._cameras = check_cameras(env, render_fn)
+        self.metadata = {**env.metadata, CAPTURED: True}
+        self._index, self._episode, self._step, self._every = index, -1, 0, 1
+        self._ring: FrameRing | None = None
+        self._block: FrameBlock | None = None
+        self._begun = False
+
+    def detach_frames(self) -> int:
+        """Forget the wrapper that looked at the frames before; returns the place in the vector environment."""
+        self._ring, self._block, self._begun = None, None, False
+        return self._index
+
+    def frame_shape(self) -> tuple[int, ...] | None:
+        """``(C, H, W)``, or None before the first reset."""
+        return None if self._ring is None else self._views().shape[:3]
+
+    def attach_frames(self, path: str, shape: Sequence[int], every: int) -> None:
+        """Put the frames into shared memory from now on, and the one of the reset before too.
+
+        Args:
+            path: of the memory, made by `frame_file`.
+            shape: ``(num_envs, C, H, W)``; frames of another size are resized, with one warning.
+            every: render every so many steps, and at the end of the episode.
+        """
+        first = self._views() if self._begun else ()
+        self._block, self._every, self._ring = FrameBlock(path, shape), every, FrameRing(*shape[1:])
+        for frame in first:
+            self._ring.push(frame)
+        if self._begun:
+            self._block.frames[self._index, RESET_FRAME] = self._views()
+            self._block.events[self._index] = self._step, False, True
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset the environment, and render the first frame."""
+        self._episode, self._step = self._episode + 1, 0
+        with noted(f"in the environment under capture_frames ({self._where()})"):
+            observation, info = self.env.reset(seed=seed, options=options)
+        self._render(RESET_FRAME)
+        self._begun = True
+        if self._block is not None:
+            self._block.events[self._index, BEGUN] = True
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step the environment, and render it if the step is due."""
+        self._step += 1
+        with noted(f"in the environment under capture_frames ({self._where()})"):
+            observation, reward, terminated, truncated, info = self.env.step(action)
+        if self._block is not None:
+            due = self._step % self._every == 0 or terminated or truncated  # as `RewardStream.due` has it
+            if due:
+                self._render(STEP_FRAME)
+            self._block.events[self._index, [STEPPED, RENDERED]] = self._step, due
+        return observation, reward, terminated, truncated, info
+
+    def close(self) -> None:
+        """Close the environment, and let go of the shared memory."""
+        self._block = None
+        super().close()
+
+    def _where(self) -> str:
+        return f"env {self._index}, episode {self._episode}, step {self._step}"
+
+    def _render(self, slot: int) -> None:
+        if self._ring is not None:
+            self._ring.clear()
+        for camera in self._cameras:
+            with noted(f"in the environment under capture_frames ({self._where()})"):
+                rendered = camera(self.env)
+            frame = validate_frame(rendered, where=self._where())
+            if self._ring is None:
+                self._ring = FrameRing(len(self._cameras), *frame.shape[:2])
+            self._ring.push(frame)  # at once: the next camera may draw into the same buffer
+        if self._block is not None:
+            self._block.frames[self._index, slot] = self._views()
+
+    def _views(self) -> NDArray[np.uint8]:
+        """The newest frames, one for each camera, ``[C, H, W, 3]``."""
+        assert self._ring is not None
+        return self._ring.take(np.arange(len(self._cameras)))

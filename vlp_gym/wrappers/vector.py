@@ -1,0 +1,172 @@
+"""The wrapper of Gymnasium's vector environments: many environments at once, their frames scored in one batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.error import ClosedEnvironmentError
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from numpy.typing import NDArray
+
+from vlp_gym.engine import Mode, QueryEngine
+from vlp_gym.models.base import History, RewardModel
+from vlp_gym.shaping import Reward, Shaping
+from vlp_gym.wrappers.capture import CAPTURED
+from vlp_gym.wrappers.lanes import CapturedRewards
+from vlp_gym.wrappers.single import record
+
+KINDS: dict[str, type] = {
+    "env_reward": np.float64, "score": np.float64, "progress": np.float64, "relevance": np.float64, "success": np.bool_,
+}  # fmt: skip
+
+
+class VLPVectorRewardWrapper(
+    CapturedRewards, gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.utils.RecordConstructorArgs
+):
+    """Replaces the rewards of a vector environment by what a reward model says of its frames under an instruction.
+
+    The twin of `VLPRewardWrapper`, for a `SyncVectorEnv` or `AsyncVectorEnv` made from `capture_frames`, in every mode
+    of autoreset: the terminal frame belongs to the episode that it ends, and a reset is no transition. The rewards are
+    float64 ``[num_envs]``; where there was a reset in place of a step (``NEXT_STEP``), the reward is 0.0.
+
+    ``infos["vlp"]`` has Gymnasium's form: arrays of length num_envs, and for each, with a `_` before its name, a mask
+    that says which entries hold. ``env_reward``, ``score``, ``progress`` and ``relevance`` are float64 and ``success``
+    is bool; they are of the transition, also where a reset came in the same step. With ``mode="async"`` there are
+    ``ticket``, int64 ``[num_envs, 3]``, whose mask is False where there is no transition, and ``delivered``, for each
+    environment a list of `Delivery`. Any error in a step ends all episodes; `reset` goes on. If a worker process dies,
+    all are stopped, and the wrapper is closed.
+
+    Args:
+        env: made from `capture_frames`.
+        instruction: what is to be done, in one sentence; one for all environments, or a list of one for each.
+        model, reward, scale, gamma, env_reward_weight, success_threshold, success_bonus, every, history, window,
+            device, mode, truncate: as `VLPRewardWrapper` has them.
+
+    Raises:
+        ValueError: for an argument that makes no sense, an environment that was not made from `capture_frames`, or a
+            model without progress where the reward needs it.
+        InstructionError: for an instruction that is blank, or over the model's limit.
+
+    Example:
+        >>> from vlp_gym.testing import PaintedEnv, PaintedModel
+        >>> from vlp_gym.wrappers import capture_frames
+        >>> venv = gym.vector.SyncVectorEnv(capture_frames([PaintedEnv, PaintedEnv]))
+        >>> venv = VLPVectorRewardWrapper(venv, "press the button", PaintedModel())
+        >>> observations, infos = venv.reset(seed=0)
+        >>> venv.step(venv.action_space.sample())[1].shape
+        (2,)
+        >>> venv.close()
+    """
+
+    def __init__(
+        self,
+        env: gym.vector.VectorEnv[Any, Any, Any],
+        instruction: str | Sequence[str],
+        model: str | os.PathLike[str] | RewardModel | QueryEngine = "vlp-compact",
+        *,
+        reward: Reward = "progress",
+        scale: float = 1.0,
+        gamma: float = 0.99,
+        env_reward_weight: float = 0.0,
+        success_threshold: float | None = None,
+        success_bonus: float = 0.0,
+        every: int = 1,
+        history: History | None = None,
+        window: int | None = None,
+        device: str | torch.device = "auto",
+        mode: Mode = "sync",
+        truncate: bool = False,
+    ) -> None:
+        gym.utils.RecordConstructorArgs.__init__(
+            self,
+            instruction=instruction,
+            model=record(model),
+            reward=reward,
+            scale=scale,
+            gamma=gamma,
+            env_reward_weight=env_reward_weight,
+            success_threshold=success_threshold,
+            success_bonus=success_bonus,
+            every=every,
+            history=history,
+            window=window,
+            device=str(device),
+            mode=mode,
+            truncate=truncate,
+        )
+        gym.vector.VectorWrapper.__init__(self, env)
+        if not env.metadata.get(CAPTURED):
+            raise ValueError("the sub-environments do not render themselves; make env from capture_frames(env_fns)")
+        venv: Any = env.unwrapped
+        shaping = Shaping(reward, scale, gamma, env_reward_weight, success_threshold, success_bonus)
+        self._listen(
+            venv, venv.call, instruction, model, shaping,
+            every=every, history=history, window=window, device=device, mode=mode, truncate=truncate,
+        )  # fmt: skip
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset the environments, or those of ``options["reset_mask"]``, and score their first frames."""
+        if self._closed:
+            raise ClosedEnvironmentError("reset was called after close")
+        with self._talking() as running:
+            if isinstance(self.env, AsyncVectorEnv):  # its `reset` in two parts, to see a death between them
+                self.env.reset_async(seed=seed, options=options)
+                self._workers.wait()
+                observations, infos = self.env.reset_wait()
+            else:
+                observations, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
+            begun = self._begin(running)
+        return observations, self._join(infos, [begun.get(index) for index in range(self.num_envs)])
+
+    def step(
+        self, actions: Any
+    ) -> tuple[Any, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """Step the environments; the rewards are the sentence's, or the placeholders of late ones."""
+        self._check_ready()
+        with self._talking():
+            if isinstance(self.env, AsyncVectorEnv):
+                self.env.step_async(actions)
+                self._workers.wait()
+                observations, own, terminated, truncated, infos = self.env.step_wait()
+            else:
+                observations, own, terminated, truncated, infos = self.env.step(actions)
+        settled = self._settle(own, terminated, truncated)
+        truncated = truncated & ~terminated
+        self._running[:] = True
+        if self.metadata["autoreset_mode"] == AutoresetMode.DISABLED:
+            self._running &= ~(terminated | truncated)
+        return observations, settled.rewards, terminated, truncated, self._join(infos, settled.infos)
+
+    def close(self, **kwargs: Any) -> None:
+        """Close the environments; a second call does nothing. A live model stays usable."""
+        if self._closed:
+            return
+        self._shut()
+        if self._workers.dead():
+            self._workers.stop()  # the others wait for a word that the vector environment cannot send them any more
+        else:
+            self.env.close(**kwargs)
+
+    def _join(self, infos: dict[str, Any], each: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
+        """Put the ``info["vlp"]`` of each environment into the infos, as arrays with masks."""
+        joined: dict[str, Any] = {}
+        present = np.array([info is not None for info in each])
+        for name, kind in KINDS.items():
+            values = [None if info is None else info[name] for info in each]
+            joined[f"_{name}"] = np.array([value is not None for value in values])
+            joined[name] = np.array([0 if value is None else value for value in values], kind)
+        if self._stream.late:
+            tickets = [(0, 0, 0) if info is None else info.get("ticket", (0, 0, 0)) for info in each]
+            joined["ticket"] = np.array(tickets, np.int64)
+            joined["_ticket"] = joined["ticket"][:, 2] > 0  # step 0 is a reset
+            joined["delivered"], joined["_delivered"] = np.empty(len(each), object), present
+            for index, info in enumerate(each):  # one by one: numpy makes a matrix of a list of lists
+                joined["delivered"][index] = [] if info is None else info.get("delivered", [])
+        return {**infos, "vlp": joined, "_vlp": present}
