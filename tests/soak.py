@@ -36,7 +36,7 @@ class FaultyWorld:
         self.rate, self.rng = rate, np.random.default_rng(seed)
         self.faults: dict[str, int] = {}
         self.spoiled: set[tuple[int, int]] = set()
-        """(env, episode modulo EPISODES) of which the model has failed a frame: what waits there has no reward."""
+        """(env, episode) of which the model has failed a frame: what waits there has no reward."""
 
     def now(self, fault: str) -> bool:
         """Whether this fault happens here."""
@@ -79,6 +79,7 @@ class SoakModel(PaintedModel):
 
     def __init__(self, world: FaultyWorld) -> None:
         super().__init__()
+        self.wrappers: list[VLPRewardWrapper] = []
         self.world = FaultyWorld(world.rate, 1)  # of the worker thread alone: generators are not to be shared
         self.world.spoiled = world.spoiled
 
@@ -91,7 +92,9 @@ class SoakModel(PaintedModel):
         if raises or nan:
             codes = (frames[:, -1, 0, 0] * (1 << 24)).long().tolist()
             for code in codes if raises else codes[:1]:
-                self.world.spoiled.add((code >> 20, code >> 10 & EPISODES - 1))
+                env, painted = code >> 20, code >> 10 & EPISODES - 1
+                newest = self.wrappers[env].ticket.episode
+                self.world.spoiled.add((env, newest - (newest - painted) % EPISODES))
         if raises:
             raise ZeroDivisionError("division by zero")
         if nan:
@@ -140,8 +143,10 @@ def soak(steps: int, *, rate: float = 1e-3, num_envs: int = 4, seed: int = 0, pr
         Counts; "lost", "doubled", "misattributed" and "sampled wrong" must be 0.
     """
     world = FaultyWorld(rate, seed)
-    engine = QueryEngine(SoakModel(world), mode="async", slots=64)
+    model = SoakModel(world)
+    engine = QueryEngine(model, mode="async", slots=64)
     wrappers = [VLPRewardWrapper(SoakEnv(env, world), SENTENCE, engine) for env in range(num_envs)]
+    model.wrappers += wrappers
     venv = DummyVecEnv([lambda wrapper=wrapper: wrapper for wrapper in wrappers])
     buffer = VLPReplayBuffer(500 * num_envs, venv.observation_space, venv.action_space, "cpu", n_envs=num_envs)
     judge = Judge(num_envs)
@@ -175,13 +180,13 @@ def soak(steps: int, *, rate: float = 1e-3, num_envs: int = 4, seed: int = 0, pr
             break
         except QueryError:
             pass
-    spoiled = [ticket for ticket in judge.open if (ticket.env, ticket.episode % EPISODES) in world.spoiled]
+    spoiled = [ticket for ticket in judge.open if (ticket.env, ticket.episode) in world.spoiled]
     stats = engine.stats()
     assert stats["submitted"] == sum(count for name, count in stats.items() if name != "submitted"), stats
     assert stats["pending"] == 0, stats
     books = buffer.stats()
     assert books["submitted"] == sum(count for name, count in books.items() if name != "submitted"), books
-    faults = {**world.faults, **engine.model.model.world.faults}
+    faults = {**world.faults, **model.world.faults}
     result = {
         **judge.counts,
         "without a reward, for the model failed": len(spoiled),

@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from vlp_gym.answers import Ticket
 from vlp_gym.engine import QueryEngine
 from vlp_gym.errors import FrameError, QueryError
+from vlp_gym.models.base import Scores
 from vlp_gym.testing import FaultyEnv, FaultyModel, PaintedEnv, PaintedModel, check_wrapper, painted_value
 from vlp_gym.wrappers import VLPRewardWrapper
 from vlp_gym.wrappers.stream import Delivery
@@ -120,6 +121,97 @@ def test_a_step_returns_at_once_with_the_newest_reward_that_came():
     _, paid, _, _, info = env.step(0)
     assert paid == info["vlp"]["score"] == painted_value(0, 0, 1)
     env.close()
+
+
+def test_poll_returns_what_is_there_and_waits_for_what_is_not():
+    model = FlakyModel()
+    env = wrap(model=model)
+    env.reset()
+    env.step(0)
+    time.sleep(0.1)
+    start = time.monotonic()
+    assert len(env.poll(timeout_s=5)) == 1
+    assert env.poll(timeout_s=5) == []  # nothing is pending
+    assert time.monotonic() - start < 1.0
+    env.reset()  # its frame comes first, and is no reward
+    model.pause_s = 0.1
+    env.step(0)
+    assert [delivery.ticket for delivery in env.poll(timeout_s=5)] == [Ticket(0, 1, 1)]
+    env.close()
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_model_that_leaves_out_its_progress_once(mode):
+    class Forgetful(PaintedModel):
+        def score(self, frames, text, mask):
+            scores = super().score(frames, text, mask)
+            forgotten = frames[0, -1, 0, 0].item() == painted_value(0, 0, 2)
+            return Scores(scores.preference, None) if forgotten else scores
+
+    env = wrap(model=Forgetful(), mode=mode)
+    message = "the model has no progress, which reward='progress' needs"
+    with pytest.raises(ValueError, match=rf"^{message}.* \(env 0, episode 0, step 2\)$"):  # noqa: PT012
+        env.reset()
+        for _ in range(4):
+            env.flush()
+            env.step(0)
+    with pytest.raises(ResetNeeded):
+        env.step(0)
+    env.reset()
+    rewards = [env.step(0)[1] for _ in range(3)]
+    rewards = rewards if mode == "sync" else [delivery.reward for delivery in env.flush()]
+    assert rewards[-1] == painted_value(0, 1, 3)
+    env.close()
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_rewards_are_right_after_an_interrupt_anywhere(mode):  # fault 39
+    """Ctrl-C comes between any two lines of the wrapper, the stream and the engine."""
+    import sys
+
+    rooms = ("single.py", "stream.py", "engine.py")
+
+    def interrupt_at(count: int) -> bool:
+        env = wrap(PaintedEnv([4]), mode=mode)
+        env.reset()
+        env.step(0)
+        left = [count]
+
+        def trace(frame, event, _):
+            if frame.f_code.co_filename.endswith(rooms) and frame.f_code.co_name not in ("__exit__", "_work"):
+                if event == "line":
+                    left[0] -= 1
+                    if left[0] == 0:
+                        raise KeyboardInterrupt
+                return trace
+            return None
+
+        try:
+            sys.settrace(trace)
+            env.step(0)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        over = left[0] > 0
+        env.reset()
+        episode_now = env.ticket.episode
+        deliveries, paid = [], []
+        for _ in range(4):
+            _, reward, _, _, info = env.step(0)
+            paid.append(reward)
+            deliveries += info["vlp"].get("delivered", [])
+        deliveries += env.flush()
+        right = [painted_value(0, env.unwrapped.episode, step) for step in range(1, 5)]
+        if mode == "async":
+            paid = [delivery.reward for delivery in deliveries if delivery.ticket.episode == episode_now]
+        assert paid == right, f"after an interrupt at line {count}"
+        env.close()
+        return over
+
+    count = 1
+    while not interrupt_at(count):
+        count += 3
 
 
 def test_infos_carry_numbers_only():

@@ -194,6 +194,10 @@ def test_the_worker_has_its_own_thread_count():
     engine.flush()
     engine.close()
     assert (seen, torch.get_num_threads()) == ([2], before)
+    other = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    other.start()
+    other.join()
+    assert seen == [2, before]
 
 
 def test_full_slots_block_and_then_time_out():  # fault 25
@@ -214,12 +218,65 @@ def test_full_slots_block_and_then_time_out():  # fault 25
 
 
 def test_widen_stride_tells_wrappers_to_skip():
-    model, engine = gated(slots=1, policy="widen_stride")
-    assert engine.crowded
+    model, engine = gated(slots=3, policy="widen_stride")
+    assert [engine.crowded(count) for count in (1, 2, 3)] == [False, False, True]
     model.gate.set()
     engine.flush()
-    assert not engine.crowded
+    assert not engine.crowded(4)  # never for ever
     engine.close()
+
+
+def test_a_held_engine_works_only_for_those_who_wait():
+    engine = begun(PaintedModel())
+    engine.hold(True)
+    submit(engine, (0, 0, 0))
+    time.sleep(0.05)
+    assert engine.poll() == []
+    assert values(engine.poll(timeout_s=5)) == {(0, 0, 0): 0.0}
+    submit(engine, (0, 0, 1))
+    assert len(engine.flush(timeout_s=5)) == 1
+    submit(engine, (0, 0, 2))
+    time.sleep(0.05)
+    assert engine.poll() == []
+    engine.hold(False)
+    time.sleep(0.1)
+    assert len(engine.poll()) == 1
+    engine.hold(True)
+    submit(engine, (0, 0, 3))
+    assert engine.close() == 1
+
+
+def test_full_slots_do_not_wait_for_a_batch_that_cannot_fill():
+    engine = begun(PaintedModel(), slots=2, max_batch=8, max_wait_s=30.0, timeout_s=5.0)
+    start = time.monotonic()
+    for step in range(6):
+        submit(engine, (0, 0, step))
+    assert time.monotonic() - start < 5.0
+    engine.close()
+
+
+def test_threads_that_share_a_sync_engine_get_their_own_scores():
+    engine = QueryEngine(PaintedModel())
+    wrong = []
+
+    def walk(env):
+        engine.begin(env, 0, engine.encode_text("go"))
+        for step in range(200):
+            if engine.query([Ticket(env, 0, step)], [frame(env, 0, step)])[0].progress != painted_value(env, 0, step):
+                wrong.append((env, step))
+
+    threads = [threading.Thread(target=walk, args=(engine.add_env(),)) for _ in range(4)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert wrong == []
+    assert engine.stats()["delivered"] == 800
 
 
 def test_an_error_spoils_its_episode_and_no_other():  # faults 19, 20
@@ -406,6 +463,29 @@ engine.close()
         "this query engine was made in another process: neither its worker thread nor CUDA survives a fork; "
         "make the wrapper in the process that uses it, or start processes with the method 'spawn'"
     )
+
+
+def test_exit_with_several_hung_models():  # fault 38
+    program = """
+import time
+import numpy as np
+from vlp_gym.answers import Ticket
+from vlp_gym.engine import QueryEngine
+from vlp_gym.testing import PaintedModel
+class Hung(PaintedModel):
+    def score(self, frames, text, mask):
+        time.sleep(60)
+engines = [QueryEngine(Hung(), mode="async") for _ in range(3)]
+for engine in engines:
+    engine.begin(engine.add_env(), 0, engine.encode_text("go"))
+    engine.submit([Ticket(0, 0, 0)], [np.zeros((8, 8, 3), np.uint8)])
+print("ready", flush=True)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        start = time.monotonic()
+        assert process.wait(20) == 0
+    assert time.monotonic() - start < 5.5
 
 
 @pytest.mark.parametrize("ending", ["", "raise KeyboardInterrupt", "sys.exit(3)"])

@@ -104,13 +104,19 @@ class QueryEngine:
         self._latencies: deque[float] = deque(maxlen=1000)
         self._changed = threading.Condition()  # guards everything above
         self._calling = threading.Lock()  # held while the model runs
-        self._hurry = self._closed = False
+        self._asking = threading.RLock()  # held through a call of `submit` in the mode "sync"
+        self._held = self._closed = False
+        self._hurried = self._awaited = 0  # how many wait for all answers, or for room; and for any answer
         self._death: BaseException | None = None
         self._worker: threading.Thread | None = None
         if mode == "async":
-            self._worker = threading.Thread(target=_work, args=(weakref.ref(self),), name="vlp_gym-engine", daemon=True)
+            ready, before = threading.Event(), torch.get_num_threads()
+            arguments = (weakref.ref(self), ready)
+            self._worker = threading.Thread(target=_work, args=arguments, name="vlp_gym-engine", daemon=True)
             _at_work.add(self)
             self._worker.start()
+            ready.wait(5.0)
+            torch.set_num_threads(before)  # the worker's number is now the default of every thread to come
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QueryEngine:
         """The same model, the running episodes copied."""
@@ -118,7 +124,11 @@ class QueryEngine:
             raise TypeError("an engine with mode='async' cannot be copied: its worker thread lives once")
         clone = object.__new__(type(self))
         memo[id(self)] = clone
-        memo[id(self._changed)], memo[id(self._calling)] = threading.Condition(), threading.Lock()
+        memo |= {
+            id(self._changed): threading.Condition(),
+            id(self._calling): threading.Lock(),
+            id(self._asking): threading.RLock(),
+        }
         for name, value in self.__dict__.items():
             clone.__dict__[name] = copy.deepcopy(value, memo)
         return clone
@@ -176,10 +186,10 @@ class QueryEngine:
             return {}
         return {"latency_p50_s": float(np.quantile(seconds, 0.5)), "latency_p99_s": float(np.quantile(seconds, 0.99))}
 
-    @property
-    def crowded(self) -> bool:
-        """Whether a wrapper should skip this frame: all slots are taken, and the policy is "widen_stride"."""
-        return self.policy == "widen_stride" and len(self._pending) >= self.slots
+    def crowded(self, count: int) -> bool:
+        """Whether a wrapper should skip these frames: there is no room for them, and the policy is "widen_stride"."""
+        pending = len(self._pending)
+        return self.policy == "widen_stride" and pending > 0 and pending + count > self.slots
 
     def query(self, tickets: Sequence[Ticket], frames: Sequence[NDArray[np.uint8]]) -> list[FrameScore]:
         """Score the newest frame of each ticket's episode and wait for it, all environments in one batch.
@@ -219,6 +229,10 @@ class QueryEngine:
             return
         if len({ticket.env for ticket in tickets}) != len(tickets) or len(frames) != len(tickets):
             raise ValueError(f"expected one ticket and frame for each env, got {len(frames)} for {list(tickets)}")
+        with self._asking if self.mode == "sync" else nullcontext():
+            self._submit(tickets, frames)
+
+    def _submit(self, tickets: Sequence[Ticket], frames: Sequence[NDArray[np.uint8]]) -> None:
         with self._changed:
             episodes = [self._running(ticket) for ticket in tickets]
             self._wait(lambda: not self._pending or len(self._pending) + len(tickets) <= self.slots, tickets)
@@ -230,8 +244,15 @@ class QueryEngine:
             self._enqueue(requests)
             self._drop([request for request in requests if request.episode.broken])
             self._changed.notify_all()
-        while self.mode == "sync" and self._queue:
-            self._serve(self._take_batch(everything=True))
+        if self.mode == "sync":
+            try:
+                while self._queue:
+                    self._serve(self._take_batch(everything=True))
+            except BaseException:  # KeyboardInterrupt
+                with self._changed:
+                    self._queue.clear()
+                    self._give_up(requests)
+                raise
 
     def poll(self, envs: Collection[int] | None = None, timeout_s: float = 0.0) -> list[Answer]:
         """Take the answers that are there, for some environments or all, in the order of the tickets of each.
@@ -251,7 +272,12 @@ class QueryEngine:
                 if taken or left <= 0 or not self._open(envs):
                     break
                 self._check_usable()
-                self._changed.wait(min(left, 0.5))
+                self._awaited += 1
+                self._changed.notify_all()
+                try:
+                    self._changed.wait(min(left, 0.5))
+                finally:
+                    self._awaited -= 1
             answers = [answer for env in taken for answer in self._outbox.pop(env)]
             if not answers and not self._closed:
                 self._check_usable()
@@ -265,13 +291,19 @@ class QueryEngine:
             QueryError: if the worker thread has died.
         """
         with self._changed:
-            self._hurry = True  # no batch waits to be filled
-            self._changed.notify_all()
-            try:
-                self._wait(lambda: not self._open(envs), self._open(envs), timeout_s)
-            finally:
-                self._hurry = False
+            self._wait(lambda: not self._open(envs), self._open(envs), timeout_s)
         return self.poll(envs)
+
+    def hold(self, on: bool) -> None:
+        """Begin no batch while this is on, unless somebody waits for an answer or for room.
+
+        Python threads share one interpreter lock: a learner in the main thread is faster if the model works while the
+        environment renders, and not while the learner updates.
+        """
+        with self._changed:
+            self._held = on
+            if not on:
+                self._changed.notify_all()
 
     def close(self, timeout_s: float = 5.0) -> int:
         """Stop the worker; a second call does nothing. A live model stays usable.
@@ -290,6 +322,7 @@ class QueryEngine:
             self._changed.notify_all()
         if self._worker is not None and self._worker is not threading.current_thread():
             self._worker.join(timeout_s)
+        _at_work.discard(self)
         with self._changed:
             given_up += len(self._pending)
             for ticket in list(self._pending):  # the model hangs
@@ -344,15 +377,20 @@ class QueryEngine:
     def _wait(self, done: Callable[[], bool], tickets: Sequence[Ticket], timeout_s: float | None = None) -> None:
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + timeout_s
-        while not done():
-            self._check_usable()
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise QueryTimeout(
-                    f"the reward model did not answer within {timeout_s:g} s; {len(self._pending)} queries are pending "
-                    f"({tickets[0]})"
-                )
-            self._changed.wait(min(left, 0.5))  # in slices: a worker that died does not notify
+        self._hurried += 1  # no batch waits to be filled
+        try:
+            while not done():
+                self._check_usable()
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise QueryTimeout(
+                        f"the reward model did not answer within {timeout_s:g} s; {len(self._pending)} queries are "
+                        f"pending ({tickets[0]})"
+                    )
+                self._changed.notify_all()
+                self._changed.wait(min(left, 0.5))  # in slices: a worker that died does not notify
+        finally:
+            self._hurried -= 1
 
     def _check_usable(self) -> None:
         if self._process != os.getpid() and (self.mode == "async" or self.model.device.type == "cuda"):
@@ -362,7 +400,7 @@ class QueryEngine:
             )
         if self._closed:
             raise QueryError("the query engine is closed")
-        if self._death is not None or (self._worker is not None and not self._worker.is_alive()):
+        if self._death is not None:  # not `is_alive`, which an interrupt can make lie
             raise QueryError("the worker thread of the query engine has died; make a new one") from self._death
 
     def _drop(self, requests: Sequence[Request]) -> None:
@@ -372,6 +410,12 @@ class QueryEngine:
             request.episode.broken = True
             self._settle(request.ticket, "cancelled")
 
+    def _give_up(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            request.episode.broken = True
+            if self._pending.get(request.ticket) is request:
+                self._settle(request.ticket, "cancelled")
+
     def _settle(self, ticket: Ticket, outcome: str) -> None:
         del self._pending[ticket]
         self._counts[outcome] += 1
@@ -379,7 +423,9 @@ class QueryEngine:
     def _take_batch(self, everything: bool = False) -> list[Request]:
         """The oldest requests, all of one shape; waits up to `max_wait_s` for more in the mode "async"."""
         if not everything:
-            while self._queue and not (self._hurry or self._closed):
+            if self._resting():
+                return []
+            while self._queue and not (self._hurried or self._closed):
                 left = self._queue[0].since_s + self.max_wait_s - time.monotonic()
                 if left <= 0 or sum(len(request.frames) for request in self._queue) >= self.max_batch:
                     break
@@ -392,6 +438,10 @@ class QueryEngine:
             batch.append(self._queue.popleft())
         return batch
 
+    def _resting(self) -> bool:
+        held = self._held and not (self._hurried or self._awaited)
+        return not self._closed and (held or not self._queue)
+
     def _serve(self, batch: Sequence[Request]) -> None:
         """Answer a batch, and put what came into the outbox."""
         try:
@@ -399,13 +449,9 @@ class QueryEngine:
                 answers = answer_batch(self.model, batch, self.window, self.history)
         except Exception as error:
             answers = [Answer(request.ticket, None, error) for request in batch]
-        except BaseException:  # KeyboardInterrupt in the mode "sync", or the end of the worker
+        except BaseException:  # the end of the worker, or KeyboardInterrupt
             with self._changed:
-                for request in batch:
-                    request.episode.broken = True
-                    if self._pending.get(request.ticket) is request:
-                        self._settle(request.ticket, "cancelled")
-                self._drop(list(self._queue) if self.mode == "sync" else [])
+                self._give_up(batch)
             raise
         now = time.monotonic()
         with self._changed:
@@ -442,12 +488,14 @@ def check_mode(mode: str) -> None:
         raise ValueError(f"mode must be one of {get_args(Mode)}, got {mode!r}")
 
 
-def _work(reference: weakref.ref[QueryEngine]) -> None:
+def _work(reference: weakref.ref[QueryEngine], ready: threading.Event) -> None:
     """The worker thread. It holds the engine only while it works, so that an engine nobody uses can be collected."""
     engine = reference()
     if engine is None:
         return
-    torch.set_num_threads(engine.threads)  # counts for this thread alone
+    torch.get_num_threads()  # a thread takes over the default at its first use of torch, which would come later
+    torch.set_num_threads(engine.threads)
+    ready.set()
     changed, model = engine._changed, engine.model
     on_stream: Any = nullcontext()
     if model.device.type == "cuda":
@@ -472,7 +520,7 @@ def _work(reference: weakref.ref[QueryEngine]) -> None:
             return
         del batch
         with changed:
-            idle = not engine._queue and not engine._closed
+            idle = engine._resting()
             del engine
             if idle:
                 changed.wait(0.5)  # in slices, to see that the engine is gone
@@ -484,5 +532,10 @@ _at_work: weakref.WeakSet[QueryEngine] = weakref.WeakSet()
 @atexit.register
 def _close_all() -> None:
     """A thread that is inside torch when the interpreter goes away ends the process with an abort."""
-    for engine in list(_at_work):
-        engine.close(timeout_s=3.0)
+    engines = list(_at_work)
+    for engine in engines:
+        engine.close(timeout_s=0.0)
+    deadline = time.monotonic() + 4.0
+    for engine in engines:
+        if engine._worker is not None:
+            engine._worker.join(max(deadline - time.monotonic(), 0.0))

@@ -93,6 +93,7 @@ class VLPRewardCallback(BaseCallback):
                 buffer.normalizer = RewardNormalizer(venv.num_envs, model.gamma)
             buffer.attach(self._source, self.timeout_s)
             self._buffer = buffer
+            self._source.yield_to_learner(self._source.late)
 
     def _on_step(self) -> bool:
         infos = self.locals["infos"]
@@ -117,7 +118,8 @@ class VLPRewardCallback(BaseCallback):
             self._log_state()
 
     def _on_training_end(self) -> None:
-        if self._buffer is not None:
+        if self._buffer is not None and self._source is not None:
+            self._source.yield_to_learner(False)
             self._buffer.settle()
             self._log_state()
 

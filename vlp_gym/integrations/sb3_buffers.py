@@ -72,6 +72,7 @@ class VLPReplayBuffer(LateRewards, ReplayBuffer):
         self._ledger.close(row)  # an interrupt in between leaves half a row, which is not to be sampled
         super().add(obs, next_obs, action, reward, done, infos)
         self._ledger.bind(row, tickets_of(infos), self._write)
+        self._take(self._ledger.waiting())
 
     def sample(self, batch_size: int, env: Any = None) -> Any:
         """Sample rows whose rewards are there, uniformly.
@@ -80,7 +81,6 @@ class VLPReplayBuffer(LateRewards, ReplayBuffer):
             QueryTimeout: if no row is ready, and no reward comes for too long.
             QueryError: if no row is ready, and nothing is on its way; or what the reward model raised.
         """
-        self._take(self._ledger.waiting())
         size = self.size()
         closed = self._closed_starts()
         if size and len(closed) == size:
@@ -93,14 +93,16 @@ class VLPReplayBuffer(LateRewards, ReplayBuffer):
             )
         # The draw of ReplayBuffer, from the same generator: with nothing pending, nothing differs.
         rows = np.random.randint(0, size, size=batch_size)  # noqa: NPY002
-        again = np.isin(rows, closed)
-        while again.any():
+        if not len(closed):
+            return self._get_samples(rows, env=env)
+        lookup = np.zeros(size, np.bool_)
+        lookup[closed] = True
+        while (again := lookup[rows]).any():
             if 2 * len(closed) > size:  # a list of the open rows is short, and drawing blindly would take long
                 choices = np.setdiff1d(np.arange(size), closed)
                 rows[again] = choices[np.random.randint(0, len(choices), size=again.sum())]  # noqa: NPY002
             else:
                 rows[again] = np.random.randint(0, size, size=again.sum())  # noqa: NPY002
-            again = np.isin(rows, closed)
         return self._get_samples(rows, env=env)
 
     def reset(self) -> None:

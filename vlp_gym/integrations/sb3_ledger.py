@@ -184,8 +184,11 @@ class RewardLedger:
     def _fail(self, index: int, ticket: Ticket) -> None:
         """This reward will not come, or its transition was never stored."""
         entry = self._open[index].pop(ticket)
-        if entry.row is not None:
-            self.missing[entry.row][index] = None
+        row = None if entry.row is None else self.missing.get(entry.row, {})
+        if row is not None and index not in row:  # an interrupt came between its reward and this
+            self._counts["delivered"] += 1
+        elif row is not None:
+            row[index] = None
             self._counts["failed"] += 1
         elif not entry.stale:
             self._counts["stale"] += 1

@@ -35,9 +35,12 @@ class RewardSource:
         infos = (self.vector or venv.unwrapped).reset_infos
         self.late = any("ticket" in info.get("vlp", {}) for info in infos)
         """Whether rewards come late: the mode is "async"."""
+        self._local = not isinstance(venv.unwrapped, SubprocVecEnv)
+        if not self.late:
+            return
         if self.vector is not None:
             self.vector.deliver_by_poll()
-        elif not isinstance(venv.unwrapped, SubprocVecEnv):  # there, to ask is a round trip
+        elif self._local:  # otherwise, to ask is a round trip
             venv.env_method("deliver_by_poll")
 
     def poll(self, indices: Sequence[int], timeout_s: float) -> Iterator[tuple[int, list[Delivery]]]:
@@ -45,14 +48,20 @@ class RewardSource:
 
         Args:
             indices: of the environments to ask.
-            timeout_s: how long to wait for the first of them.
+            timeout_s: how long to wait for each that has something on its way.
         """
         if self.vector is not None:
             yield from enumerate(self.vector.poll(timeout_s))
             return
-        for number, index in enumerate(indices):
-            wait_s = timeout_s if number == 0 else 0.0
-            yield index, self.venv.env_method("poll", wait_s, indices=[index])[0]
+        for index in indices:
+            yield index, self.venv.env_method("poll", timeout_s, indices=[index])[0]
+
+    def yield_to_learner(self, on: bool) -> None:
+        """Let the models work while the environments do, and rest while the agent learns; or no longer."""
+        if self.vector is not None:
+            self.vector.yield_to_learner(on)
+        elif self._local:
+            self.venv.env_method("yield_to_learner", on)
 
     def idle(self) -> bool:
         """Whether nothing is on its way: a reward that is not there by the next `poll` will not come."""

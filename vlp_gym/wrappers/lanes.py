@@ -116,6 +116,13 @@ class CapturedRewards:
         """
         return self._stream.poll(timeout_s)
 
+    def yield_to_learner(self, on: bool = True) -> None:
+        """Let the model work while the environment steps and renders, and rest while the agent learns.
+
+        Both need Python's interpreter lock; what waits for a reward is not held up.
+        """
+        self._stream.yield_to_learner(on)
+
     def deliver_by_poll(self) -> None:
         """From now on late rewards come by `poll` and `flush` alone; infos may get lost with an error."""
         self._stream.by_poll = True
@@ -154,10 +161,12 @@ class CapturedRewards:
         if self._block is not None and not on:
             self._block.events[:] = 0
         running, self._running = self._running, np.zeros_like(self._running)  # after an error, no episode can go on
+        self._stream.work(True)
         try:
             with self._workers.guard():
                 yield running
         finally:
+            self._stream.work(False)
             if self._workers.stopped:
                 self._shut()
 
@@ -203,17 +212,21 @@ class CapturedRewards:
             else:
                 asked.append(self._first(index))
         stream.observe(asked)
-        delivered = stream.collect()
+        stream.settle()
         rewards, infos = np.zeros(num_envs), []
         for index in range(num_envs):
             info = stream.info(index, own_rewards[index] if stepped[index] else None)
             if stepped[index]:
                 rewards[index] = stream.placeholder(index)
-            if stream.late:
-                info.update({"ticket": stream.ticket(index)} if stepped[index] else {}, delivered=delivered[index])
+            if stream.late and stepped[index]:
+                info["ticket"] = stream.ticket(index)
             infos.append(info)
         again = [index for index in range(num_envs) if stepped[index] and self._block.events[index, BEGUN]]
-        return Settled(rewards, infos, self._begin_those(again))
+        first = self._begin_those(again)
+        for info, delivered in zip(infos, stream.collect(), strict=True):  # last: nothing can fail any more
+            if stream.late:
+                info["delivered"] = delivered
+        return Settled(rewards, infos, first)
 
     def _begin_those(self, indices: Sequence[int]) -> dict[int, dict[str, Any]]:
         stream = self._stream

@@ -133,7 +133,7 @@ class VLPRewardWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruc
         self._running = self._closed = False
 
     @property
-    def spec(self) -> Any:
+    def spec(self) -> Any:  # type: ignore[override]
         """As Gymnasium's wrappers have it; what a step returns varies where rewards come late."""
         spec = super().spec
         if spec is not None and self._stream.late:
@@ -177,6 +177,13 @@ class VLPRewardWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruc
         """
         return self._stream.poll(timeout_s)[0]
 
+    def yield_to_learner(self, on: bool = True) -> None:
+        """Let the model work while the environment steps and renders, and rest while the agent learns.
+
+        Both need Python's interpreter lock; what waits for a reward is not held up.
+        """
+        self._stream.yield_to_learner(on)
+
     def deliver_by_poll(self) -> None:
         """From now on late rewards come by `poll` and `flush` alone, and no longer in infos.
 
@@ -198,9 +205,11 @@ class VLPRewardWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruc
             raise ClosedEnvironmentError("reset was called after close")
         self._running = False
         ticket = self._stream.begin(0)
+        self._stream.work(True)
         with noted(NOTE.format(ticket)):
             observation, info = self.env.reset(seed=seed, options=options)
             views = self._render()
+        self._stream.work(False)
         logger.debug("%s: instruction %s", ticket, self.instruction)
         self._stream.observe([Transition(0, views)])
         self._running = True
@@ -215,11 +224,14 @@ class VLPRewardWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruc
             raise ResetNeeded(f"call reset before step: the episode has ended or has not begun ({self.ticket})")
         self._running = False  # until the step is through: after an error the episode cannot go on
         ticket = self._stream.advance(0)
+        self._stream.work(True)
         with noted(NOTE.format(ticket)):
             observation, own, terminated, truncated, info = self.env.step(action)
             views = self._render() if self._stream.due(0, over=bool(terminated or truncated)) else None
+        self._stream.work(False)
         env_reward = None if own is None else float(own)
         self._stream.observe([Transition(0, views, bool(terminated), env_reward)])
+        self._stream.settle()
         delivered = self._stream.collect()[0]
         if not self._stream.late:
             terminated = terminated or (self._stream.shaping.terminate_on_success and delivered[-1].success)

@@ -7,6 +7,7 @@ whether its score was waited for or came ten steps later.
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from vlp_gym.answers import Answer, FrameScore, Ticket
 from vlp_gym.engine import Mode, QueryEngine, check_mode
+from vlp_gym.errors import QueryError
 from vlp_gym.frames import FrameRing, validate_frame
 from vlp_gym.models.base import History, RewardModel
 from vlp_gym.shaping import Shaping, score_of
@@ -64,7 +66,10 @@ class _Lane:
     reward: float = 0.0
     """The newest reward that was delivered: the placeholder of those that are not."""
     waiting: deque[tuple[Ticket, Transition]] = field(default_factory=deque)
-    answers: dict[Ticket, FrameScore] = field(default_factory=dict)
+    answer: tuple[Ticket, FrameScore, float] | None = None
+    """The newest score that came, and the number that rewards are made of."""
+    answered: Ticket | None = None
+    """The newest ticket that was answered."""
     ready: list[Delivery] = field(default_factory=list)
     ring: FrameRing | None = None
     broken: bool = False
@@ -129,7 +134,8 @@ class RewardStream:
         self.by_poll = False
         """Late rewards come by `poll` and `flush` alone. An info can get lost: where one of several environments raises
         in a step, those of the others never reach the agent."""
-        self._void: set[Ticket] = set()
+        self.yields = False
+        """The engine works while the environment does, and rests while the agent learns."""
         self._errors: list[Exception] = []
         self._index = {lane.env: index for index, lane in enumerate(self._lanes)}
 
@@ -164,6 +170,8 @@ class RewardStream:
         lane.ticket = Ticket(lane.env, lane.ticket.episode + 1, 0)
         lane.instruction, text = lane.next
         lane.broken = False
+        if not self.late:
+            lane.waiting.clear()  # left by an interrupt
         if lane.ring is not None:
             lane.ring.clear()
         self.engine.begin(lane.env, lane.ticket.episode, text)
@@ -177,7 +185,7 @@ class RewardStream:
 
     def due(self, index: int, *, over: bool) -> bool:
         """Whether the newest step is to be rendered and scored; the last one of an episode always is."""
-        return over or (self._lanes[index].ticket.step % self.every == 0 and not self.engine.crowded)
+        return over or (self._lanes[index].ticket.step % self.every == 0 and not self.engine.crowded(len(self)))
 
     def observe(self, transitions: Sequence[Transition]) -> None:
         """Ask for the rewards of the newest steps, at most one for each environment.
@@ -205,13 +213,26 @@ class RewardStream:
                 lane.waiting.append((lane.ticket, transition._replace(views=None if transition.views is None else ())))
             self.engine.submit(tickets, frames)
         except BaseException:  # these steps never get back to the agent
-            self._void.update(tickets)
             for lane in lanes:
                 lane.waiting = deque(step for step in lane.waiting if step[0] != lane.ticket)
             raise
         if not self.late:
-            self._settle(self.engine.poll(self._index))
+            self.settle()
             self.raise_errors()
+            for lane in lanes:
+                if lane.waiting:  # an interrupt has come between the score and here
+                    self._give_up(lane, lane.ticket.episode)
+                    raise QueryError(f"no score came; begin another episode ({lane.ticket})")
+
+    def work(self, on: bool) -> None:
+        """Called when the environment begins and when it ends its part of a step."""
+        if self.yields:
+            self.engine.hold(not on)
+
+    def yield_to_learner(self, on: bool) -> None:
+        """See the wrappers' method of this name."""
+        self.yields = on
+        self.engine.hold(on)
 
     def broken(self, index: int) -> bool:
         """Whether an error of the model has ended the running episode: its later steps would have no reward."""
@@ -220,26 +241,35 @@ class RewardStream:
     def raise_errors(self) -> None:
         """Raise what the model has raised for an earlier step, once; to be called before the environment moves."""
         if self.late:
-            self._settle(self.engine.poll(self._index))
+            self.settle()
         if self._errors:
             errors, self._errors = self._errors, []
             raise errors[0]
 
-    def collect(self) -> list[list[Delivery]]:
-        """What goes into the infos: as `poll`, but an error of the model is kept for `raise_errors`."""
+    def settle(self) -> None:
+        """Turn the scores that have come into rewards; an error of the model is kept for `raise_errors`."""
         self._settle(self.engine.poll(self._index))
+
+    def collect(self) -> list[list[Delivery]]:
+        """Take what goes into the infos."""
         return [[] for _ in self._lanes] if self.by_poll else self._take()
 
     def poll(self, timeout_s: float = 0.0) -> list[list[Delivery]]:
         """Take the rewards that are there: for each environment a list, in the order of its steps.
 
         Args:
-            timeout_s: how long to wait for the first answer.
+            timeout_s: how long to wait for the first one, if something is pending.
 
         Raises:
             QueryError, TypeError: what the model raised; each error once, and no reward that was there is lost by it.
         """
-        self._settle(self.engine.poll(self._index, timeout_s))
+        deadline = time.monotonic() + timeout_s
+        self.settle()
+        while not self._errors and not any(lane.ready for lane in self._lanes):
+            answers = self.engine.poll(self._index, deadline - time.monotonic())
+            if not answers:
+                break
+            self._settle(answers)
         self.raise_errors()
         return self._take()
 
@@ -288,45 +318,52 @@ class RewardStream:
 
     def _settle(self, answers: Sequence[Answer]) -> None:
         for ticket, score, error in answers:
-            if ticket in self._void:
-                self._void.remove(ticket)
-                continue
             lane = self._lanes[self._index[ticket.env]]
+            if lane.answered is not None and ticket <= lane.answered:
+                raise RuntimeError(f"an answer came twice ({ticket})")
+            lane.answered = ticket
+            # The answers of an environment come in order: what is passed over will never be answered (an interrupt).
+            self._advance(lane)
+            while lane.waiting and lane.waiting[0][0] < ticket:
+                self._give_up(lane, lane.waiting[0][0].episode)
+            if not lane.waiting or lane.waiting[0][0] != ticket:
+                continue  # of a step that never came back to the agent
             if score is not None:
-                if not any(ticket == waiting for waiting, _ in lane.waiting) or ticket in lane.answers:
-                    raise RuntimeError(f"an answer came twice, or for a ticket that is unknown ({ticket})")
-                lane.answers[ticket] = score
-            elif error is not None:
-                self._advance(lane)  # what came before in this episode was answered before; the rest has no reward
-                lane.waiting = deque(step for step in lane.waiting if step[0].episode != ticket.episode)
-                lane.broken |= ticket.episode == lane.ticket.episode
+                try:
+                    value = score_of(self.shaping.kind, score.preference, score.progress, score.relevance)
+                    lane.answer = (ticket, score, value)
+                except ValueError as wrong:
+                    error = ValueError(f"{wrong} ({ticket})")
+            if error is not None:
+                self._give_up(lane, ticket.episode)
                 self._errors.append(error)
+            self._advance(lane)
         for lane in self._lanes:
             self._advance(lane)
+
+    def _give_up(self, lane: _Lane, episode: int) -> None:
+        """The rest of an episode has no rewards: a score is missing."""
+        lane.waiting = deque(step for step in lane.waiting if step[0].episode != episode)
+        lane.broken |= episode == lane.ticket.episode
 
     def _advance(self, lane: _Lane) -> None:
         """Turn the scores that are there into rewards, oldest first, up to the first that is missing."""
         while lane.waiting:
             ticket, transition = lane.waiting[0]
-            before = lane.score
+            before, now, scored = lane.score, lane.score, lane.scored
             if transition.views is not None:
-                if ticket not in lane.answers:
+                if lane.answer is None or lane.answer[0] != ticket:
                     return
-                lane.scored = lane.answers.pop(ticket)
-                scored = lane.scored
-                lane.score = score_of(self.shaping.kind, scored.preference, scored.progress, scored.relevance)
+                _, scored, now = lane.answer
             lane.waiting.popleft()
+            lane.score, lane.scored = now, scored
             if ticket.step == 0:
                 continue
-            success = self.shaping.success(lane.score)
+            success = self.shaping.success(now)
             terminated = transition.terminated or (self.shaping.terminate_on_success and success)
-            lane.reward = self.shaping.reward(
-                before, lane.score, terminated=terminated, env_reward=transition.env_reward
-            )
-            assert lane.scored is not None
-            lane.ready.append(
-                Delivery(ticket, lane.reward, lane.score, lane.scored.progress, lane.scored.relevance, success)
-            )
+            lane.reward = self.shaping.reward(before, now, terminated=terminated, env_reward=transition.env_reward)
+            assert scored is not None
+            lane.ready.append(Delivery(ticket, lane.reward, now, scored.progress, scored.relevance, success))
 
 
 def _load(
