@@ -66,7 +66,10 @@ train: $(STAMP)
 	$(AGENTS) 64 --agent-model $(RUNS)/vlp-compact-4 --tasks button-press-v3 --seed 3 --out $(DATA)/agents4
 	$(ON) $(RUNS)/vlp-compact-4 $(BUTTON) --steps 800 --tasks-per-batch 10 --clips-per-task 8 --out $(RUNS)/vlp-compact-5
 	$(ON) $(RUNS)/vlp-compact-5 $(BUTTON) --steps 500 --tasks-per-batch 5 --clips-per-task 20 --out $(RUNS)/vlp-compact-6
-	$(ON) $(RUNS)/vlp-compact-6 --steps 0 --out $(RUNS)/vlp-compact
+	$(ON) $(RUNS)/vlp-compact-6 --steps 0 --out $(RUNS)/vlp-compact-7
+	$(AGENTS) 64 --agent-model $(RUNS)/vlp-compact-7 --tasks button-press-v3 --seed 4 --out $(DATA)/agents5
+	$(ON) $(RUNS)/vlp-compact-7 $(BUTTON) --steps 500 --tasks-per-batch 5 --clips-per-task 20 --out $(RUNS)/vlp-compact-8
+	$(ON) $(RUNS)/vlp-compact-8 --steps 0 --out $(RUNS)/vlp-compact
 	$(BIN)/vlp-gym eval --data $(DATA)/eval --split vlp --model $(RUNS)/vlp-compact
 
 # System packages first (missing ones only), then the virtual environment. The stamp is written last, so a failed
