@@ -346,6 +346,29 @@ def test_a_dead_worker_is_reported_within_a_second():  # fault 24
     engine.close()
 
 
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_cuda_error_is_final(mode):  # fault 23
+    class Broken(PaintedModel):
+        calls = 0
+
+        def encode_frames(self, frames):
+            self.calls += 1
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    model = Broken()
+    engine = QueryEngine(model, mode=mode)
+    text = engine.encode_text("go")
+    engine.begin(engine.add_env(), 0, text)
+    with pytest.raises(QueryError, match=r"CUDA error: device-side assert triggered \(env 0, episode 0, step 0\)$"):
+        engine.query([Ticket(0, 0, 0)], [frame(0, 0, 0)])
+    engine.begin(0, 1, text)
+    for _ in range(2):
+        with pytest.raises(QueryError, match=r"^CUDA has failed for good in this process; restart it$"):
+            engine.query([Ticket(0, 1, 0)], [frame(0, 1, 0)])
+    assert model.calls == 1
+    engine.close()
+
+
 def test_cancel_tells_queued_from_running():
     model, engine = gated(envs=2)
     submit(engine, (0, 0, 1), (1, 0, 0))

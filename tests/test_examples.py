@@ -1,4 +1,4 @@
-"""The example runs as a user would run it, only shorter."""
+"""The examples run as a user would run them, only shorter."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "sac_button_press.py"
+EXAMPLES = Path(__file__).parent.parent / "examples"
 SHORT = ["--steps", "24", "--eval-every", "12", "--eval-episodes", "1", "--episode-steps", "12"]
 
 
@@ -24,8 +24,8 @@ def compact_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_checkpoint(CompactRewardModel(image_size=32, channels=16, hidden=16), tmp_path_factory.mktemp("model"))
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(EXAMPLE), *map(str, arguments)]
+def run(*arguments: object, example: str = "sac_button_press") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(EXAMPLES / f"{example}.py"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=280)
 
 
@@ -40,6 +40,24 @@ def test_everything_that_it_promises_is_there(compact_folder, tmp_path):
     assert [row["step"] for row in result["history"]] == [12, 24]
     assert result["success"] == result["history"][-1]["success"]
     assert result["options"]["model"] == str(compact_folder)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("example", "options", "policy"),
+    [
+        ("custom_loop", ["--steps", 40, "--learning-starts", 20, "--eval-every", 20], "policy.safetensors"),
+        ("ppo_vector", ["--steps", 80, "--rollout", 40, "--eval-every", 1], "policy.zip"),
+    ],
+)
+def test_the_other_examples(example, options, policy, compact_folder, tmp_path):
+    done = run(*options, "--eval-episodes", 1, "--model", compact_folder, "--out", tmp_path, example=example)
+    assert done.returncode == 0, done.stderr
+    for name in ("learning_curve.png", policy):
+        assert (tmp_path / name).stat().st_size > 1_000, name
+    assert json.loads((tmp_path / "result.json").read_text())["history"][-1]["step"] == options[1]
+    assert list((tmp_path / "tensorboard").rglob("events*"))
 
 
 def test_help_says_what_there_is():

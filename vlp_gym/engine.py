@@ -401,6 +401,8 @@ class QueryEngine:
         if self._closed:
             raise QueryError("the query engine is closed")
         if self._death is not None:  # not `is_alive`, which an interrupt can make lie
+            if isinstance(self._death, QueryError):
+                raise QueryError("CUDA has failed for good in this process; restart it") from self._death
             raise QueryError("the worker thread of the query engine has died; make a new one") from self._death
 
     def _drop(self, requests: Sequence[Request]) -> None:
@@ -449,6 +451,8 @@ class QueryEngine:
                 answers = answer_batch(self.model, batch, self.window, self.history)
         except Exception as error:
             answers = [Answer(request.ticket, None, error) for request in batch]
+            if "CUDA error" in str(error):  # but for "CUDA out of memory", these stay until the process ends
+                self._death = error
         except BaseException:  # the end of the worker, or KeyboardInterrupt
             with self._changed:
                 self._give_up(batch)
@@ -535,7 +539,7 @@ def _close_all() -> None:
     engines = list(_at_work)
     for engine in engines:
         engine.close(timeout_s=0.0)
-    deadline = time.monotonic() + 4.0
+    deadline = time.monotonic() + 1.5  # together: an exit takes at most 5 s
     for engine in engines:
         if engine._worker is not None:
             engine._worker.join(max(deadline - time.monotonic(), 0.0))
