@@ -60,6 +60,12 @@ def episode(env: gym.Env, steps: int = 1000) -> tuple[list[Ticket], list[Deliver
     return tickets, deliveries
 
 
+def wait_until(done) -> None:
+    deadline = time.monotonic() + 10
+    while not done() and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(
     lengths=st.lists(st.integers(1, 12), min_size=1, max_size=4),
@@ -103,10 +109,10 @@ def test_a_step_returns_at_once_with_the_newest_reward_that_came():
     env = wrap(model=model)
     env.reset()
     env.flush()
-    model.pause_s = 0.2
+    model.pause_s = 1.0
     start = time.monotonic()
     _, paid, _, _, info = env.step(0)
-    assert time.monotonic() - start < 0.1
+    assert time.monotonic() - start < 0.8
     assert (paid, info["vlp"]["delivered"]) == (0.0, [])
     assert info["vlp"]["ticket"] == (0, 0, 1)
     (delivery,) = env.poll(timeout_s=5)
@@ -218,10 +224,10 @@ def test_infos_carry_numbers_only():
     env = wrap()
     env.reset()
     env.step(0)
-    time.sleep(0.05)
+    wait_until(lambda: env.stats()["pending"] == 0)
     _, _, _, _, info = env.step(0)
     assert pickle.loads(pickle.dumps(info)) == info  # noqa: S301 (our own)
-    (delivery,) = info["vlp"]["delivered"]
+    delivery = info["vlp"]["delivered"][0]  # the second may have come too
     flat = [*delivery.ticket, *delivery[1:]]
     assert all(value is None or type(value) in (int, float, bool) for value in flat)
     env.close()
@@ -302,7 +308,7 @@ def test_an_error_is_raised_by_the_step_after_it_came():  # fault 19
     env.flush()
     model.fault = "raises"
     env.step(0)
-    time.sleep(0.1)
+    wait_until(lambda: env.stats()["failed"] == 1)
     with pytest.raises(QueryError, match=r"ZeroDivisionError: division by zero \(env 0, episode 0, step 1\)$"):
         env.step(0)
     assert env.unwrapped.elapsed == 1, "the environment moved though its step had no reward"

@@ -239,7 +239,9 @@ def test_a_held_engine_works_only_for_those_who_wait():
     time.sleep(0.05)
     assert engine.poll() == []
     engine.hold(False)
-    time.sleep(0.1)
+    deadline = time.monotonic() + 10
+    while engine.stats()["pending"] and time.monotonic() < deadline:
+        time.sleep(0.005)
     assert len(engine.poll()) == 1
     engine.hold(True)
     submit(engine, (0, 0, 3))
