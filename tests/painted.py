@@ -1,13 +1,21 @@
-"""What a vector environment of painted environments must pay; and what a process has open."""
+"""Painted frames and vectors of painted environments: what they must pay, and what must be left when they end."""
 
 from __future__ import annotations
 
 import gc
 import os
+import re
+import signal
+import threading
+import time
 from functools import partial
 
+import numpy as np
 import psutil
+import pytest
+from gymnasium.error import ClosedEnvironmentError
 
+from vlp_gym.errors import VLPError
 from vlp_gym.testing import PaintedEnv, painted_value
 
 SENTENCE = "press the button"
@@ -51,6 +59,41 @@ class Expected:
     @property
     def ends(self):
         return self.over and not self.truncate, self.over and self.truncate
+
+
+def frame(env: int, episode: int, step: int) -> np.ndarray:
+    """The picture of one step."""
+    painter = PaintedEnv(env=env)
+    painter.episode, painter.elapsed = episode, step
+    return painter.render()
+
+
+class Sleeper(PaintedEnv):
+    """Each step but the first takes 30 s."""
+
+    def step(self, action):
+        if self.elapsed:
+            time.sleep(30)
+        return super().step(action)
+
+
+def noop(env):
+    """One action for each environment of a vector."""
+    return np.zeros(env.num_envs, np.int64)
+
+
+def check_a_death_in_step(env, processes):
+    """Worker 1 is killed while the step waits: an error at once, nobody is left, and the wrapper is closed."""
+    pids = [process.pid for process in processes]
+    threading.Timer(0.3, os.kill, (pids[1], signal.SIGKILL)).start()
+    start = time.monotonic()
+    message = "these env workers have died: 1 (exit code -9); the others were stopped, make a new vector environment"
+    with pytest.raises(VLPError, match=f"^{re.escape(message)}$"):
+        env.step(noop(env))
+    assert time.monotonic() - start < 5.0
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    with pytest.raises(ClosedEnvironmentError, match=r"^step was called after close$"):
+        env.step(noop(env))
 
 
 def spans_episodes(windows) -> bool:

@@ -175,7 +175,7 @@ def test_rewards_are_right_after_an_interrupt_anywhere(mode):  # fault 39
     """Ctrl-C comes between any two lines of the wrapper, the stream and the engine."""
     import sys
 
-    rooms = ("single.py", "stream.py", "engine.py")
+    rooms = ("single.py", "stream.py", "engine.py", "query_book.py")
 
     def interrupt_at(count: int) -> bool:
         env = wrap(PaintedEnv([4]), mode=mode)

@@ -6,20 +6,15 @@ import re
 import numpy as np
 import pytest
 import torch
+from painted import frame
 
 from vlp_gym.answers import FrameScore, Ticket
 from vlp_gym.engine import QueryEngine
 from vlp_gym.errors import InstructionError, QueryError
 from vlp_gym.models.compact import CompactRewardModel
-from vlp_gym.testing import FaultyModel, PaintedEnv, PaintedModel, painted_value
+from vlp_gym.testing import FaultyModel, PaintedModel, painted_value
 from vlp_gym.tokens import TokenCache
 from vlp_gym.windows import window_indices
-
-
-def frame(env: int, episode: int, step: int) -> np.ndarray:
-    painter = PaintedEnv(env=env)
-    painter.episode, painter.elapsed = episode, step
-    return painter.render()
 
 
 def begun(model, envs: int = 1, **options) -> QueryEngine:

@@ -15,12 +15,13 @@ import time
 import numpy as np
 import pytest
 import torch
+from painted import frame
 
 from vlp_gym.answers import Answer, Ticket
 from vlp_gym.engine import QueryEngine
 from vlp_gym.errors import QueryError, QueryTimeout
 from vlp_gym.models.base import Scores
-from vlp_gym.testing import FaultyModel, PaintedEnv, PaintedModel, painted_value
+from vlp_gym.testing import FaultyModel, PaintedModel, painted_value
 
 
 class GatedModel(PaintedModel):
@@ -36,12 +37,6 @@ class GatedModel(PaintedModel):
         assert self.gate.wait(20)
         self.batches.append(len(frames))
         return super().encode_frames(frames)
-
-
-def frame(env: int, episode: int, step: int) -> np.ndarray:
-    painter = PaintedEnv(env=env)
-    painter.episode, painter.elapsed = episode, step
-    return painter.render()
 
 
 def begun(model, envs: int = 1, **options) -> QueryEngine:

@@ -7,18 +7,24 @@ import pickle
 import re
 import signal
 import sys
-import threading
-import time
 from functools import partial
 
 import numpy as np
-import psutil
 import pytest
 
 pytest.importorskip("stable_baselines3")
 
 from gymnasium.error import ClosedEnvironmentError, ResetNeeded
-from painted import SENTENCE, Expected, belongings, painted_fns, spans_episodes
+from painted import (
+    SENTENCE,
+    Expected,
+    Sleeper,
+    belongings,
+    check_a_death_in_step,
+    noop,
+    painted_fns,
+    spans_episodes,
+)
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor, VecNormalize
 
 from vlp_gym import VLPVecReward, capture_frames
@@ -34,10 +40,6 @@ UNEQUAL = ([3, 5, 1], [4], [1, 1, 7])
 def wrap(lengths=UNEQUAL, model=None, *, kind="one process", truncate=False, **options):
     venv = VECTORS[kind](capture_frames(painted_fns(lengths, truncate=truncate)))
     return VLPVecReward(venv, SENTENCE, model or PaintedModel(), **options)
-
-
-def noop(env):
-    return np.zeros(env.num_envs, np.int64)
 
 
 def take(deliveries, got):
@@ -147,15 +149,6 @@ def test_a_wrong_frame_names_its_step_and_reset_goes_on():  # faults 3, 8, 9
     assert env.step(noop(env))[1].tolist() == [np.float32(painted_value(0, 1, 1))] * 2
 
 
-class Sleeper(PaintedEnv):
-    """Each step but the first takes 30 s."""
-
-    def step(self, action):
-        if self.elapsed:
-            time.sleep(30)
-        return super().step(action)
-
-
 @pytest.mark.parametrize("start_method", ["fork", pytest.param("forkserver", marks=pytest.mark.slow)])
 def test_a_killed_worker_is_an_error_at_once(start_method):  # fault 17
     fns = [partial(Sleeper, env=index) for index in range(2)]
@@ -164,16 +157,7 @@ def test_a_killed_worker_is_an_error_at_once(start_method):  # fault 17
     env = VLPVecReward(venv, SENTENCE, PaintedModel())
     env.reset()
     env.step(noop(env))
-    pids = [process.pid for process in venv.processes]
-    threading.Timer(0.3, os.kill, (pids[1], signal.SIGKILL)).start()
-    start = time.monotonic()
-    message = r"these env workers have died: 1 \(exit code -9\); the others were stopped, make a new vector environment"
-    with pytest.raises(VLPError, match=rf"^{message}$"):
-        env.step(noop(env))
-    assert time.monotonic() - start < 5.0
-    assert not any(psutil.pid_exists(pid) for pid in pids)
-    with pytest.raises(ClosedEnvironmentError, match=r"^step was called after close$"):
-        env.step(noop(env))
+    check_a_death_in_step(env, venv.processes)
     with pytest.raises(ClosedEnvironmentError, match=r"^reset was called after close$"):
         env.reset()
     env.close()

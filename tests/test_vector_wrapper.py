@@ -7,20 +7,27 @@ import pickle
 import random
 import re
 import signal
-import threading
 import time
 from functools import partial
 
 import gymnasium as gym
 import numpy as np
-import psutil
 import pytest
 import torch
 from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from painted import SENTENCE, Expected, belongings, painted_fns, spans_episodes
+from painted import (
+    SENTENCE,
+    Expected,
+    Sleeper,
+    belongings,
+    check_a_death_in_step,
+    noop,
+    painted_fns,
+    spans_episodes,
+)
 
 from vlp_gym.engine import QueryEngine
 from vlp_gym.errors import FrameError, InstructionError, QueryError, VLPError
@@ -47,10 +54,6 @@ def vector(env_fns, kind="one process", autoreset=NEXT_STEP, render_fn=None):
 def wrap(lengths=UNEQUAL, model=None, *, kind="one process", autoreset=NEXT_STEP, **options):
     venv = vector(painted_fns(lengths), kind, autoreset)
     return VLPVectorRewardWrapper(venv, SENTENCE, model or PaintedModel(), **options)
-
-
-def noop(env):
-    return np.zeros(env.num_envs, np.int64)
 
 
 def drive(env, lanes, steps, *, late=False):
@@ -346,19 +349,6 @@ def test_an_error_of_the_model_is_raised_and_reset_goes_on(mode):  # fault 19
     env.close()
 
 
-def kill_soon(pid, seconds=0.3):
-    threading.Timer(seconds, os.kill, (pid, signal.SIGKILL)).start()
-
-
-class Sleeper(PaintedEnv):
-    """Each step but the first takes 30 s."""
-
-    def step(self, action):
-        if self.elapsed:
-            time.sleep(30)
-        return super().step(action)
-
-
 @pytest.mark.parametrize("sleeping", [(0, 1), (1,)])
 def test_a_killed_worker_is_an_error_at_once(sleeping):  # fault 17
     before = belongings()
@@ -366,16 +356,7 @@ def test_a_killed_worker_is_an_error_at_once(sleeping):  # fault 17
     env = VLPVectorRewardWrapper(vector(fns, "workers"), SENTENCE, PaintedModel())
     env.reset()
     env.step(noop(env))
-    pids = [process.pid for process in env.env.processes]
-    kill_soon(pids[1])
-    start = time.monotonic()
-    message = "these env workers have died: 1 (exit code -9); the others were stopped, make a new vector environment"
-    with pytest.raises(VLPError, match=f"^{re.escape(message)}$"):
-        env.step(noop(env))
-    assert time.monotonic() - start < 5.0
-    assert not any(psutil.pid_exists(pid) for pid in pids)
-    with pytest.raises(ClosedEnvironmentError, match=r"^step was called after close$"):
-        env.step(noop(env))
+    check_a_death_in_step(env, env.env.processes)
     env.close()
     env.env.close()
     del env

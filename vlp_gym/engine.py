@@ -15,10 +15,9 @@ import os
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -29,12 +28,14 @@ from vlp_gym.answers import Answer, Episode, FrameScore, Request, Ticket, answer
 from vlp_gym.errors import QueryError, QueryTimeout
 from vlp_gym.models.base import History, RewardModel, Scores
 from vlp_gym.models.guarded import GuardedModel
+from vlp_gym.query_book import QueryBook
 from vlp_gym.windows import window_indices
 
 logger = logging.getLogger("vlp_gym")
 
 Mode = Literal["sync", "async"]
 Policy = Literal["block", "widen_stride"]
+Views: TypeAlias = "NDArray[np.uint8] | Sequence[NDArray[np.uint8]]"
 
 
 class QueryEngine:
@@ -95,14 +96,9 @@ class QueryEngine:
         self.max_batch, self.max_wait_s, self.slots = max_batch, max_wait_s, slots
         self.timeout_s, self.threads = timeout_s, threads
         self._process = os.getpid()
-        self._episodes: list[Episode | None] = []
         self._texts: dict[str, Tensor] = {}
-        self._pending: dict[Ticket, Request] = {}
-        self._queue: deque[Request] = deque()
-        self._outbox: dict[int, list[Answer]] = {}
-        self._counts = {"submitted": 0, "delivered": 0, "stale": 0, "failed": 0, "cancelled": 0}
-        self._latencies: deque[float] = deque(maxlen=1000)
-        self._changed = threading.Condition()  # guards everything above
+        self._book = QueryBook()
+        self._changed = threading.Condition()  # guards the book and what follows
         self._calling = threading.Lock()  # held while the model runs
         self._asking = threading.RLock()  # held through a call of `submit` in the mode "sync"
         self._held = self._closed = False
@@ -136,8 +132,8 @@ class QueryEngine:
     def add_env(self) -> int:
         """Take in one more environment; returns the `env` of its tickets."""
         with self._changed:
-            self._episodes.append(None)
-            return len(self._episodes) - 1
+            self._book.episodes.append(None)
+            return len(self._book.episodes) - 1
 
     def encode_text(self, instruction: str) -> Tensor:
         """Encode one checked instruction as tokens, ``[L, D]``; each instruction is encoded once.
@@ -158,7 +154,7 @@ class QueryEngine:
     def begin(self, env: int, episode: int, text: Tensor) -> None:
         """Start an episode; the tickets of the episodes before stay open until they are answered."""
         with self._changed:
-            self._episodes[env] = Episode(episode, text)
+            self._book.episodes[env] = Episode(episode, text)
 
     def cancel(self, env: int) -> None:
         """End the running episode of one environment and give up its open tickets.
@@ -166,32 +162,24 @@ class QueryEngine:
         Those still in the queue are counted as cancelled; those the model works on will be stale.
         """
         with self._changed:
-            self._episodes[env] = None
-            self._outbox.pop(env, None)
-            self._drop([request for request in self._queue if request.ticket.env == env])
-            for ticket in [ticket for ticket in self._pending if ticket.env == env]:
-                self._pending[ticket].episode.broken = True
-                self._settle(ticket, "stale")
+            self._book.cancel(env)
 
     def stats(self) -> dict[str, int]:
         """Counts of tickets; submitted = delivered + stale + failed + cancelled + pending, always."""
         with self._changed:
-            return {**self._counts, "pending": len(self._pending)}
+            return self._book.stats()
 
     def latencies(self) -> dict[str, float]:
         """Seconds from `submit` to the answer: p50 and p99 of the newest 1,000 answers; empty before the first."""
         with self._changed:
-            seconds = list(self._latencies)
-        if not seconds:
-            return {}
-        return {"latency_p50_s": float(np.quantile(seconds, 0.5)), "latency_p99_s": float(np.quantile(seconds, 0.99))}
+            return self._book.latencies()
 
     def crowded(self, count: int) -> bool:
         """Whether a wrapper should skip these frames: there is no room for them, and the policy is "widen_stride"."""
-        pending = len(self._pending)
+        pending = len(self._book.pending)
         return self.policy == "widen_stride" and pending > 0 and pending + count > self.slots
 
-    def query(self, tickets: Sequence[Ticket], frames: Sequence[NDArray[np.uint8]]) -> list[FrameScore]:
+    def query(self, tickets: Sequence[Ticket], frames: Sequence[Views]) -> list[FrameScore]:
         """Score the newest frame of each ticket's episode and wait for it, all environments in one batch.
 
         Args:
@@ -209,8 +197,7 @@ class QueryEngine:
         answers = {answer.ticket: answer for answer in self.flush({ticket.env for ticket in tickets})}
         asked = [answers.pop(ticket, Answer(ticket, None)) for ticket in tickets]
         with self._changed:  # of earlier calls of `submit`
-            for answer in answers.values():
-                self._outbox.setdefault(answer.ticket.env, []).append(answer)
+            self._book.put_back(answers.values())
         for answer in asked:
             if answer.error is not None:
                 raise answer.error
@@ -218,7 +205,7 @@ class QueryEngine:
                 raise QueryError(f"an earlier error has spoiled this episode; begin another ({answer.ticket})")
         return [answer.score for answer in asked if answer.score is not None]
 
-    def submit(self, tickets: Sequence[Ticket], frames: Sequence[NDArray[np.uint8]]) -> None:
+    def submit(self, tickets: Sequence[Ticket], frames: Sequence[Views]) -> None:
         """Ask for scores; the answers come by `poll`, and so do the errors of the model.
 
         Arguments and other errors are those of `query`. A ticket of an episode that an error of the model has spoiled
@@ -232,26 +219,25 @@ class QueryEngine:
         with self._asking if self.mode == "sync" else nullcontext():
             self._submit(tickets, frames)
 
-    def _submit(self, tickets: Sequence[Ticket], frames: Sequence[NDArray[np.uint8]]) -> None:
+    def _submit(self, tickets: Sequence[Ticket], frames: Sequence[Views]) -> None:
         with self._changed:
-            episodes = [self._running(ticket) for ticket in tickets]
-            self._wait(lambda: not self._pending or len(self._pending) + len(tickets) <= self.slots, tickets)
+            pending, episodes = self._book.pending, [self._book.running(ticket) for ticket in tickets]
+            self._wait(lambda: not pending or len(pending) + len(tickets) <= self.slots, tickets)
             now = time.monotonic()
             requests = [
                 Request(ticket, np.array(views, np.uint8, ndmin=4), episode, now)
                 for ticket, views, episode in zip(tickets, frames, episodes, strict=True)
             ]
-            self._enqueue(requests)
-            self._drop([request for request in requests if request.episode.broken])
+            self._book.enqueue(requests)
             self._changed.notify_all()
         if self.mode == "sync":
             try:
-                while self._queue:
-                    self._serve(self._take_batch(everything=True))
+                while batch := self._book.next_batch(math.inf):
+                    self._serve(batch)
             except BaseException:  # KeyboardInterrupt
                 with self._changed:
-                    self._queue.clear()
-                    self._give_up(requests)
+                    self._book.queue.clear()
+                    self._book.give_up(requests)
                 raise
 
     def poll(self, envs: Collection[int] | None = None, timeout_s: float = 0.0) -> list[Answer]:
@@ -266,10 +252,9 @@ class QueryEngine:
         """
         deadline = time.monotonic() + timeout_s
         with self._changed:
-            while True:
-                taken = [env for env in self._outbox if envs is None or env in envs]
+            while not self._book.answered(envs) and self._book.open(envs):
                 left = deadline - time.monotonic()
-                if taken or left <= 0 or not self._open(envs):
+                if left <= 0:
                     break
                 self._check_usable()
                 self._awaited += 1
@@ -278,7 +263,7 @@ class QueryEngine:
                     self._changed.wait(min(left, 0.5))
                 finally:
                     self._awaited -= 1
-            answers = [answer for env in taken for answer in self._outbox.pop(env)]
+            answers = self._book.take(envs)
             if not answers and not self._closed:
                 self._check_usable()
         return answers
@@ -291,7 +276,7 @@ class QueryEngine:
             QueryError: if the worker thread has died.
         """
         with self._changed:
-            self._wait(lambda: not self._open(envs), self._open(envs), timeout_s)
+            self._wait(lambda: not self._book.open(envs), self._book.open(envs), timeout_s)
         return self.poll(envs)
 
     def hold(self, on: bool) -> None:
@@ -317,16 +302,15 @@ class QueryEngine:
             return 0  # a forked child has no worker to stop
         with self._changed:
             first, self._closed = not self._closed, True
-            given_up = len(self._queue)
-            self._drop(list(self._queue))
+            given_up = len(self._book.queue)
+            self._book.drop(list(self._book.queue))
             self._changed.notify_all()
         if self._worker is not None and self._worker is not threading.current_thread():
             self._worker.join(timeout_s)
         _at_work.discard(self)
         with self._changed:
-            given_up += len(self._pending)
-            for ticket in list(self._pending):  # the model hangs
-                self._settle(ticket, "cancelled")
+            given_up += len(self._book.pending)
+            self._book.give_up(list(self._book.pending.values()))  # the model hangs
         if first and given_up:
             logger.warning("the query engine was closed with %d queries in flight, which were given up", given_up)
         return given_up
@@ -349,31 +333,6 @@ class QueryEngine:
 
     # What follows is called with the lock held, but for `_serve` and `_exclusively`.
 
-    def _running(self, ticket: Ticket) -> Episode:
-        episode = self._episodes[ticket.env]
-        if episode is None or ticket.episode != episode.number or ticket.step <= episode.step:
-            raise RuntimeError(f"the ticket was already used or belongs to no running episode ({ticket})")
-        return episode
-
-    def _enqueue(self, requests: Sequence[Request]) -> None:
-        before = self._counts["submitted"]
-        try:
-            for request in requests:
-                request.episode.step = request.ticket.step
-                self._pending[request.ticket] = request
-                self._queue.append(request)
-            self._counts["submitted"] = before + len(requests)
-        except BaseException:  # KeyboardInterrupt: nothing was submitted
-            self._counts["submitted"] = before
-            for request in requests:
-                self._pending.pop(request.ticket, None)
-                if request in self._queue:
-                    self._queue.remove(request)
-            raise
-
-    def _open(self, envs: Collection[int] | None) -> list[Ticket]:
-        return [ticket for ticket in self._pending if envs is None or ticket.env in envs]
-
     def _wait(self, done: Callable[[], bool], tickets: Sequence[Ticket], timeout_s: float | None = None) -> None:
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + timeout_s
@@ -383,9 +342,10 @@ class QueryEngine:
                 self._check_usable()
                 left = deadline - time.monotonic()
                 if left <= 0:
+                    pending = len(self._book.pending)
                     raise QueryTimeout(
-                        f"the reward model did not answer within {timeout_s:g} s; {len(self._pending)} queries are "
-                        f"pending ({tickets[0]})"
+                        f"the reward model did not answer within {timeout_s:g} s; {pending} queries are pending "
+                        f"({tickets[0]})"
                     )
                 self._changed.notify_all()
                 self._changed.wait(min(left, 0.5))  # in slices: a worker that died does not notify
@@ -405,44 +365,21 @@ class QueryEngine:
                 raise QueryError("CUDA has failed for good in this process; restart it") from self._death
             raise QueryError("the worker thread of the query engine has died; make a new one") from self._death
 
-    def _drop(self, requests: Sequence[Request]) -> None:
-        """Take requests out of the queue; no frame may be missing from a window, so their episodes end here."""
-        for request in requests:
-            self._queue.remove(request)
-            request.episode.broken = True
-            self._settle(request.ticket, "cancelled")
-
-    def _give_up(self, requests: Sequence[Request]) -> None:
-        for request in requests:
-            request.episode.broken = True
-            if self._pending.get(request.ticket) is request:
-                self._settle(request.ticket, "cancelled")
-
-    def _settle(self, ticket: Ticket, outcome: str) -> None:
-        del self._pending[ticket]
-        self._counts[outcome] += 1
-
-    def _take_batch(self, everything: bool = False) -> list[Request]:
-        """The oldest requests, all of one shape; waits up to `max_wait_s` for more in the mode "async"."""
-        if not everything:
-            if self._resting():
-                return []
-            while self._queue and not (self._hurried or self._closed):
-                left = self._queue[0].since_s + self.max_wait_s - time.monotonic()
-                if left <= 0 or sum(len(request.frames) for request in self._queue) >= self.max_batch:
-                    break
-                self._changed.wait(left)
-        batch: list[Request] = []
-        room = math.inf if everything else self.max_batch
-        while self._queue and (not batch or len(batch[0].frames) * (len(batch) + 1) <= room):
-            if batch and self._queue[0].frames.shape != batch[0].frames.shape:
+    def _take_batch(self) -> list[Request]:
+        """What the worker is to do next; waits up to `max_wait_s` for a batch to fill."""
+        if self._resting():
+            return []
+        queue = self._book.queue
+        while queue and not (self._hurried or self._closed):
+            left = queue[0].since_s + self.max_wait_s - time.monotonic()
+            if left <= 0 or sum(len(request.frames) for request in queue) >= self.max_batch:
                 break
-            batch.append(self._queue.popleft())
-        return batch
+            self._changed.wait(left)
+        return self._book.next_batch(self.max_batch)
 
     def _resting(self) -> bool:
         held = self._held and not (self._hurried or self._awaited)
-        return not self._closed and (held or not self._queue)
+        return not self._closed and (held or not self._book.queue)
 
     def _serve(self, batch: Sequence[Request]) -> None:
         """Answer a batch, and put what came into the outbox."""
@@ -455,21 +392,11 @@ class QueryEngine:
                 self._death = error
         except BaseException:  # the end of the worker, or KeyboardInterrupt
             with self._changed:
-                self._give_up(batch)
+                self._book.give_up(batch)
             raise
         now = time.monotonic()
         with self._changed:
-            for request, answer in zip(batch, answers, strict=True):
-                if self._pending.get(request.ticket) is not request:  # it is stale, and counted
-                    continue
-                if request.episode.broken:  # by an earlier row of this batch
-                    self._settle(request.ticket, "cancelled")
-                    continue
-                request.episode.broken = answer.error is not None
-                self._settle(request.ticket, "delivered" if answer.error is None else "failed")
-                self._outbox.setdefault(request.ticket.env, []).append(answer)
-                self._latencies.append(now - request.since_s)
-            self._drop([request for request in self._queue if request.episode.broken])
+            self._book.book(batch, answers, now)
             self._changed.notify_all()
 
     def _exclusively(self, function: Callable[[], Any]) -> Any:

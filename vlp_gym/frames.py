@@ -101,8 +101,8 @@ class FrameRing:
         """Forget all frames: the next one pushed has number 0."""
         self.total = 0
 
-    def push(self, frame: NDArray[np.uint8]) -> None:
-        """Copy a validated frame, uint8 ``[H, W, 3]``, into the ring."""
+    def push(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Copy a validated frame, uint8 ``[H, W, 3]``, into the ring; returns the ring's own, not to be kept."""
         slot = self._block[self.total % self.capacity]
         if frame.shape != slot.shape:
             if not self._warned:
@@ -120,6 +120,7 @@ class FrameRing:
             frame = resize_frames(torch.from_numpy(np.ascontiguousarray(frame))[None], slot.shape[:2])[0].numpy()
         np.copyto(slot, frame)
         self.total += 1
+        return slot
 
     def take(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
         """Copies of the frames with these numbers, uint8 ``[n, H, W, 3]``.

@@ -26,6 +26,8 @@ class LateRewards:
     normalizer: RewardNormalizer | None = None
     """Scales the rewards; set by the callback, and saved with the buffer."""
     _ledger: RewardLedger
+    _write: Callable[[int, int, float], None]
+    """Puts a reward into a row and column: the buffers' own."""
     _source: RewardSource | None = None
     _timeout_s = 60.0
 
@@ -78,9 +80,6 @@ class LateRewards:
 
     def _announced(self, index: int, rewards: NDArray[Any]) -> None:
         """Called for each new ticket."""
-
-    def _write(self, row: int, index: int, reward: float) -> None:
-        raise NotImplementedError
 
     def _receive(self, index: int, deliveries: Iterable[Delivery]) -> None:
         for delivery in deliveries:

@@ -103,13 +103,7 @@ class VLPVecReward(CapturedRewards, VecEnvWrapper):
 
     def close(self) -> None:
         """Close the environments; a second call does nothing. A live model stays usable."""
-        if self._closed:
-            return
-        self._shut()
-        if self._workers.dead():
-            self._workers.stop()  # the others wait for a word that the vector environment cannot send them any more
-        else:
-            self.venv.close()
+        self._end(self.venv.close)
 
     def _put(self, begun: dict[int, dict[str, Any]]) -> None:
         for index, info in begun.items():

@@ -22,7 +22,7 @@ from vlp_gym.errors import VLPError
 from vlp_gym.models.base import RewardModel
 from vlp_gym.shaping import Shaping
 from vlp_gym.wrappers.capture import BEGUN, RESET_FRAME, STEP_FRAME, STEPPED, FrameBlock, frame_file
-from vlp_gym.wrappers.stream import Delivery, RewardStream, Transition
+from vlp_gym.wrappers.stream import Delivery, RewardStream, Streaming, Transition
 from vlp_gym.wrappers.workers import Workers
 
 Values: TypeAlias = "Sequence[Any] | NDArray[Any]"
@@ -41,7 +41,7 @@ class Settled(NamedTuple):
     """``info["vlp"]`` of the reset frame, of those environments that were reset after their step."""
 
 
-class CapturedRewards:
+class CapturedRewards(Streaming):
     """The part of a vector wrapper that does not depend on the kind of vector environment."""
 
     _call: Callable[..., Sequence[Any]]
@@ -97,14 +97,6 @@ class CapturedRewards:
         for each in range(len(self._stream)) if index is None else [index]:
             self._stream.set_instruction(each, instruction)
 
-    def stats(self) -> dict[str, int]:
-        """Counts of queries; submitted = delivered + stale + failed + cancelled + pending."""
-        return self._stream.engine.stats()
-
-    def latencies(self) -> dict[str, float]:
-        """Seconds from a step to its score: ``latency_p50_s`` and ``latency_p99_s`` of the newest 1,000."""
-        return self._stream.engine.latencies()
-
     def poll(self, timeout_s: float = 0.0) -> list[list[Delivery]]:
         """Take the late rewards that are there and were in no info: for each environment a list, oldest first.
 
@@ -115,17 +107,6 @@ class CapturedRewards:
             QueryError, TypeError: what the model raised for an earlier step.
         """
         return self._stream.poll(timeout_s)
-
-    def yield_to_learner(self, on: bool = True) -> None:
-        """Let the model work while the environment steps and renders, and rest while the agent learns.
-
-        Both need Python's interpreter lock; what waits for a reward is not held up.
-        """
-        self._stream.yield_to_learner(on)
-
-    def deliver_by_poll(self) -> None:
-        """From now on late rewards come by `poll` and `flush` alone; infos may get lost with an error."""
-        self._stream.by_poll = True
 
     def flush(self, timeout_s: float | None = None) -> list[list[Delivery]]:
         """Wait until every reward is there, and take them as `poll` does.
@@ -175,6 +156,16 @@ class CapturedRewards:
         self._block = None
         self._stream.close()
 
+    def _end(self, close: Callable[[], None]) -> None:
+        """Close the wrapper, and the vector environment by `close`; a second call does nothing."""
+        if self._closed:
+            return
+        self._shut()
+        if self._workers.dead():
+            self._workers.stop()  # the others wait for a word that the vector environment cannot send them any more
+        else:
+            close()
+
     def _begin(self, running: NDArray[np.bool_]) -> dict[int, dict[str, Any]]:
         """After a reset: begin the episodes of those that were reset; returns their ``info["vlp"]``.
 
@@ -212,7 +203,6 @@ class CapturedRewards:
             else:
                 asked.append(self._first(index))
         stream.observe(asked)
-        stream.settle()
         rewards, infos = np.zeros(num_envs), []
         for index in range(num_envs):
             info = stream.info(index, own_rewards[index] if stepped[index] else None)

@@ -19,14 +19,14 @@ from vlp_gym.errors import noted
 from vlp_gym.frames import RenderFn, check_cameras
 from vlp_gym.models.base import History, RewardModel
 from vlp_gym.shaping import Reward, Shaping
-from vlp_gym.wrappers.stream import Delivery, RewardStream, Transition
+from vlp_gym.wrappers.stream import Delivery, RewardStream, Streaming, Transition
 
 logger = logging.getLogger("vlp_gym")
 
 NOTE = "in the environment under VLPRewardWrapper ({})"
 
 
-class VLPRewardWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
     """Replaces the environment's reward by what a reward model says of its frames under an instruction.
 
     The reset frame and the frame after each step are rendered inside the environment's own ``reset`` and ``step``,
@@ -158,14 +158,6 @@ class VLPRewardWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruc
         """
         self._stream.set_instruction(0, instruction)
 
-    def stats(self) -> dict[str, int]:
-        """Counts of queries; submitted = delivered + stale + failed + cancelled + pending."""
-        return self._stream.engine.stats()
-
-    def latencies(self) -> dict[str, float]:
-        """Seconds from a step to its score: ``latency_p50_s`` and ``latency_p99_s`` of the newest 1,000."""
-        return self._stream.engine.latencies()
-
     def poll(self, timeout_s: float = 0.0) -> list[Delivery]:
         """Take the late rewards that are there and were not in an ``info["vlp"]["delivered"]``, oldest first.
 
@@ -176,20 +168,6 @@ class VLPRewardWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruc
             QueryError, TypeError: what the model raised for an earlier step.
         """
         return self._stream.poll(timeout_s)[0]
-
-    def yield_to_learner(self, on: bool = True) -> None:
-        """Let the model work while the environment steps and renders, and rest while the agent learns.
-
-        Both need Python's interpreter lock; what waits for a reward is not held up.
-        """
-        self._stream.yield_to_learner(on)
-
-    def deliver_by_poll(self) -> None:
-        """From now on late rewards come by `poll` and `flush` alone, and no longer in infos.
-
-        For whoever may lose an info, as a vector environment does when another of its environments raises.
-        """
-        self._stream.by_poll = True
 
     def flush(self, timeout_s: float | None = None) -> list[Delivery]:
         """Wait until every reward is there, and take them as `poll` does.
@@ -231,7 +209,6 @@ class VLPRewardWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruc
         self._stream.work(False)
         env_reward = None if own is None else float(own)
         self._stream.observe([Transition(0, views, bool(terminated), env_reward)])
-        self._stream.settle()
         delivered = self._stream.collect()[0]
         if not self._stream.late:
             terminated = terminated or (self._stream.shaping.terminate_on_success and delivered[-1].success)

@@ -216,8 +216,8 @@ class RewardStream:
             for lane in lanes:
                 lane.waiting = deque(step for step in lane.waiting if step[0] != lane.ticket)
             raise
+        self.settle()
         if not self.late:
-            self.settle()
             self.raise_errors()
             for lane in lanes:
                 if lane.waiting:  # an interrupt has come between the score and here
@@ -307,14 +307,12 @@ class RewardStream:
         if self._owned:
             self.engine.close()
 
-    def _own(self, lane: _Lane, views: Sequence[object]) -> NDArray[np.uint8]:
-        """Checked copies of one size, ``[C, H, W, 3]``."""
+    def _own(self, lane: _Lane, views: Sequence[object]) -> list[NDArray[np.uint8]]:
+        """Checked views of one size, each ``[H, W, 3]``; the engine copies them."""
         frames = [validate_frame(view, where=str(lane.ticket)) for view in views]
         if lane.ring is None:
             lane.ring = FrameRing(len(frames), *frames[0].shape[:2])
-        for frame in frames:
-            lane.ring.push(frame)
-        return lane.ring.take(np.arange(lane.ring.total - len(frames), lane.ring.total))
+        return [lane.ring.push(frame) for frame in frames]
 
     def _settle(self, answers: Sequence[Answer]) -> None:
         for ticket, score, error in answers:
@@ -364,6 +362,34 @@ class RewardStream:
             lane.reward = self.shaping.reward(before, now, terminated=terminated, env_reward=transition.env_reward)
             assert scored is not None
             lane.ready.append(Delivery(ticket, lane.reward, now, scored.progress, scored.relevance, success))
+
+
+class Streaming:
+    """What all wrappers pass on to their stream."""
+
+    _stream: RewardStream
+
+    def stats(self) -> dict[str, int]:
+        """Counts of queries; submitted = delivered + stale + failed + cancelled + pending."""
+        return self._stream.engine.stats()
+
+    def latencies(self) -> dict[str, float]:
+        """Seconds from a step to its score: ``latency_p50_s`` and ``latency_p99_s`` of the newest 1,000."""
+        return self._stream.engine.latencies()
+
+    def yield_to_learner(self, on: bool = True) -> None:
+        """Let the model work while the environment steps and renders, and rest while the agent learns.
+
+        Both need Python's interpreter lock; what waits for a reward is not held up.
+        """
+        self._stream.yield_to_learner(on)
+
+    def deliver_by_poll(self) -> None:
+        """From now on late rewards come by `poll` and `flush` alone, and no longer in infos.
+
+        For whoever may lose an info, as a vector environment does when one of its environments raises.
+        """
+        self._stream.by_poll = True
 
 
 def _load(

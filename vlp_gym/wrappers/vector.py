@@ -146,13 +146,7 @@ class VLPVectorRewardWrapper(
 
     def close(self, **kwargs: Any) -> None:
         """Close the environments; a second call does nothing. A live model stays usable."""
-        if self._closed:
-            return
-        self._shut()
-        if self._workers.dead():
-            self._workers.stop()  # the others wait for a word that the vector environment cannot send them any more
-        else:
-            self.env.close(**kwargs)
+        self._end(lambda: self.env.close(**kwargs))
 
     def _join(self, infos: dict[str, Any], each: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
         """Put the ``info["vlp"]`` of each environment into the infos, as arrays with masks."""
