@@ -69,12 +69,17 @@ def frame(env: int, episode: int, step: int) -> np.ndarray:
 
 
 class Sleeper(PaintedEnv):
-    """Each step but the first takes 30 s."""
+    """Each step and each reset but the first takes 30 s."""
 
     def step(self, action):
         if self.elapsed:
             time.sleep(30)
         return super().step(action)
+
+    def reset(self, **options):
+        if self.episode >= 0:
+            time.sleep(30)
+        return super().reset(**options)
 
 
 def noop(env):
@@ -82,14 +87,14 @@ def noop(env):
     return np.zeros(env.num_envs, np.int64)
 
 
-def check_a_death_in_step(env, processes):
-    """Worker 1 is killed while the step waits: an error at once, nobody is left, and the wrapper is closed."""
+def check_a_death(env, processes, call):
+    """Worker 1 is killed while the call waits: an error at once, nobody is left, and the wrapper is closed."""
     pids = [process.pid for process in processes]
     threading.Timer(0.3, os.kill, (pids[1], signal.SIGKILL)).start()
     start = time.monotonic()
     message = "these env workers have died: 1 (exit code -9); the others were stopped, make a new vector environment"
     with pytest.raises(VLPError, match=f"^{re.escape(message)}$"):
-        env.step(noop(env))
+        call()
     assert time.monotonic() - start < 5.0
     assert not any(psutil.pid_exists(pid) for pid in pids)
     with pytest.raises(ClosedEnvironmentError, match=r"^step was called after close$"):

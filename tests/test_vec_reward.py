@@ -20,7 +20,7 @@ from painted import (
     Expected,
     Sleeper,
     belongings,
-    check_a_death_in_step,
+    check_a_death,
     noop,
     painted_fns,
     spans_episodes,
@@ -150,14 +150,15 @@ def test_a_wrong_frame_names_its_step_and_reset_goes_on():  # faults 3, 8, 9
 
 
 @pytest.mark.parametrize("start_method", ["fork", pytest.param("forkserver", marks=pytest.mark.slow)])
-def test_a_killed_worker_is_an_error_at_once(start_method):  # fault 17
+@pytest.mark.parametrize("method", ["step", "reset"])
+def test_a_killed_worker_is_an_error_at_once(start_method, method):  # fault 17
     fns = [partial(Sleeper, env=index) for index in range(2)]
     venv = SubprocVecEnv(capture_frames(fns), start_method=start_method)
     before = belongings()[0]
     env = VLPVecReward(venv, SENTENCE, PaintedModel())
     env.reset()
     env.step(noop(env))
-    check_a_death_in_step(env, venv.processes)
+    check_a_death(env, venv.processes, env.reset if method == "reset" else partial(env.step, noop(env)))
     with pytest.raises(ClosedEnvironmentError, match=r"^reset was called after close$"):
         env.reset()
     env.close()

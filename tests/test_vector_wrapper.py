@@ -23,7 +23,7 @@ from painted import (
     Expected,
     Sleeper,
     belongings,
-    check_a_death_in_step,
+    check_a_death,
     noop,
     painted_fns,
     spans_episodes,
@@ -356,7 +356,7 @@ def test_a_killed_worker_is_an_error_at_once(sleeping):  # fault 17
     env = VLPVectorRewardWrapper(vector(fns, "workers"), SENTENCE, PaintedModel())
     env.reset()
     env.step(noop(env))
-    check_a_death_in_step(env, env.env.processes)
+    check_a_death(env, env.env.processes, partial(env.step, noop(env)))
     env.close()
     env.env.close()
     del env

@@ -76,7 +76,8 @@ class VLPVecReward(CapturedRewards, VecEnvWrapper):
         if self._closed:
             raise ClosedEnvironmentError("reset was called after close")
         with self._talking() as running:
-            observations = self.venv.reset()
+            with self._workers.watch():
+                observations = self.venv.reset()
             self.reset_infos = list(self.venv.reset_infos)
             self._put(self._begin(running))
         return observations

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing.connection import wait
+from multiprocessing.connection import Pipe, wait
 from typing import Any
 
 from vlp_gym.errors import VLPError
@@ -23,6 +24,7 @@ class Workers:
     def __init__(self, venv: Any) -> None:
         self.stopped = False
         self._venv = venv
+        self._first_dead: list[int] = []
         self._processes: list[Any] = list(getattr(venv, "processes", ()))
 
     @contextmanager
@@ -38,7 +40,7 @@ class Workers:
         try:
             yield
         except (EOFError, ConnectionError) as error:
-            dead = self.dead(timeout_s=1.0)
+            dead = self._first_dead or self.dead(timeout_s=1.0)
             if not dead:  # the environment's own
                 raise
             self.stop()
@@ -68,6 +70,35 @@ class Workers:
                 silent = any(owner is process and not pipe.poll() for pipe, owner in waiting.items())
                 if process.exitcode != 0 or silent:
                     raise EOFError
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """While the vector environment both sends and reads, with no room for `wait` between.
+
+        Where one worker dies, the others are ended too: then no process is left that holds its end of the pipe, and the
+        read ends with an EOFError.
+        """
+        if not self._processes:
+            yield
+            return
+        over, end = Pipe(duplex=False)
+        sentinels = [process.sentinel for process in self._processes]
+
+        def look() -> None:
+            ready = wait([over, *sentinels])
+            if over not in ready:
+                self._first_dead = [index for index, sentinel in enumerate(sentinels) if sentinel in ready]
+                for process in self._processes:
+                    process.terminate()
+
+        watcher = threading.Thread(target=look, name="vlp_gym-workers", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            end.close()
+            watcher.join()
+            over.close()
 
     def dead(self, timeout_s: float = 0.0) -> list[int]:
         """The workers that ended by a signal or an error.
