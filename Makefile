@@ -14,7 +14,7 @@ GL := libegl1 libgl1 libgl1-mesa-dri libosmesa6
 DATA ?= data
 RUNS ?= runs
 
-.PHONY: help install demo test bench train clean distclean
+.PHONY: help install demo test browser bench train clean distclean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -24,13 +24,13 @@ install: $(STAMP)
 demo: $(STAMP)
 	@$(BIN)/python examples/sac_button_press.py
 
-test: $(STAMP)
+test: $(STAMP) browser
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/pytest
 
 bench: $(STAMP)
-	@for file in speed engine; do echo "== $$file"; $(BIN)/python tests/benchmarks/$$file.py || exit 1; done
+	@for file in speed engine labels; do echo "== $$file"; $(BIN)/python tests/benchmarks/$$file.py || exit 1; done
 
 # The recipe of the shipped models: collect, tune on five validation tasks, train, evaluate. Hours on two cores. TUNED is
 # what `vlp-gym tune` said; to take what it says this time: make train TUNED="...". Rollouts of agents that learn from the
@@ -72,12 +72,11 @@ train: $(STAMP)
 	$(ON) $(RUNS)/vlp-compact-8 --steps 0 --out $(RUNS)/vlp-compact
 	$(BIN)/vlp-gym eval --data $(DATA)/eval --split vlp --model $(RUNS)/vlp-compact
 
-# System packages first (missing ones only), then the virtual environment. The stamp is written last, so a failed
-# install starts again at the next call, and a finished one is skipped until pyproject.toml changes.
-$(STAMP): pyproject.toml
+# $(call system-packages,NAMES): installs those that are missing, where the system has apt.
+define system-packages
 	@need=""; \
 	if command -v dpkg-query >/dev/null 2>&1; then \
-	  for package in $(GL); do \
+	  for package in $(1); do \
 	    dpkg-query -W -f='$${Status}' $$package 2>/dev/null | grep -q 'install ok installed' || need="$$need $$package"; \
 	  done; \
 	  $(PYTHON) -c 'import ensurepip, venv' >/dev/null 2>&1 || need="$$need python3 python3-venv"; \
@@ -85,7 +84,7 @@ $(STAMP): pyproject.toml
 	if [ -n "$$need" ]; then \
 	  if [ "$$(id -u)" -eq 0 ]; then sudo=""; else sudo="sudo"; fi; \
 	  if [ -n "$$sudo" ] && ! command -v sudo >/dev/null 2>&1; then \
-	    echo "Not root and no sudo: going on without$$need. If rendering fails, ask for these packages."; \
+	    echo "Not root and no sudo: going on without$$need. If something fails, ask for these packages."; \
 	  else \
 	    echo "Installing system packages:$$need"; \
 	    $$sudo apt-get update -qq || true; \
@@ -95,6 +94,16 @@ $(STAMP): pyproject.toml
 	    done; \
 	  fi; \
 	fi
+endef
+
+# The page for labels is tested in a real browser; without one, those tests are skipped.
+browser: $(STAMP)
+	$(if $(shell command -v chromium || command -v google-chrome),@true,$(call system-packages,chromium))
+
+# System packages first (missing ones only), then the virtual environment. The stamp is written last, so a failed
+# install starts again at the next call, and a finished one is skipped until pyproject.toml changes.
+$(STAMP): pyproject.toml
+	$(call system-packages,$(GL))
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 	  echo "vlp_gym needs Python 3.10 or newer, and $(PYTHON) is not: install one, then 'make $(MAKECMDGOALS) PYTHON=python3.x'."; \
 	  exit 1; }

@@ -60,6 +60,27 @@ def test_the_other_examples(example, options, policy, compact_folder, tmp_path):
     assert list((tmp_path / "tensorboard").rglob("events*"))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_pebble_stops_and_goes_on(compact_folder, tmp_path):
+    few = ["--queries.explore", 10, "--queries.every", 15, "--queries.session", 4, "--queries.length", 4]
+    short = ["--learning-starts", 20, *few, "--eval-every", 30, "--eval-episodes", 1, "--episode-steps", 12]
+    run_once = [*short, "--labels", "vlp", "--kind", "preference", "--model", compact_folder, "--out", tmp_path]
+    done = run("--steps", 60, *run_once, example="pebble_button_press")
+    assert done.returncode == 0, done.stderr
+    first = json.loads((tmp_path / "result.json").read_text())
+    assert [session["step"] for session in first["sessions"]] == [30, 45, 60]
+    for name in ("learning_curve.png", "final_policy.mp4", "policy.zip"):
+        assert (tmp_path / name).stat().st_size > 1_000, name
+    done = run("--steps", 90, "--resume", *run_once, example="pebble_button_press")
+    assert done.returncode == 0, done.stderr
+    second = json.loads((tmp_path / "result.json").read_text())
+    assert [row["step"] for row in second["history"]] == [30, 60, 90]
+    assert [session["step"] for session in second["sessions"]] == [30, 45, 60, 75, 90]
+    assert second["sessions"][:3] == first["sessions"]
+    assert second["labels"] == 20
+
+
 def test_help_says_what_there_is():
     done = run("--help")
     assert done.returncode == 0

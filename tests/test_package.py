@@ -80,7 +80,7 @@ def test_wheel_holds_everything(wheel: Path) -> None:
         names = set(archive.namelist())
         info = f"vlp_gym-{vlp_gym.__version__}.dist-info"
         entry_points = archive.read(f"{info}/entry_points.txt").decode()
-    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "vlp_gym").rglob("*.py")}
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "vlp_gym").rglob("*") if path.suffix in (".py", ".html")}
     assets = {
         f"vlp_gym/{path.relative_to(ROOT)}"
         for path in (ROOT / "assets").rglob("*")

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from vlp_gym.integrations.sb3 import VLPReplayBuffer as VLPReplayBuffer
     from vlp_gym.integrations.sb3 import VLPRewardCallback as VLPRewardCallback
     from vlp_gym.integrations.sb3 import VLPRolloutBuffer as VLPRolloutBuffer
+    from vlp_gym.integrations.sb3_preferences import PreferenceCallback as PreferenceCallback
+    from vlp_gym.integrations.sb3_preferences import Queries as Queries
+    from vlp_gym.integrations.sb3_relabel import PreferenceReplayBuffer as PreferenceReplayBuffer
     from vlp_gym.integrations.sb3_vec import VLPVecReward as VLPVecReward
     from vlp_gym.models.base import RewardModel as RewardModel
     from vlp_gym.models.base import Scores as Scores
@@ -51,6 +54,9 @@ _HOME = {
     "VLPNStepReplayBuffer": "vlp_gym.integrations.sb3",
     "VLPRolloutBuffer": "vlp_gym.integrations.sb3",
     "VLPRewardCallback": "vlp_gym.integrations.sb3",
+    "PreferenceCallback": "vlp_gym.integrations.sb3_preferences",
+    "PreferenceReplayBuffer": "vlp_gym.integrations.sb3_relabel",
+    "Queries": "vlp_gym.integrations.sb3_preferences",
     "make_metaworld": "vlp_gym.integrations.metaworld",
     "load_reward_model": "vlp_gym.models.registry",
     "available_models": "vlp_gym.models.registry",

@@ -80,8 +80,13 @@ class Request:
 
 
 @torch.inference_mode()
-def answer_batch(model: GuardedModel, batch: Sequence[Request], window: int, history: History) -> list[Answer]:
+def answer_batch(
+    model: GuardedModel, batch: Sequence[Request], window: int, history: History
+) -> tuple[list[Answer], Tensor]:
     """Score a batch of C views each; one environment may appear several times, in the order of its steps.
+
+    Returns:
+        One answer for each request, and the frame tokens, ``[B, C, K, D]``.
 
     Raises:
         QueryError: if the model raises or runs out of memory at batch 1.
@@ -95,6 +100,7 @@ def answer_batch(model: GuardedModel, batch: Sequence[Request], window: int, his
         while len(request.episode.caches) < views:
             request.episode.caches.append(TokenCache(window if history == "sliding" else None))
         caches += request.episode.caches
+    frame_tokens = encoded.unflatten(0, (len(batch), views))
     # With "prefix", every window begins with the first frame of the episode.
     in_context = history == "prefix" and window > 1 and model.contextual
     if in_context:
@@ -121,7 +127,7 @@ def answer_batch(model: GuardedModel, batch: Sequence[Request], window: int, his
             answers.append(Answer(request.ticket, None, error))
         else:
             answers.append(Answer(request.ticket, score))
-    return answers
+    return answers, frame_tokens
 
 
 def split_rows(scores: Scores) -> list[FrameScore]:

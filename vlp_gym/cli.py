@@ -1,4 +1,4 @@
-"""The command line: collect rollouts, train and evaluate reward models, score a video, list the models.
+"""The command line: collect rollouts, train and evaluate reward models, score a video, label segments, list the models.
 
 Each sub-command is a function below; its signature is the options and its docstring is the help. Everything heavy is
 imported inside them, so that `--help` answers at once.
@@ -16,7 +16,11 @@ from typing import TYPE_CHECKING, Literal
 from vlp_gym.errors import DatasetError, MissingExtraError, VLPError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor, nn
+
+    from vlp_gym.preferences.segments import Segments
 
 Architecture = Literal["compact", "vlp", "joint"]
 SplitName = Literal["vlp", "ml45", "all"]
@@ -303,6 +307,79 @@ def score(video: Path, /, *, instruction: str, model: str = "vlp-compact", out: 
     print(f"written: {' '.join(str(path) for path in paths)}")
 
 
+def label(
+    segments: Path,
+    /,
+    *,
+    out: Path,
+    labels: str | None = None,
+    human: bool = False,
+    instruction: str = "",
+    kind: Literal["reward", "preference"] = "preference",
+    pairs: int = 100,
+    sampler: Literal["uniform", "k-center", "k-means"] = "uniform",
+    length: int | None = None,
+    newest: int | None = None,
+    seed: int = 0,
+    port: int = 0,
+    browser: bool = True,
+) -> None:
+    """Label pairs of stored segments: you on a page in your browser, a reward model, or the environment's own rewards.
+
+    For example: vlp-gym label runs/segments --out runs/preferences --human --instruction "press the button"
+
+    Args:
+        segments: folder that SegmentStore.save wrote; with SegmentStore(frame_size=224) for a person to look at.
+        out: folder for the labelled pairs, read by PreferenceBuffer.load; those that are there are kept.
+        labels: human, you; scripted, the larger sum of the environment's own rewards; else a reward model: a shipped
+            name (see `vlp-gym models`), a checkpoint folder, or a hub id org/name.
+        human: the same as --labels human.
+        instruction: what is to be done, in one sentence; scripted needs none.
+        kind: of a reward model: preference compares frames spread over each segment, reward the sums of its rewards.
+        pairs: how many to label.
+        sampler: uniform takes any; k-center those that differ most from each other and from those that are labelled;
+            k-means those across two kinds of behaviour.
+        length: steps of a segment; as many as they were recorded for by default.
+        newest: only of so many newest episodes; of all by default.
+        seed: of every draw; take another one to add other pairs.
+        port: of the page for a person, on this computer alone; a free one by default. From another computer:
+            ssh -L PORT:127.0.0.1:PORT HOST.
+        browser: open the page; its address is printed in any case.
+    """
+    import numpy as np
+
+    from vlp_gym.preferences.buffer import PreferenceBuffer
+    from vlp_gym.preferences.samplers import choose_pairs
+    from vlp_gym.preferences.segments import SegmentStore
+    from vlp_gym.text import normalize_instruction
+
+    if human and labels not in (None, "human"):
+        raise ValueError(f"--human: expected no other --labels beside it, got {labels}")
+    source = "human" if human else labels
+    if not source:
+        raise ValueError("expected who labels: --human, --labels scripted, or --labels with the name of a reward model")
+    for name, value in {"pairs": pairs, "length": length, "newest": newest}.items():
+        if value is not None and value < 1:
+            raise ValueError(f"--{name}: expected at least 1, got {value}")
+    if source != "scripted":
+        instruction = normalize_instruction(instruction)
+    store = SegmentStore.load(segments)
+    store.length = length or store.length
+    buffer = PreferenceBuffer.load(out) if (out / "preferences.json").exists() else PreferenceBuffer()
+    buffer.capacity = max(buffer.capacity, len(buffer) + pairs)  # none that is there makes room
+    first, second = choose_pairs(
+        store, None, pairs, np.random.default_rng(seed), sampler=sampler, newest=newest, labelled=buffer
+    )
+    # An hour of labels must not be lost to a folder that does not take them.
+    buffer.add(first, second, np.full(pairs, np.nan))
+    out.mkdir(parents=True, exist_ok=True)
+    given = _ask(source, first, second, instruction=instruction, kind=kind, seed=seed, port=port, browser=browser)
+    buffer.add(first, second, given)
+    buffer.save(out)
+    print(_label_summary(first, second, given))
+    print(f"preferences: {out} ({len(buffer)} pairs)")
+
+
 def models() -> None:
     """List the reward models that can be named: the shipped ones, and those of other packages."""
     from vlp_gym.models.registry import available_models
@@ -319,6 +396,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "tune": tune,
     "eval": evaluate,
     "score": score,
+    "label": label,
     "models": models,
 }
 
@@ -354,6 +432,57 @@ def _run(arguments: Sequence[str]) -> None:
     tyro.extras.subcommand_cli_from_dict(
         COMMANDS, prog="vlp-gym", description=description, args=arguments or ["--help"]
     )
+
+
+def _ask(
+    source: str,
+    first: Segments,
+    second: Segments,
+    *,
+    instruction: str,
+    kind: Literal["reward", "preference"],
+    seed: int,
+    port: int,
+    browser: bool,
+) -> NDArray[np.float64]:
+    """Labels of N pairs, float64 ``[N]``."""
+    import numpy as np
+    from tqdm import tqdm
+
+    from vlp_gym.preferences.labelers import ModelLabeler, ScriptedLabeler
+
+    if source == "human":
+        from vlp_gym.preferences.human import HumanLabeler
+
+        with HumanLabeler(instruction, port=port, open_browser=browser) as person:
+            return person(first, second)
+    if source == "scripted":
+        return ScriptedLabeler(seed=seed)(first, second)
+    from vlp_gym.models.registry import load_reward_model
+
+    labeler = ModelLabeler(load_reward_model(source, device=_device()), instruction, kind=kind)
+    given = []
+    with tqdm(desc="labelling", unit="pair", total=len(first)) as bar:
+        for start in range(0, len(first), 10):
+            block = slice(start, start + 10)
+            given.append(labeler(first[block], second[block]))
+            bar.update(len(given[-1]))
+    return np.concatenate(given)
+
+
+def _label_summary(first: Segments, second: Segments, labels: NDArray[np.float64]) -> str:
+    import numpy as np
+
+    from vlp_gym.preferences.labelers import agreement
+
+    right, judged = agreement(labels, first.returns - second.returns)
+    lines = [
+        f"{len(labels)} pairs: {(labels > 0.5).sum()} first, {(labels < 0.5).sum()} second, "
+        f"{(labels == 0.5).sum()} equal, {np.isnan(labels).sum()} skipped"
+    ]
+    if judged:
+        lines.append(f"agreement with the environment's own return: {right:.3f} of the {judged} that take a side")
+    return "\n".join(lines)
 
 
 def _start_from(model: nn.Module, init: str) -> None:

@@ -95,6 +95,9 @@ class QueryEngine:
         self.mode, self.policy = mode, policy
         self.max_batch, self.max_wait_s, self.slots = max_batch, max_wait_s, slots
         self.timeout_s, self.threads = timeout_s, threads
+        self.on_answer: Callable[[Answer, NDArray[np.uint8], Tensor], None] | None = None
+        """Called with each answer that is delivered, its frames ``[C, H, W, 3]`` and their tokens ``[C, K, D]``, from
+        whichever thread runs the model. It must be quick, and must not call the engine."""
         self._process = os.getpid()
         self._texts: dict[str, Tensor] = {}
         self._book = QueryBook()
@@ -145,7 +148,7 @@ class QueryEngine:
         text = self._texts.get(instruction)
         if text is None:
             where = f"instruction {instruction!r}"
-            text = self._exclusively(lambda: self.model.encode_text(instruction, where=where))
+            text = self.exclusively(lambda: self.model.encode_text(instruction, where=where))
             if len(self._texts) >= 1024:  # somebody makes sentences up; do not keep them all
                 self._texts.clear()
             self._texts[instruction] = text
@@ -275,9 +278,13 @@ class QueryEngine:
             QueryTimeout: if that takes longer than `timeout_s` (None: the engine's own).
             QueryError: if the worker thread has died.
         """
+        self.wait(envs, timeout_s)
+        return self.poll(envs)
+
+    def wait(self, envs: Collection[int] | None = None, timeout_s: float | None = None) -> None:
+        """Wait until nothing is pending for these environments; errors are those of `flush`."""
         with self._changed:
             self._wait(lambda: not self._book.open(envs), self._book.open(envs), timeout_s)
-        return self.poll(envs)
 
     def hold(self, on: bool) -> None:
         """Begin no batch while this is on, unless somebody waits for an answer or for room.
@@ -329,9 +336,26 @@ class QueryEngine:
             tokens = self.model.encode_frames(frames, where=where)
             return self.model.score(tokens[:, None], text[None], mask, where=where)
 
-        return check_finite(split_rows(self._exclusively(score))[0], where=where)
+        return check_finite(split_rows(self.exclusively(score))[0], where=where)
 
-    # What follows is called with the lock held, but for `_serve` and `_exclusively`.
+    def exclusively(self, function: Callable[[], Any]) -> Any:
+        """Call a function that uses the model while nobody else does; some tokenizers cannot be used from two threads.
+
+        Raises:
+            QueryTimeout: if the model is busy for longer than `timeout_s`.
+        """
+        self._check_usable()
+        if not self._calling.acquire(timeout=self.timeout_s):
+            raise QueryTimeout(f"the reward model is busy for more than {self.timeout_s:g} s")
+        try:
+            result = function()
+            if self.model.device.type == "cuda":
+                torch.cuda.current_stream(self.model.device).synchronize()  # the worker reads it on another stream
+            return result
+        finally:
+            self._calling.release()
+
+    # What follows is called with the lock held, but for `_serve`.
 
     def _wait(self, done: Callable[[], bool], tickets: Sequence[Ticket], timeout_s: float | None = None) -> None:
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
@@ -383,9 +407,10 @@ class QueryEngine:
 
     def _serve(self, batch: Sequence[Request]) -> None:
         """Answer a batch, and put what came into the outbox."""
+        tokens = None
         try:
             with self._calling:
-                answers = answer_batch(self.model, batch, self.window, self.history)
+                answers, tokens = answer_batch(self.model, batch, self.window, self.history)
         except Exception as error:
             answers = [Answer(request.ticket, None, error) for request in batch]
             if "CUDA error" in str(error):  # but for "CUDA out of memory", these stay until the process ends
@@ -396,21 +421,10 @@ class QueryEngine:
             raise
         now = time.monotonic()
         with self._changed:
-            self._book.book(batch, answers, now)
+            for number in self._book.book(batch, answers, now):
+                if self.on_answer is not None and tokens is not None:
+                    self.on_answer(answers[number], batch[number].frames, tokens[number])
             self._changed.notify_all()
-
-    def _exclusively(self, function: Callable[[], Any]) -> Any:
-        """Call the model while nobody else does; some tokenizers cannot be used from two threads at once."""
-        self._check_usable()
-        if not self._calling.acquire(timeout=self.timeout_s):
-            raise QueryTimeout(f"the reward model is busy for more than {self.timeout_s:g} s")
-        try:
-            result = function()
-            if self.model.device.type == "cuda":
-                torch.cuda.current_stream(self.model.device).synchronize()  # the worker reads it on another stream
-            return result
-        finally:
-            self._calling.release()
 
 
 def check_mode(mode: str) -> None:

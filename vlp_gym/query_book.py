@@ -80,9 +80,10 @@ class QueryBook:
             batch.append(self.queue.popleft())
         return batch
 
-    def book(self, batch: Sequence[Request], answers: Sequence[Answer], now_s: float) -> None:
-        """Put the answers to a batch into the outbox; an error spoils its episode."""
-        for request, answer in zip(batch, answers, strict=True):
+    def book(self, batch: Sequence[Request], answers: Sequence[Answer], now_s: float) -> list[int]:
+        """Put the answers to a batch into the outbox; an error spoils its episode. Returns which were delivered."""
+        delivered = []
+        for number, (request, answer) in enumerate(zip(batch, answers, strict=True)):
             if self.pending.get(request.ticket) is not request:  # it is stale, and counted
                 continue
             if request.episode.broken:  # by an earlier row of this batch
@@ -90,9 +91,12 @@ class QueryBook:
                 continue
             request.episode.broken = answer.error is not None
             self._settle(request.ticket, "delivered" if answer.error is None else "failed")
+            if answer.error is None:
+                delivered.append(number)
             self._outbox[request.ticket.env].append(answer)
             self._latencies.append(now_s - request.since_s)
         self._drop_broken()
+        return delivered
 
     def answered(self, envs: Collection[int] | None) -> list[int]:
         """Those of these environments (None: of all) that have answers in the outbox."""

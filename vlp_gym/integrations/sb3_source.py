@@ -26,7 +26,7 @@ class RewardSource:
 
     def __init__(self, venv: VecEnv, listener: Callable[[Delivery], None]) -> None:
         self.venv, self.listener = venv, listener
-        self.vector = _find_vector(venv)
+        self.vector = find_vector(venv)
         if self.vector is None and not all(venv.env_is_wrapped(VLPRewardWrapper)):
             raise ValueError(
                 "expected an environment with VLPVecReward around the VecEnv, or with VLPRewardWrapper around each "
@@ -84,7 +84,7 @@ class RewardSource:
         }
 
 
-def _find_vector(venv: VecEnv) -> VLPVecReward | None:
+def find_vector(venv: VecEnv) -> VLPVecReward | None:
     while isinstance(venv, VecEnvWrapper):
         if isinstance(venv, VLPVecReward):
             return venv

@@ -369,6 +369,11 @@ class Streaming:
 
     _stream: RewardStream
 
+    @property
+    def engine(self) -> QueryEngine:
+        """What asks the model."""
+        return self._stream.engine
+
     def stats(self) -> dict[str, int]:
         """Counts of queries; submitted = delivered + stale + failed + cancelled + pending."""
         return self._stream.engine.stats()

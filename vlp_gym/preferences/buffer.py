@@ -1,0 +1,122 @@
+"""Labelled pairs of segments: what the reward is learned from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from vlp_gym.errors import CheckpointError
+from vlp_gym.preferences.segments import Segments
+from vlp_gym.storage import read_pair, write_pair
+
+FORMAT = 1
+FIRST, EQUAL, SECOND, SKIP = 1.0, 0.5, 0.0, float("nan")
+"""A label is P(first > second); SKIP is none, and such a pair is not kept."""
+
+
+class PreferenceBuffer:
+    """The newest labelled pairs.
+
+    Args:
+        capacity: how many pairs are kept.
+
+    Raises:
+        ValueError: for a capacity below 1.
+    """
+
+    def __init__(self, capacity: int = 10_000) -> None:
+        if capacity < 1:
+            raise ValueError(f"capacity must be at least 1, got {capacity}")
+        self.capacity = capacity
+        self._blocks: dict[str, NDArray[Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self._blocks.get("labels", ()))
+
+    @property
+    def inputs(self) -> NDArray[np.float32]:
+        """States and actions beside each other, float32 ``[N, 2, L, S + A]``."""
+        return self._blocks["inputs"]
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """Which steps are real, bool ``[N, 2, L]``."""
+        return self._blocks["mask"]
+
+    @property
+    def labels(self) -> NDArray[np.float32]:
+        """P(first > second), float32 ``[N]``."""
+        return self._blocks["labels"]
+
+    def add(self, first: Segments, second: Segments, labels: ArrayLike, *, soft: bool = False) -> int:
+        """Keep labelled pairs; the oldest make room where there are too many.
+
+        Args:
+            first, second: N segments each.
+            labels: N of 1 (the first is better), 0 (the second), 0.5 (equal) or NaN (skipped: not kept).
+            soft: also take any probability from 0 to 1.
+
+        Returns:
+            How many pairs came in.
+
+        Raises:
+            ValueError: for another label, numbers that differ, or a segment without a step.
+        """
+        labels = np.asarray(labels, np.float32)
+        if labels.shape != (len(first),) or len(first) != len(second):
+            raise ValueError(
+                f"expected one label a pair, got labels {labels.shape} for {len(first)} first and {len(second)} second"
+            )
+        given = labels[~np.isnan(labels)]
+        fine = (given >= 0) & (given <= 1) if soft else np.isin(given, (FIRST, EQUAL, SECOND))
+        if not fine.all():
+            wanted = "a probability from 0 to 1" if soft else "0, 0.5, 1 or NaN (skip)"
+            raise ValueError(f"expected each label to be {wanted}, got {given[~fine][0]:g}")
+        if not (first.mask.any(1).all() and second.mask.any(1).all()):
+            raise ValueError("expected segments of at least one step")
+        kept = np.flatnonzero(~np.isnan(labels))
+        sides = [np.concatenate([side.states, side.actions], axis=2) for side in (first, second)]
+        new = {
+            "inputs": np.stack(sides, axis=1)[kept],
+            "mask": np.stack([first.mask, second.mask], axis=1)[kept],
+            "labels": labels[kept],
+        }
+        if self._blocks and new["inputs"].shape[1:] != self.inputs.shape[1:]:
+            raise ValueError(
+                f"expected segments like those that are kept, {self.inputs.shape[1:]}, got {new['inputs'].shape[1:]}"
+            )
+        self._blocks = {
+            name: np.concatenate([self._blocks.get(name, block[:0]), block])[-self.capacity :]
+            for name, block in new.items()
+        }
+        return len(kept)
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``preferences.json`` and ``preferences.safetensors``, or leave what is there as it was.
+
+        Raises:
+            CheckpointError: if that cannot be done.
+        """
+        tensors: dict[str, Tensor] = {name: torch.from_numpy(block) for name, block in self._blocks.items()}
+        write_pair(folder, {"format": FORMAT, "capacity": self.capacity}, tensors, stem="preferences")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> PreferenceBuffer:
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: if it is missing, damaged, or of a newer format.
+        """
+        document, tensors = read_pair(folder, stem="preferences")
+        if document.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{folder}: expected preferences of the format {FORMAT}, got {document.get('format')}"
+            )
+        buffer = cls(document["capacity"])
+        buffer._blocks = {name: tensor.numpy() for name, tensor in tensors.items()}
+        return buffer

@@ -1,0 +1,277 @@
+"""The reward that is learned from preferences: a few small networks r(s, a), which are computed all at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vlp_gym.errors import CheckpointError
+from vlp_gym.objectives.preference import bradley_terry_loss
+from vlp_gym.preferences.buffer import EQUAL, PreferenceBuffer
+from vlp_gym.preferences.segments import Segments
+from vlp_gym.storage import read_pair, write_pair
+
+FORMAT = 1
+CHUNK = 16_384  # rows that go through the networks at once: what lies in memory between two layers stays small
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """How a fit went; all but the first are of its last epoch, and taken before each update as in B-Pref.
+
+    Attributes:
+        epochs: how many were run.
+        loss: cross-entropy of the labelled pairs, mean over the members.
+        accuracy: of each member, the share of its pairs that it orders as their label does; pairs that are labelled
+            equal have no order and do not count, and without any other pair it is NaN.
+        pseudo_labelled: the share of the unlabelled pairs that were sure enough to be learned from.
+    """
+
+    epochs: int
+    loss: float
+    accuracy: tuple[float, ...]
+    pseudo_labelled: float = 0.0
+
+
+class RewardEnsemble(nn.Module):
+    """E networks r(s, a) in (-1, 1), by default three times 256 LeakyReLU and a tanh (PEBBLE, Lee et al., 2021).
+
+    The members start from different weights and see the pairs in different orders; nothing else tells them apart. The
+    inputs are taken as they come. Weights and orders come from the seed; torch's global generators stay as they are.
+
+    Args:
+        state_dim: S.
+        action_dim: A.
+        members: E.
+        hidden: widths of the hidden layers.
+        learning_rate: of Adam.
+        seed: of the weights and the orders.
+
+    Raises:
+        ValueError: for a size below 1, or a learning rate that is not above 0.
+    """
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        members: int = 3,
+        hidden: Sequence[int] = (256, 256, 256),
+        learning_rate: float = 3e-4,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if min(state_dim, action_dim, members, *hidden) < 1:
+            raise ValueError(
+                "state_dim, action_dim, members and hidden must be at least 1, "
+                f"got {state_dim}, {action_dim}, {members} and {tuple(hidden)}"
+            )
+        if not 0 < learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be above 0 and finite, got {learning_rate}")
+        self.settings: dict[str, Any] = {
+            "state_dim": state_dim, "action_dim": action_dim, "members": members,
+            "hidden": list(hidden), "learning_rate": learning_rate, "seed": seed,
+        }  # fmt: skip
+        self.generator = torch.Generator().manual_seed(seed)
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        sizes = [state_dim + action_dim, *hidden, 1]
+        for inward, outward in pairwise(sizes):
+            for layer, rows in ((self.weights, inward), (self.biases, 1)):
+                values = torch.rand((members, rows, outward), generator=self.generator)
+                layer.append(nn.Parameter((2 * values - 1) / math.sqrt(inward)))  # as nn.Linear starts
+        self.optimizer = torch.optim.Adam(self.parameters(), lr=learning_rate)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Rewards ``[E, B]`` of states beside actions, ``[B, S + A]`` for all members or ``[E, B, S + A]``."""
+        rows = inputs.expand(self.settings["members"], -1, -1)
+        for number, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            rows = torch.baddbmm(bias, F.leaky_relu(rows) if number else rows, weight)
+        return torch.tanh(rows).squeeze(2)
+
+    @torch.no_grad()
+    def members(self, states: Tensor, actions: Tensor) -> Tensor:
+        """The rewards of each member, float32 ``[E, B]``.
+
+        Args:
+            states: ``[B, S]``.
+            actions: ``[B, A]``.
+
+        Raises:
+            ValueError: for other shapes.
+        """
+        state_dim, action_dim = self.settings["state_dim"], self.settings["action_dim"]
+        count = len(states)
+        if states.shape != (count, state_dim) or actions.shape != (count, action_dim):
+            raise ValueError(
+                f"expected states [B, {state_dim}] and actions [B, {action_dim}], "
+                f"got {list(states.shape)} and {list(actions.shape)}"
+            )
+        like = self.weights[0]
+        inputs = torch.cat([states.to(like), actions.to(like)], dim=1)
+        return torch.cat([self(rows) for rows in inputs.split(CHUNK)], dim=1)
+
+    def predict(self, states: Tensor, actions: Tensor) -> Tensor:
+        """The reward, float32 ``[B]``: the mean over the members; arguments as `members`."""
+        return self.members(states, actions).mean(0)
+
+    def bonus(self, states: Tensor, actions: Tensor) -> Tensor:
+        """How much the members disagree, float32 ``[B]``: their standard deviation (RUNE, Liang et al., 2022)."""
+        return self.members(states, actions).std(0, correction=0)
+
+    def preferences(self, first: Segments, second: Segments) -> NDArray[np.float64]:
+        """P(first > second) in the eyes of each member, float64 ``[E, N]`` for N pairs (Bradley-Terry)."""
+        returns = []
+        for side in (first, second):
+            rewards = torch.zeros(self.settings["members"], *side.mask.shape, dtype=torch.float64)
+            real = [torch.from_numpy(block[side.mask]) for block in (side.states, side.actions)]
+            rewards[:, torch.from_numpy(side.mask)] = self.members(*real).cpu().double()
+            returns.append(rewards.sum(2))
+        return torch.sigmoid(returns[0] - returns[1]).numpy()
+
+    def fit(
+        self,
+        buffer: PreferenceBuffer,
+        epochs: int,
+        batch: int = 128,
+        target_accuracy: float = 0.97,
+        *,
+        unlabelled: tuple[Segments, Segments] | None = None,
+        threshold: float = 0.99,
+        weight: float = 1.0,
+        progress: Callable[[int, float], None] | None = None,
+    ) -> FitReport:
+        """Learn from labelled pairs until the members order enough of them as their labels do.
+
+        With unlabelled pairs, each update also takes as many of them, at random, as a batch has at most. Those of which
+        the members' mean is sure count as if it were their label (SURF, Park et al., 2022).
+
+        Args:
+            buffer: the labelled pairs.
+            epochs: at most so many passes over them.
+            batch: pairs of an update.
+            target_accuracy: an epoch with a mean accuracy over this is the last.
+            unlabelled: first and second segments of further pairs.
+            threshold: SURF's tau: the least sure of them is surer than this.
+            weight: SURF's lambda: of their loss.
+            progress: called after each epoch with its number, from 1, and the mean accuracy.
+
+        Raises:
+            ValueError: without a labelled pair, or for epochs or a batch below 1.
+        """
+        if not len(buffer):
+            raise ValueError("expected at least one labelled pair to learn from, got none")
+        if epochs < 1 or batch < 1:
+            raise ValueError(f"epochs and batch must be at least 1, got {epochs} and {batch}")
+        device = self.weights[0].device
+        labelled = (buffer.inputs, buffer.mask, buffer.labels)
+        inputs, mask, labels = (torch.from_numpy(block).to(device) for block in labelled)
+        pool = None if unlabelled is None or not len(unlabelled[0]) else [t.to(device) for t in _pairs(*unlabelled)]
+        members, size = self.settings["members"], len(buffer)
+        for epoch in range(1, epochs + 1):
+            # Of each member: losses, pairs in the right order, pairs with an order. Of unlabelled pairs: sure, drawn.
+            sums, drawn = torch.zeros(3, members, device=device), torch.zeros(2, device=device)
+            orders = torch.stack([torch.randperm(size, generator=self.generator) for _ in range(members)])
+            for rows in orders.to(device).split(batch, dim=1):
+                first, second = self._returns(inputs[rows], mask[rows])
+                target = labels[rows]
+                loss = members * bradley_terry_loss(first, second, target)  # the members' losses are added up
+                total = loss
+                if pool is not None:
+                    extra, sure, count = self._pseudo_loss(pool, batch, threshold)
+                    total = loss + weight * extra
+                    drawn += torch.stack([sure, torch.full_like(sure, count)])
+                self.optimizer.zero_grad()
+                total.backward()
+                self.optimizer.step()
+                ordered = target != EQUAL
+                right = ((first > second) == (target > EQUAL)) & ordered
+                each = loss.detach() / members * rows.shape[1]
+                sums += torch.stack([each.expand(members), right.sum(1), ordered.sum(1)])
+            accuracy = (sums[1] / sums[2]).tolist()
+            mean = sum(accuracy) / members
+            if progress is not None:
+                progress(epoch, mean)
+            if mean > target_accuracy:
+                break
+        share = float(drawn[0] / drawn[1]) if pool is not None else 0.0
+        return FitReport(epoch, float(sums[0, 0] / size), tuple(accuracy), share)
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``ensemble.json`` and ``ensemble.safetensors``: all that a fit needs to go on, bit for bit on a CPU.
+
+        Raises:
+            CheckpointError: if that cannot be done; an earlier pair is intact.
+        """
+        tensors = {**self.state_dict(), "rng": self.generator.get_state()}
+        for number, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adam.{number}.{name}": value for name, value in state.items()}
+        write_pair(folder, {"format": FORMAT, "settings": self.settings}, tensors, stem="ensemble")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> RewardEnsemble:
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: if it is missing, damaged, of a newer format, or its tensors are not those of its settings.
+        """
+        document, tensors = read_pair(folder, stem="ensemble")
+        if document.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{folder}: expected an ensemble of the format {FORMAT}, got {document.get('format')}"
+            )
+        try:
+            ensemble = cls(**document["settings"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{folder}: its settings make no ensemble ({error!r})") from error
+        expected = {**ensemble.state_dict(), "rng": ensemble.generator.get_state()}
+        adam: dict[int, dict[str, Tensor]] = {}
+        if any(name.startswith("adam.") for name in tensors):  # absent before the first fit
+            for number, weights in enumerate(ensemble.parameters()):
+                moments = {"step": torch.tensor(0.0), "exp_avg": weights, "exp_avg_sq": weights}
+                expected |= {f"adam.{number}.{name}": like for name, like in moments.items()}
+                adam[number] = {name: tensors.get(f"adam.{number}.{name}", like) for name, like in moments.items()}
+        kinds = [{name: (t.shape, t.dtype) for name, t in group.items()} for group in (expected, tensors)]
+        names = sorted(name for name in {*expected, *tensors} if kinds[0].get(name) != kinds[1].get(name))
+        if names:
+            raise CheckpointError(
+                f"{folder}: not of the ensemble in its settings; these differ: {', '.join(names[:8])}"
+            )
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            raise CheckpointError(f"{folder}: some of its weights are NaN or inf")
+        ensemble.load_state_dict({name: tensors[name] for name in ensemble.state_dict()})
+        ensemble.optimizer.load_state_dict({**ensemble.optimizer.state_dict(), "state": adam})
+        ensemble.generator.set_state(tensors["rng"])
+        return ensemble
+
+    def _returns(self, inputs: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Summed rewards of the first and second segments, ``[E, B]`` each, of ``[(E,) B, 2, L, S + A]``."""
+        rewards = self(inputs.flatten(-4, -2)).view(-1, *mask.shape[-3:])
+        first, second = (rewards * mask).sum(3).unbind(2)
+        return first, second
+
+    def _pseudo_loss(self, pool: Sequence[Tensor], batch: int, threshold: float) -> tuple[Tensor, Tensor, int]:
+        """SURF's loss of a random batch, added up over the members; how many were sure, and of how many."""
+        inputs, mask = pool
+        rows = torch.randperm(len(inputs), generator=self.generator)[:batch].to(inputs.device)
+        first, second = self._returns(inputs[rows], mask[rows])
+        chance = torch.sigmoid(first - second).mean(0).detach()
+        sure = torch.maximum(chance, 1 - chance) > threshold
+        target = (chance > EQUAL).to(first).expand_as(first)
+        losses = F.binary_cross_entropy_with_logits(first - second, target, reduction="none")
+        return (losses * sure).mean(1).sum(), sure.sum(), len(rows)
+
+
+def _pairs(first: Segments, second: Segments) -> tuple[Tensor, Tensor]:
+    """Inputs ``[N, 2, L, S + A]`` and masks ``[N, 2, L]``, as `PreferenceBuffer` keeps them."""
+    sides = [np.concatenate([side.states, side.actions], axis=2) for side in (first, second)]
+    return torch.from_numpy(np.stack(sides, axis=1)), torch.from_numpy(np.stack([first.mask, second.mask], axis=1))

@@ -1,0 +1,270 @@
+"""Who says which of two segments is better: a scripted teacher, the rewards that were paid, or a reward model.
+
+A labeler is called with N first and N second segments and returns N labels: 1 (the first is better), 0 (the second),
+0.5 (equal) or NaN (skipped).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vlp_gym.engine import QueryEngine
+from vlp_gym.errors import QueryError
+from vlp_gym.models.base import RewardModel, prefer
+from vlp_gym.models.guarded import GuardedModel
+from vlp_gym.models.registry import load_reward_model
+from vlp_gym.preferences.segments import EpisodeRecord, Segments, Span
+from vlp_gym.preferences.teachers import ScriptedTeacher, TeacherName, scripted_teacher
+from vlp_gym.shaping import gated_progress
+from vlp_gym.text import normalize_instruction
+from vlp_gym.windows import window_indices
+
+Kind = Literal["reward", "preference"]
+Floats = NDArray[np.float64]
+
+
+class Labeler(Protocol):
+    """What `PreferenceCallback` asks."""
+
+    def __call__(self, first: Segments, second: Segments, /) -> Floats:
+        """Labels of N pairs, float64 ``[N]``."""
+        ...
+
+
+class ScriptedLabeler:
+    """Labels from the environment's own rewards, for comparison: no reward model is asked.
+
+    Args:
+        name: a teacher of B-Pref ("oracle", "mistake", "noisy", "skip", "equal", "myopic"), or one of your own.
+        seed: of its mistakes.
+    """
+
+    def __init__(self, name: TeacherName | ScriptedTeacher = "oracle", seed: int = 0) -> None:
+        self.teacher = scripted_teacher(name) if isinstance(name, str) else name
+        self.rng = np.random.default_rng(seed)
+
+    def __call__(self, first: Segments, second: Segments) -> Floats:
+        """The thresholds of "skip" and "equal" are shares of the mean return of these segments."""
+        mean = float(np.concatenate([first.returns, second.returns]).mean())
+        return np.asarray(self.teacher(first, second, self.rng, mean_return=mean), np.float64)
+
+
+class RecordedLabeler:
+    """Labels from what the reward model paid while the agent was acting: the larger sum wins, and nothing is computed.
+
+    Args:
+        margin: skip a pair whose P(first > second) = sigmoid(difference of the sums) is nearer to 0.5 than this.
+        soft: the label is that probability.
+    """
+
+    def __init__(self, *, margin: float = 0.0, soft: bool = False) -> None:
+        self.margin, self.soft = check_margin(margin), soft
+
+    def __call__(self, first: Segments, second: Segments) -> Floats:
+        """A step without a score of its own has the one before it."""
+        sums = [
+            [self._sum(*piece) for piece in zip(side.episodes, side.spans, strict=True)] for side in (first, second)
+        ]
+        return decide(_sigmoid(np.subtract(*np.array(sums))), self.margin, soft=self.soft)
+
+    def _sum(self, record: EpisodeRecord | None, span: Span) -> float:
+        known = {} if record is None else record.scores
+        held = max((step for step in known if step <= span.start + 1), default=None)
+        if held is None:
+            raise QueryError(f"no score was recorded for {span}; wrap the environment in mode='async'")
+        total = 0.0
+        for step in range(span.start + 1, span.stop + 1):
+            held = step if step in known else held
+            total += known[held]
+        return total
+
+
+class ModelLabeler:
+    """Labels from a reward model that looks at whole segments.
+
+    Frames that an engine has encoded already are not encoded again: their tokens are in the segments.
+
+    Args:
+        model: a `QueryEngine` that has seen the segments (its tokens are taken); or a name, folder, hub id or live
+            `RewardModel`: then frames are taken where they were kept, else tokens, which must be of the same model.
+        instruction: what is to be done, in one sentence.
+        kind: "preference" compares f of T frames spread over each segment (VLP eq. 3), or asks the model's pairwise
+            head in both orders and takes the mean; "reward" compares the sums of the rewards that the model pays.
+        margin: skip a pair whose P(first > second) is nearer to 0.5 than this.
+        soft: the label is that probability.
+
+    Raises:
+        InstructionError: for an instruction that is blank, or over the model's limit.
+        ValueError: for a kind that does not exist, or a margin outside [0, 0.5).
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | RewardModel | QueryEngine,
+        instruction: str,
+        *,
+        kind: Kind = "preference",
+        margin: float = 0.0,
+        soft: bool = False,
+    ) -> None:
+        if kind not in get_args(Kind):
+            raise ValueError(f"kind must be one of {get_args(Kind)}, got {kind!r}")
+        sentence = normalize_instruction(instruction)
+        self.kind, self.margin, self.soft = kind, check_margin(margin), soft
+        self._trusts_tokens = isinstance(model, QueryEngine)
+        if not isinstance(model, QueryEngine):
+            model = QueryEngine(model if isinstance(model, RewardModel) else load_reward_model(model))
+        self.engine: QueryEngine = model
+        self._text = model.encode_text(sentence)
+
+    def __call__(self, first: Segments, second: Segments) -> Floats:
+        """Waits for the model; the engine's other work goes on afterwards.
+
+        Raises:
+            QueryError: for segments without frames and tokens, or what the model raises.
+        """
+        return self.engine.exclusively(lambda: self._label(first, second))  # type: ignore[no-any-return]
+
+    @torch.inference_mode()
+    def _label(self, first: Segments, second: Segments) -> Floats:
+        guarded, memory = self.engine.model, _Memory(self.engine.model, self._trusts_tokens)
+        pairwise = self.kind == "preference" and hasattr(guarded.model, "prefer")
+        values: list[list[Any]] = []
+        for side in (first, second):
+            pieces = zip(side.episodes, side.spans, strict=True)
+            if self.kind == "reward":
+                values.append([self._rewards(memory, record, span) for record, span in pieces])
+            else:
+                values.append([memory.window(record, span, self.engine.window) for record, span in pieces])
+        if self.kind == "reward":
+            probability = _sigmoid(np.array(values[0], float) - np.array(values[1], float))
+        elif pairwise:
+            probability = self._ask_in_both_orders(values)
+        else:
+            probability = _sigmoid(np.subtract(*(self._preferences(side) for side in values)))
+        return decide(probability, self.margin, soft=self.soft)
+
+    def _preferences(self, windows: Sequence[Any]) -> Floats:
+        """f of each window, the mean over its cameras."""
+        tokens, masks = (torch.cat(parts) for parts in zip(*windows, strict=True))
+        text = self._text.expand(len(tokens), -1, -1)
+        f = self.engine.model.score(tokens, text, masks, where=f"{len(windows)} segments").preference
+        cameras = len(tokens) // len(windows)
+        return f.double().cpu().numpy().reshape(len(windows), cameras).mean(1)
+
+    def _ask_in_both_orders(self, values: Sequence[Sequence[Any]]) -> Floats:
+        a, b = (torch.cat([tokens for tokens, _ in side]) for side in values)
+        text = self._text.expand(len(a), -1, -1)
+        model = self.engine.model.model
+        both = (prefer(model, a, b, text) + 1.0 - prefer(model, b, a, text)) / 2
+        return both.double().cpu().numpy().reshape(len(values[0]), -1).mean(1)
+
+    def _rewards(self, memory: _Memory, record: EpisodeRecord | None, span: Span) -> float:
+        """The sum of what the model pays for the frames after the steps of a segment."""
+        kept = memory.steps(record, span)
+        chosen = [number for number, step in enumerate(kept) if span.start < step <= span.stop]
+        if not chosen:
+            raise QueryError(f"no frame was kept of the steps of {span}")
+        tokens = memory.tokens(record, kept[: chosen[-1] + 1])
+        windows = [window_indices(number + 1, self.engine.window, self.engine.history) for number in chosen]
+        total = 0.0
+        for camera in range(tokens.shape[1]):
+            rows = torch.stack([tokens[torch.from_numpy(indices), camera] for indices, _ in windows])
+            mask = torch.from_numpy(np.stack([mask for _, mask in windows])).to(rows.device)
+            scores = self.engine.model.score(rows, self._text.expand(len(rows), -1, -1), mask, where=str(span))
+            if scores.progress is None:
+                total += float(scores.preference.sum())
+            else:
+                gates = [None] * len(rows) if scores.relevance is None else scores.relevance.tolist()
+                total += sum(map(gated_progress, scores.progress[:, -1].tolist(), gates))
+        return total / tokens.shape[1] * (span.stop - span.start) / len(chosen)
+
+
+class _Memory:
+    """Frame tokens of the episodes; what has to be encoded is encoded once in one call."""
+
+    def __init__(self, model: GuardedModel, trusts_tokens: bool) -> None:
+        self.model, self.trusts_tokens = model, trusts_tokens
+        self._encoded: dict[tuple[int, int], Tensor] = {}
+
+    def steps(self, record: EpisodeRecord | None, span: Span) -> list[int]:
+        """Those whose frames there are."""
+        if record is None or not (record.tokens or record.frames):
+            raise QueryError(
+                f"{span} has no frames; keep tokens (SegmentStore(keep_tokens=True)) or frames (frame_size=112), and "
+                "wrap the environment so that a model looks at it"
+            )
+        return sorted(record.tokens if self._takes_tokens(record) else record.frames)
+
+    def tokens(self, record: EpisodeRecord | None, steps: Sequence[int]) -> Tensor:
+        """Tokens of some frames, ``[F, C, K, D]``."""
+        assert record is not None
+        if self._takes_tokens(record):
+            return torch.stack([record.tokens[step] for step in steps]).to(self.model.device)
+        new = sorted({step for step in steps if (record.number, step) not in self._encoded})
+        if new:
+            frames = torch.from_numpy(np.stack([record.frames[step] for step in new]))
+            rows = self.model.encode_frames(frames, where=f"episode {record.number}")[:, None]
+            self._encoded |= {(record.number, step): row for step, row in zip(new, rows, strict=True)}
+        return torch.stack([self._encoded[record.number, step] for step in steps])
+
+    def window(self, record: EpisodeRecord | None, span: Span, window: int) -> tuple[Tensor, Tensor]:
+        """T frames spread over a segment, from before its first step on: tokens ``[C, T, K, D]``, mask ``[C, T]``."""
+        kept = [step for step in self.steps(record, span) if span.start <= step <= span.stop]
+        if not kept:
+            raise QueryError(f"no frame was kept of the steps of {span}")
+        indices, mask = window_indices(len(kept), window, "prefix")
+        rows = self.tokens(record, [kept[index] for index in indices]).transpose(0, 1)
+        return rows, torch.from_numpy(mask).to(rows.device).expand(len(rows), -1)
+
+    def _takes_tokens(self, record: EpisodeRecord) -> bool:
+        return bool(record.tokens) and (self.trusts_tokens or not record.frames)
+
+
+def decide(probability: Floats, margin: float, *, soft: bool) -> Floats:
+    """Labels from P(first > second), ``[N]``: the likelier side, NaN within `margin` of 0.5.
+
+    Example:
+        >>> decide(np.array([0.9, 0.3, 0.52, 0.5]), 0.0, soft=False).tolist()
+        [1.0, 0.0, 1.0, 0.5]
+        >>> decide(np.array([0.9, 0.52]), 0.1, soft=True).tolist()
+        [0.9, nan]
+    """
+    labels = probability.copy() if soft else (np.sign(probability - 0.5) + 1) / 2
+    labels[np.abs(probability - 0.5) < margin] = np.nan
+    return labels
+
+
+def agreement(labels: NDArray[Any], truth: NDArray[Any]) -> tuple[float, int]:
+    """Share of labels on the right side among those that take one where there is one, and how many those are.
+
+    Args:
+        labels: P(first > second), ``[N]``; NaN and 0.5 take no side.
+        truth: positive where the first is better, ``[N]``; NaN and 0 have no side.
+
+    Example:
+        >>> agreement(np.array([1.0, 0.0, 0.5]), np.array([2.0, 3.0, 4.0]))
+        (0.5, 2)
+    """
+    counted = np.isfinite(labels) & np.isfinite(truth) & (labels != 0.5) & (truth != 0)
+    if not counted.any():
+        return float("nan"), 0
+    return float(np.mean((labels > 0.5)[counted] == (truth > 0)[counted])), int(counted.sum())
+
+
+def check_margin(margin: float) -> float:
+    """The margin, if it leaves any pair to be labelled; else ValueError."""
+    if not 0.0 <= margin < 0.5:
+        raise ValueError(f"margin must be in [0, 0.5), got {margin}")
+    return margin
+
+
+def _sigmoid(values: Floats) -> Floats:
+    return 0.5 * (1.0 + np.tanh(0.5 * values))

@@ -1,0 +1,217 @@
+"""Which pairs of segments to ask about: many are drawn near the current policy, few are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlp_gym.preferences.buffer import PreferenceBuffer
+from vlp_gym.preferences.ensemble import RewardEnsemble
+from vlp_gym.preferences.segments import Segments, SegmentStore
+
+Sampler = Literal[
+    "uniform", "disagreement", "entropy", "k-center", "k-center+disagreement", "k-center+entropy", "k-means"
+]
+Rows = NDArray[np.int64]
+
+_REDRAWS = 64  # an equal span comes at most every other time where there are two at all
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """M pairs to choose from, and what there is to judge them by.
+
+    Attributes:
+        first, second: M segments each.
+        ensemble: the reward so far; the samplers by disagreement and entropy need one.
+        labelled: pairs that have been asked about; the k-center samplers keep away from them.
+    """
+
+    first: Segments
+    second: Segments
+    ensemble: RewardEnsemble | None = None
+    labelled: PreferenceBuffer | None = None
+
+    def preferences(self) -> NDArray[np.float64]:
+        """P(first > second) of each member, ``[E, M]``."""
+        if self.ensemble is None:
+            raise ValueError('this sampler needs an ensemble that has been fitted, got None; ask by "uniform" first')
+        return self.ensemble.preferences(self.first, self.second)
+
+
+def choose_pairs(
+    store: SegmentStore,
+    ensemble: RewardEnsemble | None,
+    count: int,
+    rng: np.random.Generator,
+    *,
+    sampler: Sampler,
+    newest: int | None = 100,
+    candidates: int = 10,
+    labelled: PreferenceBuffer | None = None,
+) -> tuple[Segments, Segments]:
+    """Draw pairs of two different segments and keep those that are most worth asking about.
+
+    Args:
+        store: where the segments come from.
+        ensemble: the reward so far; None is enough for "uniform", "k-center" and "k-means".
+        count: N, how many pairs are kept.
+        rng: where chance comes from.
+        sampler: how they are chosen, see `SAMPLERS`.
+        newest: only segments of so many newest episodes; fewer are nearer to the current policy.
+        candidates: so many pairs are drawn for each that is kept ("uniform" keeps all that it draws).
+        labelled: pairs that have been asked about, which "k-center" and its two kin then keep away from, as B-Pref.
+
+    Returns:
+        The first and the second segments, N each.
+
+    Raises:
+        ValueError: for another sampler, a number below 1, an ensemble that is needed and missing, or a store that has
+            not two different segments.
+    """
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler must be one of {get_args(Sampler)}, got {sampler!r}")
+    if count < 1 or candidates < 1:
+        raise ValueError(f"count and candidates must be at least 1, got {count} and {candidates}")
+    first, second = _draw_pairs(store, count if sampler == "uniform" else count * candidates, rng, newest)
+    rows = SAMPLERS[sampler](Candidates(first, second, ensemble, labelled), count, rng)
+    return first[rows], second[rows]
+
+
+def uniform(pool: Candidates, count: int, rng: np.random.Generator) -> Rows:
+    """Any of them."""
+    return rng.permutation(len(pool.first))[:count]
+
+
+def disagreement(pool: Candidates, count: int, rng: np.random.Generator) -> Rows:
+    """Where P(first > second) varies most between the members (Christiano et al., 2017; PEBBLE)."""
+    return _largest(pool.preferences().std(0), count)
+
+
+def entropy(pool: Candidates, count: int, rng: np.random.Generator) -> Rows:
+    """Where the members are least sure: the mean over them of their entropies, as in B-Pref's code.
+
+    The entropy of their mean would also count disagreement, which has a sampler of its own.
+    """
+    return _largest(mean_entropy(pool.preferences()), count)
+
+
+def k_center(pool: Candidates, count: int, rng: np.random.Generator) -> Rows:
+    """Those that cover the candidates best: each the farthest from all before it (Sener & Savarese, 2018)."""
+    return _cover(pool, np.arange(len(pool.first)), count, rng)
+
+
+def k_center_disagreement(pool: Candidates, count: int, rng: np.random.Generator) -> Rows:
+    """`k_center` on the half with the largest disagreement."""
+    return _cover(pool, disagreement(pool, max(len(pool.first) // 2, count), rng), count, rng)
+
+
+def k_center_entropy(pool: Candidates, count: int, rng: np.random.Generator) -> Rows:
+    """`k_center` on the half with the largest entropy."""
+    return _cover(pool, entropy(pool, max(len(pool.first) // 2, count), rng), count, rng)
+
+
+def k_means(pool: Candidates, count: int, rng: np.random.Generator) -> Rows:
+    """Pairs across two kinds of behaviour: one segment from each of two sets that k-means finds (VLP, appendix A).
+
+    VLP splits whole trajectories; here each segment goes by its own mean state and action, so that one long episode
+    can be split too. Pairs within a set fill up where there are too few across.
+    """
+    from vlp_gym.metrics import kmeans_two_sets  # needs scipy, which the other samplers do not
+
+    features = np.concatenate([_mean_inputs(pool.first), _mean_inputs(pool.second)])
+    sets = kmeans_two_sets(features, seed=int(rng.integers(2**31))).reshape(2, -1)
+    across = sets[0] != sets[1]
+    order = [rng.permutation(np.flatnonzero(rows)) for rows in (across, ~across)]
+    return np.concatenate(order)[:count]
+
+
+SAMPLERS: dict[Sampler, Callable[[Candidates, int, np.random.Generator], Rows]] = {
+    "uniform": uniform,
+    "disagreement": disagreement,
+    "entropy": entropy,
+    "k-center": k_center,
+    "k-center+disagreement": k_center_disagreement,
+    "k-center+entropy": k_center_entropy,
+    "k-means": k_means,
+}
+"""Each takes M candidates, how many to keep (at most M), and chance; it returns the rows it keeps, int64."""
+
+
+def mean_entropy(preferences: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over the members of the entropy of P, in nats ``[M]``, from P ``[E, M]``."""
+    sides = np.stack([preferences, 1 - preferences])
+    return -(sides * np.log(np.where(sides > 0, sides, 1.0))).sum(0).mean(0)
+
+
+def greedy_k_center(
+    points: NDArray[Any], count: int, rng: np.random.Generator, covered: NDArray[Any] | None = None
+) -> Rows:
+    """Rows of points, each the farthest from those before it and from what is covered.
+
+    Args:
+        points: ``[M, D]``.
+        count: how many, at most M.
+        rng: chooses the first where nothing is covered yet.
+        covered: ``[C, D]``; None or C = 0 for nothing.
+
+    Returns:
+        Different rows in the order they were chosen, int64 ``[count]``.
+    """
+    points = np.asarray(points, np.float64)
+    nearest = np.full(len(points), np.inf)
+    covered = points[:0] if covered is None else covered
+    for start in range(0, len(covered), 1024):
+        nearest = np.minimum(nearest, _squared_distances(points, covered[start : start + 1024]).min(1))
+    rows: list[int] = []
+    for _ in range(count):
+        row = int(rng.integers(len(points)) if np.isinf(nearest).all() else nearest.argmax())
+        rows.append(row)
+        nearest = np.minimum(nearest, _squared_distances(points, points[[row]])[:, 0])
+        nearest[row] = -1.0  # never again, not even where all that is left are copies of it
+    return np.array(rows, np.int64)
+
+
+def _cover(pool: Candidates, rows: Rows, count: int, rng: np.random.Generator) -> Rows:
+    """Greedy k-center on some candidates, by the states of both segments as in B-Pref's code; actions do not count."""
+    points = np.concatenate([side.states[rows].reshape(len(rows), -1) for side in (pool.first, pool.second)], axis=1)
+    covered = None
+    if pool.labelled is not None and len(pool.labelled):
+        covered = pool.labelled.inputs[..., : pool.first.states.shape[2]].reshape(len(pool.labelled), -1)
+    return rows[greedy_k_center(points, count, rng, covered)]
+
+
+def _squared_distances(points: NDArray[Any], centres: NDArray[Any]) -> NDArray[np.float64]:
+    """Of each of ``[M, D]`` to each of ``[C, D]``, float64 ``[M, C]``: in float32 the difference would lose digits."""
+    centres = np.asarray(centres, np.float64)
+    squares = np.einsum("ij,ij->i", points, points)[:, None] + np.einsum("ij,ij->i", centres, centres)
+    return np.maximum(squares - 2 * (points @ centres.T), 0.0)
+
+
+def _mean_inputs(segments: Segments) -> NDArray[np.float64]:
+    """Mean state and action over the real steps, ``[N, S + A]``; the padding is zeros."""
+    steps = np.maximum(segments.mask.sum(1), 1)[:, None]
+    return np.concatenate([segments.states.sum(1), segments.actions.sum(1)], axis=1) / steps
+
+
+def _largest(values: NDArray[np.float64], count: int) -> Rows:
+    return (-values).argsort(kind="stable")[:count]
+
+
+def _draw_pairs(
+    store: SegmentStore, count: int, rng: np.random.Generator, newest: int | None
+) -> tuple[Segments, Segments]:
+    """Pairs of two different segments; the second is drawn again where it is the first once more."""
+    first, second = (store.sample(count, rng, newest=newest) for _ in range(2))
+    for _ in range(_REDRAWS):
+        same = [row for row, span in enumerate(first.spans) if span == second.spans[row]]
+        if not same:
+            return first, second
+        order = np.arange(count)
+        order[same] = count + np.arange(len(same))
+        second = Segments.join([second, store.sample(len(same), rng, newest=newest)])[order]
+    raise ValueError("expected at least two different segments to compare, but the episodes have only one")
