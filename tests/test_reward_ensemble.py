@@ -322,3 +322,33 @@ def test_folders_that_are_refused(tmp_path, change, message):
 def test_calls_that_make_no_sense(call, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         call()
+
+
+def test_inputs_are_standardized_by_those_of_the_first_fit(tmp_path):
+    ensemble = tiny(standardize=True)
+    buffer = PreferenceBuffer()
+    first, second = segments(30, 3), segments(30, 1003)
+    first.states[..., 0] = 7.0  # an input that never moves
+    second.states[..., 0] = 7.0
+    buffer.add(first, second, np.arange(30) % 2)
+    ensemble.fit(buffer, 1)
+    rows = np.concatenate([
+        np.concatenate([side.states, side.actions], axis=2)[side.mask] for side in (first, second)
+    ]).astype(np.float64)  # fmt: skip
+    mean, deviation = rows.mean(0), rows.std(0, ddof=1)
+    deviation[0] = 1.0
+    np.testing.assert_allclose(ensemble.mean, mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(ensemble.deviation, deviation, rtol=1e-5)
+    plain = tiny()
+    plain.load_state_dict({**ensemble.state_dict(), "mean": torch.zeros(len(mean)), "deviation": torch.ones(len(mean))})
+    scaled = torch.from_numpy(((rows - mean) / deviation).astype(np.float32))
+    raw = torch.from_numpy(rows.astype(np.float32))
+    torch.testing.assert_close(
+        ensemble.members(raw[:, :STATES], raw[:, STATES:]), plain.members(scaled[:, :STATES], scaled[:, STATES:])
+    )
+    before = ensemble.mean.clone()
+    buffer.add(segments(30, 5), segments(30, 1005), np.arange(30) % 2)
+    ensemble.fit(buffer, 1)
+    assert torch.equal(ensemble.mean, before)
+    ensemble.save(tmp_path)
+    assert torch.equal(RewardEnsemble.load(tmp_path).mean, before)

@@ -102,7 +102,7 @@ class PreferenceCallback(BaseCallback):
         queries: when is it asked about what.
         fit_epochs: of the reward at each session, at most; it stops at an accuracy of 0.97.
         reset_updates: gradient steps of the agent after its critic was reset; None: no reset.
-        hidden: widths of the hidden layers of the reward.
+        hidden, standardize: of the reward, see `RewardEnsemble`.
         reward_std: shift and scale what was learned at each session, so that over the replay buffer it has the mean 0
             and this standard deviation (Christiano et al. 2017): labels say nothing of either. None pays it as it is.
         disagreement_bonus: weight of the standard deviation over the members at the first step; it falls to 0 (RUNE).
@@ -120,6 +120,7 @@ class PreferenceCallback(BaseCallback):
         *,
         fit_epochs: int = 10,
         hidden: Sequence[int] = (256, 256, 256),
+        standardize: bool = True,
         reset_updates: int | None = 100,
         reward_std: float | None = None,
         disagreement_bonus: float = 0.0,
@@ -131,7 +132,8 @@ class PreferenceCallback(BaseCallback):
     ) -> None:
         super().__init__(verbose)
         self.labeler, self.queries = labeler, queries
-        self.fit_epochs, self.hidden, self.reset_updates = fit_epochs, tuple(hidden), reset_updates
+        self.fit_epochs, self.reset_updates = fit_epochs, reset_updates
+        self.hidden, self.standardize = tuple(hidden), standardize
         if reward_std is not None and not 0.0 < reward_std < float("inf"):
             raise ValueError(f"reward_std must be a number above 0, or None, got {reward_std}")
         self.reward_std, self._mean, self._factor = reward_std, 0.0, 1.0
@@ -161,7 +163,9 @@ class PreferenceCallback(BaseCallback):
                 raise ValueError(f"expected a Box as {name}, got {getattr(model, name)}")
         if self.ensemble is None:
             states, actions = (int(np.prod(space.shape)) for space in (model.observation_space, model.action_space))
-            self.ensemble = RewardEnsemble(states, actions, hidden=self.hidden, seed=self.seed)
+            self.ensemble = RewardEnsemble(
+                states, actions, hidden=self.hidden, standardize=self.standardize, seed=self.seed
+            )
         if self._next is None:
             self._next = model.learning_starts + self.queries.explore
         self._listen(self.training_env)

@@ -46,8 +46,8 @@ class FitReport:
 class RewardEnsemble(nn.Module):
     """E networks r(s, a) in (-1, 1), by default three times 256 LeakyReLU and a tanh (PEBBLE, Lee et al., 2021).
 
-    The members start from different weights and see the pairs in different orders; nothing else tells them apart. The
-    inputs are taken as they come. Weights and orders come from the seed; torch's global generators stay as they are.
+    The members start from different weights and see the pairs in different orders; nothing else tells them apart.
+    Weights and orders come from the seed; torch's global generators stay as they are.
 
     Args:
         state_dim: S.
@@ -55,11 +55,16 @@ class RewardEnsemble(nn.Module):
         members: E.
         hidden: widths of the hidden layers.
         learning_rate: of Adam.
+        standardize: shift and scale each input by the mean and deviation that it has in the pairs of the first fit.
+            States in metres differ by centimetres, which takes many more epochs to see. PEBBLE takes them as they come.
         seed: of the weights and the orders.
 
     Raises:
         ValueError: for a size below 1, or a learning rate that is not above 0.
     """
+
+    mean: Tensor
+    deviation: Tensor
 
     def __init__(
         self,
@@ -68,6 +73,7 @@ class RewardEnsemble(nn.Module):
         members: int = 3,
         hidden: Sequence[int] = (256, 256, 256),
         learning_rate: float = 3e-4,
+        standardize: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -80,7 +86,7 @@ class RewardEnsemble(nn.Module):
             raise ValueError(f"learning_rate must be above 0 and finite, got {learning_rate}")
         self.settings: dict[str, Any] = {
             "state_dim": state_dim, "action_dim": action_dim, "members": members,
-            "hidden": list(hidden), "learning_rate": learning_rate, "seed": seed,
+            "hidden": list(hidden), "learning_rate": learning_rate, "standardize": standardize, "seed": seed,
         }  # fmt: skip
         self.generator = torch.Generator().manual_seed(seed)
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
@@ -89,11 +95,13 @@ class RewardEnsemble(nn.Module):
             for layer, rows in ((self.weights, inward), (self.biases, 1)):
                 values = torch.rand((members, rows, outward), generator=self.generator)
                 layer.append(nn.Parameter((2 * values - 1) / math.sqrt(inward)))  # as nn.Linear starts
+        self.register_buffer("mean", torch.zeros(state_dim + action_dim))
+        self.register_buffer("deviation", torch.ones(state_dim + action_dim))
         self.optimizer = torch.optim.Adam(self.parameters(), lr=learning_rate)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Rewards ``[E, B]`` of states beside actions, ``[B, S + A]`` for all members or ``[E, B, S + A]``."""
-        rows = inputs.expand(self.settings["members"], -1, -1)
+        rows = ((inputs - self.mean) / self.deviation).expand(self.settings["members"], -1, -1)
         for number, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             rows = torch.baddbmm(bias, F.leaky_relu(rows) if number else rows, weight)
         return torch.tanh(rows).squeeze(2)
@@ -176,6 +184,9 @@ class RewardEnsemble(nn.Module):
         labelled = (buffer.inputs, buffer.mask, buffer.labels)
         inputs, mask, labels = (torch.from_numpy(block).to(device) for block in labelled)
         pool = None if unlabelled is None or not len(unlabelled[0]) else [t.to(device) for t in _pairs(*unlabelled)]
+        if self.settings["standardize"] and not self.optimizer.state:
+            deviation, self.mean = torch.std_mean(inputs[mask], dim=0)
+            self.deviation = torch.where(deviation > 1e-3, deviation, 1.0)  # an input that hardly moves stays as it is
         members, size = self.settings["members"], len(buffer)
         for epoch in range(1, epochs + 1):
             # Of each member: losses, pairs in the right order, pairs with an order. Of unlabelled pairs: sure, drawn.
