@@ -273,6 +273,24 @@ def test_the_reward_is_standardized_over_the_replay_buffer(tmp_path):
         callback(reward_std=0)
 
 
+def test_a_second_training_begins_with_new_episodes():
+    model, preferences = agent(), callback()
+    model.learn(104, preferences)
+    asked = preferences.asked
+    model.learn(60, preferences)  # from step 0: the environment is reset
+    assert preferences.asked > asked
+    starts = model.replay_buffer.observations[104, 0].tolist()
+    firsts = [
+        preferences.segments.cut([(number, 0, 1)]).states[0, 0].tolist() for number in preferences.segments.numbers
+    ]
+    assert starts in firsts
+
+
+def test_a_session_shows_its_progress(capsys):
+    agent().learn(60, callback(progress_bar=True))
+    assert "session 1, 8 labels: " in capsys.readouterr().err
+
+
 def test_agreement_counts_what_has_two_sides():
     labels = np.array([1.0, 0.0, 0.5, np.nan, 1.0, 0.0])
     truth = np.array([2.0, -1.0, 5.0, 1.0, -3.0, 0.0])

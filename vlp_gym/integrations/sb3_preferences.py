@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from vlp_gym.answers import Answer
 from vlp_gym.engine import QueryEngine
@@ -166,8 +167,9 @@ class PreferenceCallback(BaseCallback):
             self.ensemble = RewardEnsemble(
                 states, actions, hidden=self.hidden, standardize=self.standardize, seed=self.seed
             )
-        if self._next is None:
-            self._next = model.learning_starts + self.queries.explore
+        if model.num_timesteps == 0:  # the environments have been reset
+            self.segments.forget_running()
+            self._next = self.queries.every if self.history else model.learning_starts + self.queries.explore
         self._listen(self.training_env)
         self._pay()
 
@@ -191,8 +193,8 @@ class PreferenceCallback(BaseCallback):
         return True
 
     def _on_training_end(self) -> None:
+        self._yield_to_learner(False)
         for engine in self._engines:
-            engine.hold(False)
             engine.on_answer = None
 
     def session(self) -> None:
@@ -226,7 +228,14 @@ class PreferenceCallback(BaseCallback):
             "ensemble_agreement": agreement(foreseen, labels - 0.5)[0],
         }
         if len(self.preferences):
-            report = ensemble.fit(self.preferences, self.fit_epochs, unlabelled=unlabelled)
+            title = f"session {len(self.history) + 1}, {len(self.preferences)} labels"
+            with tqdm(total=self.fit_epochs, desc=title, unit="epoch", disable=not self.progress_bar) as bar:
+
+                def show(epoch: int, accuracy: float) -> None:
+                    bar.set_postfix_str(f"accuracy {accuracy:.2f}", refresh=False)
+                    bar.update()
+
+                report = ensemble.fit(self.preferences, self.fit_epochs, unlabelled=unlabelled, progress=show)
             self._measure()
             row |= {"fit_accuracy": float(np.mean(report.accuracy)), "fit_loss": float(np.mean(report.loss))}
         self.history.append(row)
@@ -341,10 +350,14 @@ class PreferenceCallback(BaseCallback):
         for engine, ear in ears.items():
             engine.on_answer = ear
         self._engines = list(ears)
+        self._yield_to_learner(True)
+
+    def _yield_to_learner(self, on: bool) -> None:
+        vector = find_vector(self.training_env)
         if vector is not None:
-            vector.yield_to_learner(True)
-        else:
-            venv.env_method("yield_to_learner", True)
+            vector.yield_to_learner(on)
+        elif self._engines:
+            self.training_env.env_method("yield_to_learner", on)
 
 
 @dataclass(frozen=True)

@@ -172,6 +172,10 @@ class SegmentStore:
         while len(self._finished) > self.episodes:
             self._finished.popitem(last=False)
 
+    def forget_running(self) -> None:
+        """The environments have been reset: the episodes that run will not be finished."""
+        self._running.clear()
+
     def see(self, answer: Answer, frames: NDArray[np.uint8], tokens: Tensor) -> None:
         """What `QueryEngine.on_answer` is given, in any thread: frames ``[C, H, W, 3]``, tokens ``[C, K, D]``."""
         if answer.score is None:
