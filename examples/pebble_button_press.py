@@ -53,7 +53,7 @@ class Options:
         default_factory=lambda: Queries(budget=1_000, session=30, every=500, explore=1_000, newest=30, length=25)
     )
     """When is who asked about what; steps are decisions."""
-    fit_epochs: int = 50
+    fit_epochs: int = 15
     """Epochs of the learned reward at each session, at most; it stops at an accuracy of 0.97."""
     hidden: int = 128
     """Width of its three hidden layers; PEBBLE's 256 takes three times as long on two cores."""
@@ -129,7 +129,9 @@ def main(options: Options) -> None:
 
     history = evaluation.history
     title = f"“{options.instruction}” from {preferences.asked} labels, {options.labels}"
-    plot_learning_curve({options.task: [history]}, out / "learning_curve.png", title=title, xlabel="decisions")
+    panels = {"success": "success rate", "label_accuracy": "labels that the environment's return agrees with"}
+    curves = {options.task: [[*history, *preferences.history]]}
+    plot_learning_curve(curves, out / "learning_curve.png", title=title, xlabel="decisions", quantities=panels)
     film(options, agent, preferences, out / "final_policy.mp4")
     result = {
         "options": json.loads(json.dumps(asdict(options), default=str)),
