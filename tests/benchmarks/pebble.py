@@ -1,4 +1,4 @@
-"""Preferences of a reward model against those of a scripted teacher: success of the agents, and how many labels are right.
+"""Labels of a reward model against those of a scripted teacher: success of the agents, and how many are right.
 
 python tests/benchmarks/pebble.py --out runs/pebble
 
