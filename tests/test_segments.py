@@ -280,3 +280,14 @@ def test_another_format_is_refused(tmp_path):
     write_pair(tmp_path, {"format": 2}, {}, stem="segments")
     with pytest.raises(CheckpointError, match=rf"^{tmp_path}: expected segments of the format 1, got 2$"):
         SegmentStore.load(tmp_path)
+
+
+def test_what_was_seen_goes_with_its_episode():
+    """A run whose budget is used up asks for no segments any more, and must not fill the memory."""
+    store = SegmentStore(3, 4)
+    for episode in range(50):
+        for step in range(4):
+            see(store, 0, episode, step)
+        add_episode(store, 3, episode=episode)
+    assert not store._seen
+    assert len(store._tickets) <= 5

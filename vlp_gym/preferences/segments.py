@@ -171,6 +171,7 @@ class SegmentStore:
         self._finished[record.number] = record
         while len(self._finished) > self.episodes:
             self._finished.popitem(last=False)
+        self._take_in()  # what is kept goes with its episode, also where nobody asks for segments any more
 
     def forget_running(self) -> None:
         """The environments have been reset: the episodes that run will not be finished."""
