@@ -5,12 +5,13 @@
 
 With --labels vlp nothing of the environment's reward is used, the sentence is all there is; its success is looked at
 for evaluation only. Everything lands in --out: TensorBoard logs, result.json, learning_curve.png, policy.zip,
-final_policy.mp4, and in state/ what --resume goes on from. Ctrl-C keeps what was learned.
+final_policy.mp4, and in checkpoints/ what --resume goes on from. Ctrl-C keeps what was learned.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -72,7 +73,7 @@ class Options:
     threads: int = 1
     """Torch threads; more rarely helps nets of this size."""
     resume: bool = False
-    """Go on from what is in --out."""
+    """Go on from the newest evaluation in --out."""
     out: Path | None = None
     """Where the results go; runs/pebble-LABELS-TASK-SEED by default."""
 
@@ -97,10 +98,14 @@ def main(options: Options) -> None:
         reward_std=options.reward_std,
         seed=options.seed,
     )
+    history: list[dict[str, float]] = []
     if options.resume:
-        agent = SAC.load(out / "policy.zip", env)
-        preferences.restore(out / "state", agent)
+        found = newest_checkpoint(out)
+        agent = SAC.load(found / "policy.zip", env)
+        preferences.restore(found, agent)
+        history = json.loads((found / "history.json").read_text())
     else:
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)  # of another run
         agent = SAC(
             "MlpPolicy",
             env,
@@ -114,9 +119,7 @@ def main(options: Options) -> None:
             tensorboard_log=str(out / "tensorboard"),
             seed=options.seed,
         )
-    evaluation = Evaluation(options, out, preferences)
-    if options.resume and (out / "result.json").exists():
-        evaluation.history = json.loads((out / "result.json").read_text())["history"]
+    evaluation = Evaluation(options, out, preferences, history)
     try:
         callbacks = CallbackList([preferences, evaluation, ProgressBarCallback()])
         left = options.steps - agent.num_timesteps
@@ -126,8 +129,8 @@ def main(options: Options) -> None:
     evaluation.run()
     evaluation.env.close()
     env.close()
+    agent.save(out / "policy.zip")
 
-    history = evaluation.history
     title = f"“{options.instruction}” from {preferences.asked} labels, {options.labels}"
     panels = {"success": "success rate", "label_accuracy": "labels that the environment's return agrees with"}
     curves = {options.task: [[*history, *preferences.history]]}
@@ -174,11 +177,12 @@ class ActionRepeat(gym.Wrapper):
 class Evaluation(BaseCallback):
     """Runs the agent without exploration on other placements, counts the environment's own success, and saves it."""
 
-    def __init__(self, options: Options, out: Path, preferences: PreferenceCallback) -> None:
+    def __init__(
+        self, options: Options, out: Path, preferences: PreferenceCallback, history: list[dict[str, float]]
+    ) -> None:
         super().__init__()
-        self.options, self.out, self.preferences = options, out, preferences
+        self.options, self.out, self.preferences, self.history = options, out, preferences, history
         self.env = make_env(options, seed=options.seed + 1_000, terminate_on_success=True)
-        self.history: list[dict[str, float]] = []
         self.started = time.monotonic()
 
     def _on_step(self) -> bool:
@@ -204,9 +208,14 @@ class Evaluation(BaseCallback):
             "labels": self.preferences.asked,
             "minutes": (time.monotonic() - self.started) / 60,
         }
+        folder = self.out / "checkpoints" / f"{self.num_timesteps:09}"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model.save(folder / "policy.zip")
+        (folder / "history.json").write_text(json.dumps([*self.history, row]))
+        self.preferences.save(folder)  # last: a checkpoint without it is none
+        for old in sorted((self.out / "checkpoints").iterdir())[:-1]:
+            shutil.rmtree(old)
         self.history.append(row)
-        self.model.save(self.out / "policy.zip")
-        self.preferences.save(self.out / "state")
         self.logger.record("eval/success", row["success"])
         self.logger.dump(self.num_timesteps)
         agreed = [session["label_accuracy"] for session in self.preferences.history[-3:]]
@@ -214,6 +223,14 @@ class Evaluation(BaseCallback):
             f"{self.num_timesteps:>8,} decisions  success {row['success']:.2f}  labels {row['labels']:.0f}, "
             f"right {np.mean(agreed) if agreed else np.nan:.2f}  {row['minutes']:.1f} min"
         )
+
+
+def newest_checkpoint(out: Path) -> Path:
+    """The folder of the newest evaluation that was saved to its end."""
+    found = sorted(path.parent for path in (out / "checkpoints").glob("*/preferences-run.json"))
+    if not found:
+        raise SystemExit(f"--resume: expected a run in {out}, found none; give its --out, or leave --resume out")
+    return found[-1]
 
 
 def film(options: Options, agent: SAC, preferences: PreferenceCallback, path: Path) -> None:

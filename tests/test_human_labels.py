@@ -532,3 +532,10 @@ class TestInABrowser:
         self.at(page, "3 of 3")
         page.keyboard.press("ArrowUp")
         assert call.labels() == [1.0, 0.0, 0.5]
+
+
+def test_a_page_that_was_taken_down_asks_nobody(store):
+    labeler = HumanLabeler("press the button", open_browser=False)
+    labeler.close()
+    with pytest.raises(ValueError, match=r"^the page was taken down by close\(\); make another HumanLabeler$"):
+        labeler(*pairs(store, 1))

@@ -62,7 +62,7 @@ def test_a_step_without_a_score_has_the_one_before():
     first, second = store.cut([(0, 1, 4)]), store.cut([(1, 1, 4)])
     soft = RecordedLabeler(soft=True)(first, second)
     np.testing.assert_allclose(soft, sigmoid([(0.5 + 0.5 + 0.1) - (0.2 + 0.2 + 0.9)]), atol=1e-12)
-    with pytest.raises(QueryError, match=r"^no score was recorded for Span\(episode=0, start=0, stop=2\); wrap "):
+    with pytest.raises(QueryError, match=r"^scores are missing of Span\(episode=0, start=0, stop=2\); wrap "):
         RecordedLabeler()(store.cut([(0, 0, 2)]), second)
 
 

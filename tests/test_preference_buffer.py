@@ -121,3 +121,15 @@ def test_another_format_is_refused(tmp_path):
     write_pair(tmp_path, {"format": 2, "capacity": 5}, {}, stem="preferences")
     with pytest.raises(CheckpointError, match=rf"^{tmp_path}: expected preferences of the format 1, got 2$"):
         PreferenceBuffer.load(tmp_path)
+
+
+def test_states_that_are_no_numbers_are_refused():
+    buffer = PreferenceBuffer()
+    first, second = segments([1.0, 2.0]), segments([3.0, 4.0])
+    second.states[1, 0, 0] = np.nan
+    message = f"expected finite states and actions, got NaN or inf in {second.spans[1]}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        buffer.add(first, second, [1, 0])
+    assert len(buffer) == 0
+    assert buffer.labels.shape == (0,)
+    assert buffer.inputs.shape[:2] == buffer.mask.shape[:2] == (0, 2)

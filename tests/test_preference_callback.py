@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -13,14 +14,17 @@ pytest.importorskip("stable_baselines3")
 
 import sb3_contrib
 import stable_baselines3 as sb3
-from late import SeenEnv, late_env, late_venv
+from late import SeenEnv, SlowModel, late_env, late_venv
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from vlp_gym import PreferenceCallback, PreferenceReplayBuffer, Queries
 from vlp_gym.errors import CheckpointError, MissingExtraError, QueryError
 from vlp_gym.integrations.sb3_preferences import reset_critic
 from vlp_gym.integrations.sb3_relabel import StateEntropy
-from vlp_gym.preferences.labelers import RecordedLabeler, ScriptedLabeler, agreement
+from vlp_gym.preferences.ensemble import RewardEnsemble
+from vlp_gym.preferences.labelers import ModelLabeler, RecordedLabeler, ScriptedLabeler, agreement
+from vlp_gym.testing import PaintedModel
 
 SOON = Queries(budget=40, session=8, every=40, explore=30, newest=20, candidates=4, length=6)
 
@@ -194,12 +198,31 @@ def test_resuming_with_other_queries_or_another_model_is_refused(tmp_path):
     model, preferences = agent(), callback()
     model.learn(80, preferences)
     preferences.save(tmp_path)
-    with pytest.raises(CheckpointError, match=r"expected \{'budget': 7, .* but it was saved with \{'budget': 40,"):
-        callback(queries=Queries(budget=7)).restore(tmp_path, agent())
+    with pytest.raises(CheckpointError, match=r": expected budget=7, but it was saved with 40$"):
+        callback(queries=replace(SOON, budget=7)).restore(tmp_path, model)
+    with pytest.raises(CheckpointError, match=r": expected reward_std=0.5, but it was saved with None$"):
+        callback(reward_std=0.5).restore(tmp_path, model)
+    with pytest.raises(CheckpointError, match=r": saved after 80 steps, but the model has 0$"):
+        callback().restore(tmp_path, agent())
     other = agent(SeenEnv())
+    other.num_timesteps = 80
     with pytest.raises(CheckpointError, match=r"expected observations of the shape \(400, 1, 1\), got \[80, 1, 2\]$"):
         callback().restore(tmp_path, other)
     assert other.replay_buffer.size() == 0
+
+
+def test_a_full_ring_goes_into_one_of_its_size(tmp_path):
+    model, preferences = agent(buffer_size=50), callback()
+    model.learn(80, preferences)
+    preferences.save(tmp_path)
+    larger = agent(buffer_size=60)
+    larger.num_timesteps = 80
+    with pytest.raises(CheckpointError, match=r"expected observations of the shape \(60, 1, 2\), got \[50, 1, 2\]$"):
+        callback().restore(tmp_path, larger)
+    same = agent(buffer_size=50)
+    same.num_timesteps = 80
+    callback().restore(tmp_path, same)
+    assert (same.replay_buffer.pos, same.replay_buffer.full) == (30, True)
 
 
 KINDS = ["separate", "shared", "vector"]
@@ -244,13 +267,136 @@ def test_options(options):
     model, preferences = agent(), callback(**options)
     model.learn(200, preferences)
     assert preferences.asked >= 24
-    if "disagreement_bonus" in options:
-        samples = model.replay_buffer._get_samples(np.arange(20))
-        left = 1.0 - model.num_timesteps / 200
-        assert left == 0.0
-        torch.testing.assert_close(
-            samples.rewards[:, 0], preferences.ensemble.predict(samples.observations, samples.actions)
-        )
+
+
+def test_the_bonus_for_disagreement_falls_to_zero():
+    class Halfway(BaseCallback):
+        def _on_step(self):
+            if self.num_timesteps == 100:
+                samples = self.model.replay_buffer._get_samples(np.arange(20))
+                ensemble, rows = preferences.ensemble, (samples.observations, samples.actions)
+                self.difference = (samples.rewards[:, 0] - ensemble.predict(*rows)) / ensemble.bonus(*rows)
+            return True
+
+    model, preferences, halfway = agent(), callback(disagreement_bonus=0.3), Halfway()
+    model.learn(200, [preferences, halfway])
+    torch.testing.assert_close(halfway.difference, torch.full((20,), 0.3 * 0.5), atol=1e-4, rtol=1e-3)
+    samples = model.replay_buffer._get_samples(np.arange(20))
+    expected = preferences.ensemble.predict(samples.observations, samples.actions)
+    torch.testing.assert_close(samples.rewards[:, 0], expected)
+
+
+def test_what_a_session_does(monkeypatch):
+    """The first is uniform and resets the critic; the later ones ask the sampler, and leave the critic."""
+    from vlp_gym.integrations import sb3_preferences
+
+    drawn, fits, resets, trained = [], [], [], []
+    choose, fit, train = sb3_preferences.choose_pairs, RewardEnsemble.fit, sb3.SAC.train
+
+    def chosen(*arguments, **options):
+        drawn.append(options)
+        return choose(*arguments, **options)
+
+    def fitted(self, *arguments, **options):
+        fits.append(options["unlabelled"])
+        return fit(self, *arguments, **options)
+
+    def learned(self, gradient_steps, batch_size=64):
+        trained.append(gradient_steps)
+        return train(self, gradient_steps, batch_size)
+
+    monkeypatch.setattr(sb3_preferences, "choose_pairs", chosen)
+    monkeypatch.setattr(RewardEnsemble, "fit", fitted)
+    monkeypatch.setattr(sb3_preferences, "reset_critic", resets.append)
+    monkeypatch.setattr(sb3.SAC, "train", learned)
+    model, preferences = agent(), callback(semi_supervised=True, reset_updates=7)
+    model.learn(100, preferences)
+    assert [options["sampler"] for options in drawn] == ["uniform", "disagreement", "uniform"]
+    assert [options["labelled"] for options in drawn[:2]] == [preferences.preferences] * 2
+    assert (drawn[0]["newest"], drawn[1]["candidates"]) == (SOON.newest, SOON.candidates)
+    assert fits[0] is None
+    assert len(fits[1][0]) == 10 * SOON.session
+    assert resets == [model]
+    assert trained.count(7) == 1
+
+
+def test_nothing_labelled_is_nothing_learned():
+    """Somebody stops, or no pair is sure enough: exploration goes on."""
+    model, preferences = agent(), callback(lambda first, second: np.full(len(first), np.nan))
+    model.learn(100, preferences)
+    assert [row["skipped"] for row in preferences.history] == [8, 8]
+    assert isinstance(model.replay_buffer._reward_fn, StateEntropy)
+    assert preferences.reward(np.ones(2), np.ones(1)) == 0.0
+    preferences.labeler = ScriptedLabeler()
+    model.learn(100, preferences, reset_num_timesteps=False)
+    assert preferences.ensemble.fitted
+    assert not isinstance(model.replay_buffer._reward_fn, StateEntropy)
+
+
+@pytest.mark.parametrize("where", ["labeler", "fit"])
+def test_an_interrupt_in_a_session_loses_nothing(where, monkeypatch):
+    interrupts = [True]
+
+    def once(function):
+        def call(*arguments, **options):
+            if interrupts and interrupts.pop():
+                raise KeyboardInterrupt
+            return function(*arguments, **options)
+
+        return call
+
+    preferences = callback(once(ScriptedLabeler()) if where == "labeler" else None, replace(SOON, budget=8))
+    if where == "fit":
+        monkeypatch.setattr(RewardEnsemble, "fit", once(RewardEnsemble.fit))
+    model = agent()
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(100, preferences)
+    assert not preferences.ensemble.fitted
+    model.learn(20, preferences, reset_num_timesteps=False)
+    assert preferences.asked == len(preferences.preferences) == 8
+    assert preferences.ensemble.fitted
+    assert not isinstance(model.replay_buffer._reward_fn, StateEntropy)
+
+
+def test_queries_wait_for_two_segments(caplog):
+    class Endless(Walk):
+        def step(self, action):
+            return (*super().step(action)[:3], False, {})
+
+    preferences = callback()
+    agent(Endless()).learn(100, preferences)
+    assert not preferences.history
+    assert [record.message for record in caplog.records] == [
+        "queries are due, but no two segments have been finished yet: they come when that is so"
+    ]
+
+
+@pytest.mark.parametrize("kind", ["separate", "shared", "vector"])
+def test_scores_on_their_way_are_waited_for(kind, tmp_path):
+    venv = late_venv(kind, 2, model=SlowModel(0.02))
+    model, preferences = agent(venv), callback(RecordedLabeler())
+    for steps in (60, 60, 60):
+        model.learn(steps, preferences, reset_num_timesteps=steps == 0)
+        store = preferences.segments
+        for record in store.cut([(number, 0, 1) for number in store.numbers]).episodes:
+            assert sorted(record.scores) == list(range(len(record.states) + 1))
+        preferences.save(tmp_path)
+    assert preferences.asked >= 24
+    wrapper = venv if kind == "vector" else venv.envs[0]
+    assert wrapper.engine.on_answer is None
+    assert not wrapper._stream.yields
+    venv.close()
+
+
+def test_exploration_sees_small_distances_between_large_numbers():
+    model = agent()
+    buffer = model.replay_buffer
+    for step in range(40):
+        state = np.array([[1000.0, 0.01 * step]], np.float32)
+        buffer.add(state, state, np.zeros((1, 1)), np.zeros(1), np.zeros(1), [{}])
+    reward = StateEntropy(buffer)
+    reward(torch.from_numpy(buffer.observations[:1, 0]), torch.empty(1, 1))
+    assert reward.moments[1] == pytest.approx(0.05, rel=1e-3)  # the first of a row: its fifth neighbour is 5 steps away
 
 
 def test_the_reward_is_standardized_over_the_replay_buffer(tmp_path):
@@ -267,7 +413,9 @@ def test_the_reward_is_standardized_over_the_replay_buffer(tmp_path):
     )
     preferences.save(tmp_path)
     again = callback(reward_std=0.5, queries=preferences.queries)
-    again.restore(tmp_path, agent())
+    other = agent()
+    other.num_timesteps = 120
+    again.restore(tmp_path, other)
     assert again.reward(buffer.observations[3, 0], buffer.actions[3, 0]) == pytest.approx(float(paid[3]), abs=1e-5)
     with pytest.raises(ValueError, match=r"^reward_std must be a number above 0, or None, got 0$"):
         callback(reward_std=0)
@@ -306,7 +454,21 @@ def test_what_it_does_not_go_with():
     with pytest.raises(QueryError, match=r"^no reward was learned yet; give learn\(\) a PreferenceCallback,"):
         agent().learn(100)
     with pytest.raises(ValueError, match=r'^expected the wrapper in mode="async", whose steps have tickets$'):
-        agent(late_env(mode="sync")).learn(10, callback())
+        agent(late_env(mode="sync")).learn(10, callback(RecordedLabeler()))
+    with pytest.raises(ValueError, match=r"^VecNormalize\(norm_reward=True\) would scale what is learned by the env"):
+        agent(VecNormalize(DummyVecEnv([Walk]))).learn(10, callback())  # fault 48
+    with pytest.raises(ValueError, match=r"^optimize_memory_usage=True is not supported: its rows cannot be saved;"):
+        agent(optimize_memory_usage=True)
+    with pytest.raises(ValueError, match=r"^the labeler's model is not the one whose frame tokens are kept; give "):
+        agent(late_env()).learn(10, callback(ModelLabeler(PaintedModel(), "press the button")))
+    model = agent()
+    model.learn(6, callback())
+    with pytest.raises(ValueError, match=r"^the model has learned for 6 steps without this callback; call restore\("):
+        model.learn(5, callback(), reset_num_timesteps=False)
+    with pytest.warns(UserWarning, match="^`n_steps=3` is ignored"):
+        model = agent(n_steps=3)
+    with pytest.raises(ValueError, match=r"^expected n_steps=1, got 3: n-step returns would be of older rewards$"):
+        model.learn(10, callback())
     venv = SubprocVecEnv([late_env], start_method="forkserver")
     with pytest.raises(ValueError, match=r"^the environments look at their frames in other processes,"):
         agent(venv).learn(10, callback())

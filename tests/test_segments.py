@@ -291,3 +291,41 @@ def test_what_was_seen_goes_with_its_episode():
         add_episode(store, 3, episode=episode)
     assert not store._seen
     assert len(store._tickets) <= 5
+
+
+def test_an_episode_with_a_gap_is_left_out_until_it_ends():
+    """A training begins in its middle, or an interrupt came between the environment's step and this."""
+    store = SegmentStore(4)
+
+    def add(episode, *steps, end=True):
+        for step in steps:
+            store.add(0, np.full(1, step), np.zeros(1), 0.0, Ticket(0, episode, step))
+        if end:
+            store.end(0)
+
+    add(0, 3, 4, 5)
+    add(1, 1, 2, 4, 5)
+    add(2, 1, 2, end=False)
+    add(3, 3, 4)
+    add(4, 1, 2, 3)
+    assert [len(store._finished[number].states) for number in store.numbers] == [3]
+
+
+def test_after_a_reset_nothing_goes_on():
+    store = SegmentStore(4)
+    add_episode(store, 3, episode=0)
+    see(store, 0, 0, 1, 0.25)
+    add_episode(store, 2, episode=1, end=False)
+    store.forget_running()  # another environment, whose tickets begin at 0 again
+    add_episode(store, 4, episode=0)
+    see(store, 0, 0, 1, 0.75)
+    records = store.cut([(number, 0, 1) for number in store.numbers]).episodes
+    assert [len(record.states) for record in records] == [3, 4]
+    assert [record.scores for record in records] == [{1: 0.25}, {1: 0.75}]
+
+
+def test_places():
+    store = filled_store(3, 5, 6)
+    assert store.places() == 1 + 2 + 3
+    assert store.places(2) == 2 + 3
+    assert SegmentStore(4).places() == 0

@@ -9,6 +9,7 @@ model.learn(100_000, callback=PreferenceCallback(RecordedLabeler()))
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,10 +26,10 @@ from vlp_gym.errors import CheckpointError
 from vlp_gym.integrations.sb3_relabel import PreferenceReplayBuffer, StateEntropy, fill_replay, replay_tensors
 from vlp_gym.integrations.sb3_source import find_vector
 from vlp_gym.preferences.buffer import PreferenceBuffer
-from vlp_gym.preferences.ensemble import RewardEnsemble
-from vlp_gym.preferences.labelers import Labeler, agreement
+from vlp_gym.preferences.ensemble import FitReport, RewardEnsemble
+from vlp_gym.preferences.labelers import Labeler, ModelLabeler, ScriptedLabeler, agreement
 from vlp_gym.preferences.samplers import Sampler, choose_pairs
-from vlp_gym.preferences.segments import SegmentStore
+from vlp_gym.preferences.segments import Segments, SegmentStore
 from vlp_gym.storage import read_pair, write_pair
 from vlp_gym.wrappers.single import VLPRewardWrapper
 
@@ -38,6 +39,8 @@ from gymnasium.spaces import Box
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+logger = logging.getLogger("vlp_gym")
+
 Schedule = Literal["constant", "decaying", "increasing"]
 
 
@@ -46,7 +49,7 @@ class Queries:
     """When is who asked about what.
 
     Attributes:
-        budget: labels altogether.
+        budget: pairs altogether, those that are skipped too.
         session: pairs of one session, before the schedule.
         every: steps between two sessions.
         explore: steps of unsupervised exploration after the agent's ``learning_starts``; then comes the first session.
@@ -141,14 +144,18 @@ class PreferenceCallback(BaseCallback):
         self.disagreement_bonus, self.semi_supervised = disagreement_bonus, semi_supervised
         self.progress_bar, self.seed = progress_bar, seed
         self.rng = np.random.default_rng(seed)
-        self.segments = SegmentStore(queries.length, queries.newest, frame_size=keep_frames)
-        self.preferences = PreferenceBuffer(max(queries.budget, 1))
+        keep_tokens = isinstance(labeler, ModelLabeler) and not keep_frames
+        self.segments = SegmentStore(queries.length, queries.newest, keep_tokens=keep_tokens, frame_size=keep_frames)
+        self.preferences = PreferenceBuffer(queries.budget)
         self.ensemble: RewardEnsemble | None = None
         self.asked = 0
         """Pairs that the labeler was asked about."""
         self.history: list[dict[str, float]] = []
         """What was logged, session by session."""
         self._next: int | None = None
+        self._unfitted = False  # there are labels that the reward has not seen: an interrupt came in between
+        self._warned = False
+        self._exploration: StateEntropy | None = None
         self._engines: list[QueryEngine] = []
 
     def _on_training_start(self) -> None:
@@ -159,6 +166,13 @@ class PreferenceCallback(BaseCallback):
                 f"expected a model with replay_buffer_class=PreferenceReplayBuffer, got {type(buffer).__name__}: its "
                 "rewards would not be those that are learned"
             )
+        if getattr(model, "n_steps", 1) > 1:
+            raise ValueError(f"expected n_steps=1, got {model.n_steps}: n-step returns would be of older rewards")
+        if model._vec_normalize_env is not None and model._vec_normalize_env.norm_reward:
+            raise ValueError(
+                "VecNormalize(norm_reward=True) would scale what is learned by the environment's returns; set "
+                "norm_reward=False, and PreferenceCallback(reward_std=...) if you want a scale"
+            )
         for name in ("observation_space", "action_space"):
             if not isinstance(getattr(model, name), Box):
                 raise ValueError(f"expected a Box as {name}, got {getattr(model, name)}")
@@ -167,10 +181,17 @@ class PreferenceCallback(BaseCallback):
             self.ensemble = RewardEnsemble(
                 states, actions, hidden=self.hidden, standardize=self.standardize, seed=self.seed
             )
-        if model.num_timesteps == 0:  # the environments have been reset
-            self.segments.forget_running()
+        self.segments.forget_running()
+        if model.num_timesteps == 0:
             self._next = self.queries.every if self.history else model.learning_starts + self.queries.explore
+        elif self._next is None:
+            raise ValueError(
+                f"the model has learned for {model.num_timesteps} steps without this callback; call restore(folder, "
+                "model) first, or learn with reset_num_timesteps=True"
+            )
         self._listen(self.training_env)
+        if self._unfitted:
+            self._fit(None)
         self._pay()
 
     def _on_step(self) -> bool:
@@ -187,15 +208,25 @@ class PreferenceCallback(BaseCallback):
             if step["dones"][env]:
                 self.segments.end(env)
         assert self._next is not None
-        if self.num_timesteps >= self._next and len(self.segments) and self.asked < self.queries.budget:
-            self._next = self.num_timesteps + self.queries.every
+        if self.num_timesteps >= self._next and self.asked < self.queries.budget and self._can_ask():
             self.session()
+            self._next = self.num_timesteps + self.queries.every
         return True
 
     def _on_training_end(self) -> None:
-        self._yield_to_learner(False)
         for engine in self._engines:
+            engine.wait()
             engine.on_answer = None
+        self._yield_to_learner(False)
+
+    def _can_ask(self) -> bool:
+        """Whether there are two segments to compare, and rows to pay."""
+        if self.segments.places(self.queries.newest) >= 2 and self.model.replay_buffer.size():  # type: ignore[attr-defined]
+            return True
+        if not self._warned:
+            logger.warning("queries are due, but no two segments have been finished yet: they come when that is so")
+        self._warned = True
+        return False
 
     def session(self) -> None:
         """Ask, learn, and pay what was learned from now on."""
@@ -203,7 +234,7 @@ class PreferenceCallback(BaseCallback):
         assert ensemble is not None
         for engine in self._engines:
             engine.wait()
-        first_time = not self.history
+        first_time = not ensemble.fitted
         total = self.locals.get("total_timesteps", self.model._total_timesteps)
         count = min(queries.size(self.num_timesteps, total), queries.budget - self.asked)
         sampler: Sampler = "uniform" if first_time else queries.sampler
@@ -213,13 +244,8 @@ class PreferenceCallback(BaseCallback):
         )  # fmt: skip
         labels = self.labeler(first, second)
         foreseen = ensemble.preferences(first, second).mean(0)
-        self.preferences.add(first, second, labels, soft=True)
+        self._unfitted |= bool(self.preferences.add(first, second, labels, soft=True))
         self.asked += count
-        unlabelled = None
-        if self.semi_supervised and not first_time:
-            unlabelled = choose_pairs(
-                self.segments, ensemble, 10 * count, self.rng, sampler="uniform", newest=queries.newest, candidates=1
-            )
         row = {
             "step": self.num_timesteps,
             "labels": len(self.preferences),
@@ -227,53 +253,77 @@ class PreferenceCallback(BaseCallback):
             "label_accuracy": agreement(labels, first.returns - second.returns)[0],
             "ensemble_agreement": agreement(foreseen, labels - 0.5)[0],
         }
-        if len(self.preferences):
-            title = f"session {len(self.history) + 1}, {len(self.preferences)} labels"
-            with tqdm(total=self.fit_epochs, desc=title, unit="epoch", disable=not self.progress_bar) as bar:
-
-                def show(epoch: int, accuracy: float) -> None:
-                    bar.set_postfix_str(f"accuracy {accuracy:.2f}", refresh=False)
-                    bar.update()
-
-                report = ensemble.fit(self.preferences, self.fit_epochs, unlabelled=unlabelled, progress=show)
-            self._measure()
-            row |= {"fit_accuracy": float(np.mean(report.accuracy)), "fit_loss": float(np.mean(report.loss))}
+        unlabelled = None
+        if self.semi_supervised and not first_time:
+            unlabelled = choose_pairs(
+                self.segments, ensemble, 10 * count, self.rng, sampler="uniform", newest=queries.newest, candidates=1
+            )
+        if self._unfitted:
+            report = self._fit(unlabelled)
+            row |= {"fit_accuracy": float(np.mean(report.accuracy)), "fit_loss": report.loss}
         self.history.append(row)
         for name in row.keys() - {"step"}:
             self.logger.record(f"pref/{name}", row[name])
         self._pay()
-        if first_time and self.reset_updates is not None:
+        if first_time and ensemble.fitted and self.reset_updates is not None:
             reset_critic(self.model)
             self.model.train(self.reset_updates, self.model.batch_size)  # type: ignore[attr-defined]
 
+    def _fit(self, unlabelled: tuple[Segments, Segments] | None) -> FitReport:
+        assert self.ensemble is not None
+        title = f"session {len(self.history) + 1}, {len(self.preferences)} labels"
+        with tqdm(total=self.fit_epochs, desc=title, unit="epoch", disable=not self.progress_bar) as bar:
+
+            def show(epoch: int, accuracy: float) -> None:
+                bar.set_postfix_str(f"accuracy {accuracy:.2f}", refresh=False)
+                bar.update()
+
+            report = self.ensemble.fit(self.preferences, self.fit_epochs, unlabelled=unlabelled, progress=show)
+        self._unfitted = False
+        self._measure()
+        return report
+
     def reward(self, state: NDArray[Any], action: NDArray[Any]) -> float:
-        """What is paid now for one observation and one action as the replay buffer keeps it, scaled to [-1, 1]."""
-        rows = (torch.from_numpy(np.array(each, np.float32)).reshape(1, -1) for each in (state, action))
-        return 0.0 if self.ensemble is None else float(self._learned(*rows))
+        """What was learned of one observation and one action as the replay buffer keeps it, scaled to [-1, 1].
+
+        0.0 before anything was learned.
+        """
+        if self.ensemble is None or not self.ensemble.fitted:
+            return 0.0
+        return float(
+            self._learned(*(torch.from_numpy(np.array(x, np.float32)).reshape(1, -1) for x in (state, action)))
+        )
 
     def save(self, folder: str | Path) -> None:
-        """Keep segments, labels, the learned reward, the place in the schedule, and the replay buffer.
+        """Keep segments, labels, the learned reward, the place in the schedule, and the replay buffer, as one.
 
-        The agent itself is saved by its own `save`, which leaves the replay buffer out.
+        Scores that are on their way are waited for. The agent itself is saved by its own `save`, which leaves the
+        replay buffer out. Episodes that run, and the transition of this very step, are no part of it.
 
         Raises:
-            CheckpointError: if that cannot be done.
+            CheckpointError: if that cannot be done; what was saved there before is intact.
         """
-        self.segments.save(folder)
-        self.preferences.save(folder)
-        if self.ensemble is not None:
-            self.ensemble.save(folder)
-        state = {
-            "queries": asdict(self.queries),
-            "history": [
-                {name: value if np.isfinite(value) else None for name, value in row.items()} for row in self.history
-            ],
+        for engine in self._engines:
+            engine.wait()
+        model: Any = self.model
+        document: dict[str, Any] = {
+            "settings": self._settings(),
+            "num_timesteps": self.num_timesteps,
+            "history": [{name: x if np.isfinite(x) else None for name, x in row.items()} for row in self.history],
             "asked": self.asked,
             "reward": [self._mean, self._factor],
+            "exploration": None if self._exploration is None else list(self._exploration.moments),
+            "unfitted": self._unfitted,
             "next": self._next,
             "rng": self.rng.bit_generator.state,
         }
-        write_pair(folder, state, replay_tensors(self.model.replay_buffer), stem="replay")  # type: ignore[attr-defined]
+        tensors = {f"replay/{name}": tensor for name, tensor in replay_tensors(model.replay_buffer).items()}
+        parts: dict[str, Any] = {"segments": self.segments, "preferences": self.preferences, "ensemble": self.ensemble}
+        for name, part in parts.items():
+            if part is not None:
+                document[name], packed = part.pack()
+                tensors |= {f"{name}/{key}": tensor for key, tensor in packed.items()}
+        write_pair(folder, document, tensors, stem="preferences-run")
 
     def restore(self, folder: str | Path, model: Any) -> None:
         """Go on from what `save` kept, with the model that was saved beside it.
@@ -281,30 +331,51 @@ class PreferenceCallback(BaseCallback):
         ``model = SAC.load(...)``, ``callback.restore(folder, model)``, ``model.learn(..., reset_num_timesteps=False)``.
 
         Raises:
-            CheckpointError: if something is missing or damaged, or belongs to other queries or another model.
+            CheckpointError: if something is missing or damaged, or belongs to other settings or another model; nothing
+                is changed then.
         """
-        state, replay = read_pair(folder, stem="replay")
-        if (saved := state["queries"]) != asdict(self.queries):
-            raise CheckpointError(f"{folder}: expected {asdict(self.queries)}, but it was saved with {saved}")
-        segments, preferences = SegmentStore.load(folder), PreferenceBuffer.load(folder)
-        ensemble = RewardEnsemble.load(folder) if (Path(folder) / "ensemble.json").exists() else None
-        fill_replay(model.replay_buffer, replay, folder)
+        document, tensors = read_pair(folder, stem="preferences-run")
+        for name, ours in self._settings().items():
+            if (saved := document["settings"].get(name)) != ours:
+                raise CheckpointError(f"{folder}: expected {name}={ours}, but it was saved with {saved}")
+        if (step := document["num_timesteps"]) != model.num_timesteps:
+            raise CheckpointError(f"{folder}: saved after {step} steps, but the model has {model.num_timesteps}")
+
+        def part(name: str) -> dict[str, torch.Tensor]:
+            start = f"{name}/"
+            return {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
+
+        segments = SegmentStore.unpack(document["segments"], part("segments"), folder)
+        preferences = PreferenceBuffer.unpack(document["preferences"], part("preferences"), folder)
+        ensemble = RewardEnsemble.unpack(document["ensemble"], part("ensemble"), folder)
+        fill_replay(model.replay_buffer, part("replay"), folder)
         self.segments, self.preferences, self.ensemble = segments, preferences, ensemble
         self.history = [
-            {name: float("nan") if value is None else value for name, value in row.items()} for row in state["history"]
+            {name: float("nan") if x is None else x for name, x in row.items()} for row in document["history"]
         ]
-        self.asked, self._next = state["asked"], state["next"]
-        self._mean, self._factor = state["reward"]
-        self.rng.bit_generator.state = state["rng"]
+        self.asked, self._next, self._unfitted = document["asked"], document["next"], document["unfitted"]
+        self._mean, self._factor = document["reward"]
+        self._exploration = StateEntropy(model.replay_buffer, seed=self.seed)
+        self._exploration.moments = tuple(document["exploration"] or self._exploration.moments)
+        self.rng.bit_generator.state = document["rng"]
+
+    def _settings(self) -> dict[str, Any]:
+        """What must not change between `save` and `restore`."""
+        names = ("fit_epochs", "standardize", "reset_updates", "reward_std", "disagreement_bonus", "semi_supervised")
+        store = {"keep_tokens": self.segments.keep_tokens, "keep_frames": self.segments.frame_size}
+        same = {name: getattr(self, name) for name in names}
+        return {**asdict(self.queries), "hidden": list(self.hidden), "seed": self.seed, **same, **store}
 
     def _pay(self) -> None:
         """Tell the replay buffer what to pay."""
         model: Any = self.model
         buffer: PreferenceReplayBuffer = model.replay_buffer
-        if self.history:
+        if self.ensemble is not None and self.ensemble.fitted:
             buffer.pay(self._reward, lasting=self.disagreement_bonus == 0.0)
-        else:
-            buffer.pay(StateEntropy(buffer, seed=self.seed), lasting=False)
+            return
+        if self._exploration is None or self._exploration.buffer is not buffer:
+            self._exploration = StateEntropy(buffer, seed=self.seed)
+        buffer.pay(self._exploration, lasting=False)
 
     def _learned(self, states: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         assert self.ensemble is not None
@@ -332,6 +403,7 @@ class PreferenceCallback(BaseCallback):
 
     def _listen(self, venv: VecEnv) -> None:
         """Keep what the reward model says and sees, where there is one."""
+        self._engines = []
         vector = find_vector(venv)
         if vector is None and not any(venv.env_is_wrapped(VLPRewardWrapper)):
             return
@@ -342,11 +414,18 @@ class PreferenceCallback(BaseCallback):
             )
         infos = (vector or venv.unwrapped).reset_infos
         if not all("ticket" in info.get("vlp", {}) for info in infos):
+            if isinstance(self.labeler, ScriptedLabeler):
+                return  # which asks no model
             raise ValueError('expected the wrapper in mode="async", whose steps have tickets')
         engines = [vector.engine] * venv.num_envs if vector is not None else venv.get_attr("engine")
         ears: dict[QueryEngine, _Ear] = {}
         for place, (engine, info) in enumerate(zip(engines, infos, strict=True)):
             ears.setdefault(engine, _Ear(self.segments, {})).places[info["vlp"]["ticket"].env] = place
+        if isinstance(self.labeler, ModelLabeler) and self.segments.keep_tokens and self.labeler.engine not in ears:
+            raise ValueError(
+                "the labeler's model is not the one whose frame tokens are kept; give ModelLabeler the engine of the "
+                "wrapper (env.engine), or PreferenceCallback(keep_frames=112)"
+            )
         for engine, ear in ears.items():
             engine.on_answer = ear
         self._engines = list(ears)

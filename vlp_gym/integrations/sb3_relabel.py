@@ -30,9 +30,14 @@ class PreferenceReplayBuffer(ReplayBuffer):
 
     ``SAC("MlpPolicy", env, replay_buffer_class=PreferenceReplayBuffer)``, and
     ``learn(..., callback=PreferenceCallback(labeler))``. The arguments are those of `ReplayBuffer`.
+
+    Raises:
+        ValueError: for ``optimize_memory_usage=True``.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, optimize_memory_usage: bool = False, **kwargs: Any) -> None:
+        if optimize_memory_usage:
+            raise ValueError("optimize_memory_usage=True is not supported: its rows cannot be saved; set it to False")
         super().__init__(*args, **kwargs)
         self._reward_fn: RewardFn | None = None
         self._lasting = True
@@ -88,7 +93,9 @@ def fill_replay(buffer: ReplayBuffer, tensors: dict[str, Tensor], folder: str | 
         CheckpointError: if it does not fit.
     """
     for name in _ARRAYS:
-        if tensors[name].shape[1:] != getattr(buffer, name).shape[1:] or len(tensors[name]) > buffer.buffer_size:
+        rows, full = len(tensors[name]), bool(tensors["ring"][1])
+        fits = rows == buffer.buffer_size if full else rows <= buffer.buffer_size
+        if not fits or tensors[name].shape[1:] != getattr(buffer, name).shape[1:]:
             raise CheckpointError(
                 f"{folder}: expected {name} of the shape {getattr(buffer, name).shape}, got {list(tensors[name].shape)}"
             )
@@ -110,20 +117,24 @@ class StateEntropy:
     def __init__(self, buffer: ReplayBuffer, *, k: int = 5, neighbours: int = 2048, seed: int = 0) -> None:
         self.buffer, self.k, self.neighbours = buffer, k, neighbours
         self.rng = np.random.default_rng(seed)
-        self._count, self._mean, self._square = 0, 0.0, 0.0
+        self.moments = (0, 0.0, 0.0)
+        """Number of distances so far, their mean, and the sum of their squared deviations from it."""
 
     def __call__(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Distances over their running standard deviation, ``[B]``."""
         size = self.buffer.size()
         rows = np.arange(size) if size <= self.neighbours else self.rng.choice(size, self.neighbours, replace=False)
         others = self.buffer.to_torch(self.buffer.observations[rows]).float().flatten(0, 1).flatten(1)
-        distances = torch.cdist(observations.flatten(1), others)
+        # Not by matrix products, which lose small distances between large numbers.
+        distances = torch.cdist(observations.flatten(1), others, compute_mode="donot_use_mm_for_euclid_dist")
         # The state itself is among the others where it was drawn, at a distance of 0.
         nearest = distances.kthvalue(min(self.k + 1, len(others)), dim=1).values
+        count, mean, square = self.moments
         for value in nearest.double().tolist():  # Welford's running moments
-            self._count += 1
-            delta = value - self._mean
-            self._mean += delta / self._count
-            self._square += delta * (value - self._mean)
-        deviation = (self._square / max(self._count - 1, 1)) ** 0.5
+            count += 1
+            delta = value - mean
+            mean += delta / count
+            square += delta * (value - mean)
+        self.moments = (count, mean, square)
+        deviation = (square / max(count - 1, 1)) ** 0.5
         return nearest / max(deviation, 1e-8)

@@ -96,7 +96,6 @@ class VLPVecReward(CapturedRewards, VecEnvWrapper):
         truncated = [bool(info.get("TimeLimit.truncated", False)) for info in infos]
         terminated = [bool(done) and not cut for done, cut in zip(dones, truncated, strict=True)]
         settled = self._settle(own, terminated, truncated)
-        self.reset_infos = list(self.venv.reset_infos)
         self._put(settled.first)
         self._running[:] = True
         infos = [{**info, "vlp": vlp} for info, vlp in zip(infos, settled.infos, strict=True)]
@@ -108,4 +107,4 @@ class VLPVecReward(CapturedRewards, VecEnvWrapper):
 
     def _put(self, begun: dict[int, dict[str, Any]]) -> None:
         for index, info in begun.items():
-            self.reset_infos[index] = {**self.reset_infos[index], "vlp": info}
+            self.reset_infos[index] = {**self.venv.reset_infos[index], "vlp": info}

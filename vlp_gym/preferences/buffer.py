@@ -40,18 +40,18 @@ class PreferenceBuffer:
 
     @property
     def inputs(self) -> NDArray[np.float32]:
-        """States and actions beside each other, float32 ``[N, 2, L, S + A]``."""
-        return self._blocks["inputs"]
+        """States and actions beside each other, float32 ``[N, 2, L, S + A]``; all zero sizes while it is empty."""
+        return self._blocks.get("inputs", np.zeros((0, 2, 0, 0), np.float32))
 
     @property
     def mask(self) -> NDArray[np.bool_]:
         """Which steps are real, bool ``[N, 2, L]``."""
-        return self._blocks["mask"]
+        return self._blocks.get("mask", np.zeros((0, 2, 0), np.bool_))
 
     @property
     def labels(self) -> NDArray[np.float32]:
         """P(first > second), float32 ``[N]``."""
-        return self._blocks["labels"]
+        return self._blocks.get("labels", np.zeros(0, np.float32))
 
     def add(self, first: Segments, second: Segments, labels: ArrayLike, *, soft: bool = False) -> int:
         """Keep labelled pairs; the oldest make room where there are too many.
@@ -65,7 +65,7 @@ class PreferenceBuffer:
             How many pairs came in.
 
         Raises:
-            ValueError: for another label, numbers that differ, or a segment without a step.
+            ValueError: for another label, numbers that differ, a segment without a step, or NaN or inf in one.
         """
         labels = np.asarray(labels, np.float32)
         if labels.shape != (len(first),) or len(first) != len(second):
@@ -81,6 +81,10 @@ class PreferenceBuffer:
             raise ValueError("expected segments of at least one step")
         kept = np.flatnonzero(~np.isnan(labels))
         sides = [np.concatenate([side.states, side.actions], axis=2) for side in (first, second)]
+        for side, block in zip((first, second), sides, strict=True):
+            if not np.isfinite(block).all():
+                row = int(np.flatnonzero(~np.isfinite(block).all(axis=(1, 2)))[0])
+                raise ValueError(f"expected finite states and actions, got NaN or inf in {side.spans[row]}")
         new = {
             "inputs": np.stack(sides, axis=1)[kept],
             "mask": np.stack([first.mask, second.mask], axis=1)[kept],
@@ -102,8 +106,12 @@ class PreferenceBuffer:
         Raises:
             CheckpointError: if that cannot be done.
         """
-        tensors: dict[str, Tensor] = {name: torch.from_numpy(block) for name, block in self._blocks.items()}
-        write_pair(folder, {"format": FORMAT, "capacity": self.capacity}, tensors, stem="preferences")
+        write_pair(folder, *self.pack(), stem="preferences")
+
+    def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The pairs as a JSON document and tensors."""
+        tensors = {name: torch.from_numpy(block) for name, block in self._blocks.items()}
+        return {"format": FORMAT, "capacity": self.capacity}, tensors
 
     @classmethod
     def load(cls, folder: str | Path) -> PreferenceBuffer:
@@ -112,7 +120,11 @@ class PreferenceBuffer:
         Raises:
             CheckpointError: if it is missing, damaged, or of a newer format.
         """
-        document, tensors = read_pair(folder, stem="preferences")
+        return cls.unpack(*read_pair(folder, stem="preferences"), folder)
+
+    @classmethod
+    def unpack(cls, document: dict[str, Any], tensors: dict[str, Tensor], folder: str | Path) -> PreferenceBuffer:
+        """The inverse of `pack`; the folder is named in errors."""
         if document.get("format") != FORMAT:
             raise CheckpointError(
                 f"{folder}: expected preferences of the format {FORMAT}, got {document.get('format')}"

@@ -128,6 +128,11 @@ class RewardEnsemble(nn.Module):
         inputs = torch.cat([states.to(like), actions.to(like)], dim=1)
         return torch.cat([self(rows) for rows in inputs.split(CHUNK)], dim=1)
 
+    @property
+    def fitted(self) -> bool:
+        """Whether it has learned anything."""
+        return bool(self.optimizer.state)
+
     def predict(self, states: Tensor, actions: Tensor) -> Tensor:
         """The reward, float32 ``[B]``: the mean over the members; arguments as `members`."""
         return self.members(states, actions).mean(0)
@@ -184,7 +189,7 @@ class RewardEnsemble(nn.Module):
         labelled = (buffer.inputs, buffer.mask, buffer.labels)
         inputs, mask, labels = (torch.from_numpy(block).to(device) for block in labelled)
         pool = None if unlabelled is None or not len(unlabelled[0]) else [t.to(device) for t in _pairs(*unlabelled)]
-        if self.settings["standardize"] and not self.optimizer.state:
+        if self.settings["standardize"] and not self.fitted:
             deviation, self.mean = torch.std_mean(inputs[mask], dim=0)
             self.deviation = torch.where(deviation > 1e-3, deviation, 1.0)  # an input that hardly moves stays as it is
         members, size = self.settings["members"], len(buffer)
@@ -223,10 +228,14 @@ class RewardEnsemble(nn.Module):
         Raises:
             CheckpointError: if that cannot be done; an earlier pair is intact.
         """
+        write_pair(folder, *self.pack(), stem="ensemble")
+
+    def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The same as a JSON document and tensors."""
         tensors = {**self.state_dict(), "rng": self.generator.get_state()}
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{number}.{name}": value for name, value in state.items()}
-        write_pair(folder, {"format": FORMAT, "settings": self.settings}, tensors, stem="ensemble")
+        return {"format": FORMAT, "settings": self.settings}, tensors
 
     @classmethod
     def load(cls, folder: str | Path) -> RewardEnsemble:
@@ -235,7 +244,11 @@ class RewardEnsemble(nn.Module):
         Raises:
             CheckpointError: if it is missing, damaged, of a newer format, or its tensors are not those of its settings.
         """
-        document, tensors = read_pair(folder, stem="ensemble")
+        return cls.unpack(*read_pair(folder, stem="ensemble"), folder)
+
+    @classmethod
+    def unpack(cls, document: dict[str, Any], tensors: dict[str, Tensor], folder: str | Path) -> RewardEnsemble:
+        """The inverse of `pack`; the folder is named in errors."""
         if document.get("format") != FORMAT:
             raise CheckpointError(
                 f"{folder}: expected an ensemble of the format {FORMAT}, got {document.get('format')}"

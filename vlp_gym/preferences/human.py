@@ -55,6 +55,7 @@ class HumanLabeler:
         _pillow()
         self.fps, self.open_browser = fps, open_browser
         self._server = LabelServer(instruction, port)
+        self._closed = False
 
     @property
     def url(self) -> str:
@@ -72,8 +73,10 @@ class HumanLabeler:
             float64 ``[N]``: 1 left is better, 0 right is, 0.5 equal, NaN skipped or not reached.
 
         Raises:
-            ValueError: for numbers that differ, or a segment without frames.
+            ValueError: for numbers that differ, a segment without frames, or after `close`.
         """
+        if self._closed:
+            raise ValueError("the page was taken down by close(); make another HumanLabeler")
         if len(first) != len(second):
             raise ValueError(f"expected pairs, got {len(first)} first and {len(second)} second segments")
         _check_frames(first)
@@ -101,6 +104,7 @@ class HumanLabeler:
 
     def close(self) -> None:
         """Take the page down; who looks at it is told."""
+        self._closed = True
         self._server.close()
 
     def __enter__(self) -> HumanLabeler:

@@ -57,7 +57,9 @@ class ScriptedLabeler:
 
 
 class RecordedLabeler:
-    """Labels from what the reward model paid while the agent was acting: the larger sum wins, and nothing is computed.
+    """Labels from the scores that the reward model gave while the agent was acting: the larger sum wins.
+
+    The score is what ``reward="progress"`` pays, or the preference of a model without progress. Nothing is computed.
 
     Args:
         margin: skip a pair whose P(first > second) = sigmoid(difference of the sums) is nearer to 0.5 than this.
@@ -77,8 +79,8 @@ class RecordedLabeler:
     def _sum(self, record: EpisodeRecord | None, span: Span) -> float:
         known = {} if record is None else record.scores
         held = max((step for step in known if step <= span.start + 1), default=None)
-        if held is None:
-            raise QueryError(f"no score was recorded for {span}; wrap the environment in mode='async'")
+        if held is None or max(known) < span.stop:  # the last frame of an episode always has a score
+            raise QueryError(f"scores are missing of {span}; wrap the environment in mode='async'")
         total = 0.0
         for step in range(span.start + 1, span.stop + 1):
             held = step if step in known else held

@@ -127,7 +127,8 @@ class SegmentStore:
         self.length, self.episodes = length, episodes
         self.keep_tokens, self.frame_size = keep_tokens, frame_size
         self._finished: OrderedDict[int, EpisodeRecord] = OrderedDict()
-        self._running: dict[int, EpisodeRecord] = {}
+        self._running: dict[int, EpisodeRecord | None] = {}
+        """None: of an episode whose beginning or middle is missing, which is left out until it ends."""
         self._tickets: dict[tuple[int, int], EpisodeRecord] = {}
         self._seen: deque[_Seen] = deque()
         self._count = 0
@@ -152,13 +153,19 @@ class SegmentStore:
             reward: the environment's own; NaN where there is none.
             ticket: of the step, where a wrapper has its frame looked at.
         """
-        record = self._running.get(env)
+        record = self._running.setdefault(env, EpisodeRecord(self._count))
         if record is None:
-            record = self._running[env] = EpisodeRecord(self._count)
+            return
+        if not record.states:
             self._count += 1
-        if ticket is not None and not record.states:
-            self._tickets = {key: kept for key, kept in self._tickets.items() if self._is_kept(kept)}
-            self._tickets[ticket.env, ticket.episode] = record
+            if ticket is not None:
+                self._tickets = {key: kept for key, kept in self._tickets.items() if self._is_kept(kept)}
+                self._tickets[ticket.env, ticket.episode] = record
+        if ticket is not None and (
+            ticket.step != len(record.states) + 1 or self._tickets.get((ticket.env, ticket.episode)) is not record
+        ):
+            self._running[env] = None  # an interrupt, or a training that began in its middle
+            return
         record.states.append(np.array(state, np.float32).ravel())
         record.actions.append(np.array(action, np.float32).ravel())
         record.rewards.append(float(reward))
@@ -174,19 +181,24 @@ class SegmentStore:
         self._take_in()  # what is kept goes with its episode, also where nobody asks for segments any more
 
     def forget_running(self) -> None:
-        """The environments have been reset: the episodes that run will not be finished."""
+        """The environments may have been reset or replaced: what runs will not be finished, and tickets begin anew."""
+        self._take_in()
         self._running.clear()
+        self._tickets.clear()
+        self._seen.clear()
+
+    def places(self, newest: int | None = None) -> int:
+        """How many different segments `sample` can draw."""
+        records = [self._finished[number] for number in self.numbers[-(newest or 0) :]]
+        return sum(max(len(record.states) - self.length, 0) + 1 for record in records)
 
     def see(self, answer: Answer, frames: NDArray[np.uint8], tokens: Tensor) -> None:
         """What `QueryEngine.on_answer` is given, in any thread: frames ``[C, H, W, 3]``, tokens ``[C, K, D]``."""
         if answer.score is None:
             return
         score = score_of("progress" if answer.score.progress is not None else "preference", *astuple(answer.score))
-        frame = None
-        if self.frame_size:
-            size = (self.frame_size, self.frame_size)
-            frame = resize_frames(torch.from_numpy(frames[:1]), size)[0].numpy().copy()
-        self._seen.append(_Seen(answer.ticket, score, frame, tokens.cpu().clone() if self.keep_tokens else None))
+        kept = tokens.cpu().clone() if self.keep_tokens else None
+        self._seen.append(_Seen(answer.ticket, score, frames[:1].copy() if self.frame_size else None, kept))
 
     def cut(self, spans: Sequence[tuple[int, int, int]]) -> Segments:
         """Cut segments out of finished episodes.
@@ -254,6 +266,10 @@ class SegmentStore:
         Raises:
             CheckpointError: if that cannot be done; an earlier pair is intact.
         """
+        write_pair(folder, *self.pack(), stem="segments")
+
+    def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The finished episodes as a JSON document and tensors."""
         self._take_in()
         records = list(self._finished.values())
         tensors: dict[str, Tensor] = {}
@@ -268,7 +284,7 @@ class SegmentStore:
                     tensors[f"{record.number}.{name}"] = torch.stack([torch.as_tensor(values[step]) for step in steps])
         settings = {name: getattr(self, name) for name in ("length", "episodes", "keep_tokens", "frame_size")}
         document = {"format": FORMAT, **settings, "count": self._count, "numbers": [r.number for r in records]}
-        write_pair(folder, document, tensors, stem="segments")
+        return document, tensors
 
     @classmethod
     def load(cls, folder: str | Path) -> SegmentStore:
@@ -277,7 +293,11 @@ class SegmentStore:
         Raises:
             CheckpointError: if it is missing, damaged, or of a newer format.
         """
-        document, tensors = read_pair(folder, stem="segments")
+        return cls.unpack(*read_pair(folder, stem="segments"), folder)
+
+    @classmethod
+    def unpack(cls, document: dict[str, Any], tensors: dict[str, Tensor], folder: str | Path) -> SegmentStore:
+        """The inverse of `pack`; the folder is named in errors."""
         if document.get("format") != FORMAT:
             raise CheckpointError(f"{folder}: expected segments of the format {FORMAT}, got {document.get('format')}")
         names = ("length", "episodes", "keep_tokens", "frame_size")
@@ -310,12 +330,14 @@ class SegmentStore:
             env, episode, step = seen.ticket
             record = self._tickets.get((env, episode))
             if record is None:
-                if episode > max((e for lane, e in self._tickets if lane == env), default=-1):
-                    early.append(seen)  # a reset frame, whose episode has no step yet
+                # Of an episode that has no step here yet; the reset frame and the first step may be seen before.
+                if step <= 1 and episode > max((e for lane, e in self._tickets if lane == env), default=-1):
+                    early.append(seen)
                 continue
             record.scores[step] = seen.score
             if seen.frame is not None:
-                record.frames[step] = seen.frame
+                size = (self.frame_size, self.frame_size)
+                record.frames[step] = resize_frames(torch.from_numpy(seen.frame), size)[0].numpy().copy()
             if seen.tokens is not None:
                 record.tokens[step] = seen.tokens
         self._seen.extendleft(reversed(early))
