@@ -22,7 +22,8 @@ def painted_store(*, episodes=6, steps=20, length=8, size=48, every=1, keep_fram
                 frame = painted_frame(number, step, size)
                 store.see(Answer(ticket, score), frame[None], torch.full((1, 1, 2), float(number)))
             if step < steps:
-                store.add(0, np.full(3, number), np.full(2, step), float(number + 1), ticket)
+                following = Ticket(0, number, step + 1)
+                store.add(0, np.full(3, number), np.full(2, step), float(number + 1), following)
         store.end(0)
     return store
 
