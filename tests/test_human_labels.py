@@ -392,7 +392,7 @@ def chromium():
         "--disable-background-networking", "--disable-component-update", "--disable-sync",
     ]  # fmt: skip
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=arguments)
+        browser = playwright.chromium.launch(executable_path=program, args=arguments, timeout=100_000)
         yield browser
         browser.close()
 
@@ -409,7 +409,8 @@ class TestInABrowser:
         page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
         yield page
         page.close()
-        wanted = "ERR_CONNECTION_REFUSED", "status of 409"  # of a session that ended, and of a second window
+        # Of a server that went away, in the middle of an answer or before one, and of a second window.
+        wanted = "ERR_CONNECTION_", "ERR_EMPTY_RESPONSE", "ERR_SOCKET_NOT_CONNECTED", "status of 409"
         assert [text for text in complaints if not any(each in text for each in wanted)] == []
         assert all(address.startswith((labeler.url, "data:")) for address in addresses)
 
