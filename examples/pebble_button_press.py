@@ -38,8 +38,8 @@ class Options:
     """Meta-World task."""
     instruction: str = "press the button"
     """What VLP is told."""
-    labels: Literal["vlp", "scripted"] = "vlp"
-    """Who says which of two clips is better."""
+    labels: Literal["vlp", "scripted", "random"] = "vlp"
+    """Who says which of two clips is better; "random" is the control: an agent that succeeds would prove nothing."""
     kind: Literal["reward", "preference"] = "reward"
     """What VLP compares: the sums of the rewards that it pays, or its preference for each whole clip."""
     model: str = "vlp-compact"
@@ -87,6 +87,9 @@ def main(options: Options) -> None:
 
     env = make_env(options, seed=options.seed)
     labeler: Labeler = ScriptedLabeler(options.teacher, options.seed)
+    if options.labels == "random":
+        coin = np.random.default_rng(options.seed)
+        labeler = lambda first, second: coin.integers(0, 2, len(first)).astype(float)  # noqa: E731
     if options.labels == "vlp":
         env = VLPRewardWrapper(env, options.instruction, options.model, mode="async")
         labeler = RecordedLabeler() if options.kind == "reward" else ModelLabeler(env.engine, options.instruction)

@@ -10,14 +10,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
 from tqdm import tqdm
 
+from vlp_gym.data.instructions import instructions_for
 from vlp_gym.storage import write_atomic
 from vlp_gym.viz import plot_learning_curve
 
@@ -28,14 +29,10 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "pebble_button_press.py"
 class Options:
     """Run the study and draw it."""
 
-    tasks: dict[str, str] = field(
-        default_factory=lambda: {
-            "drawer-close-v3": "close the drawer",
-            "faucet-close-v3": "close the faucet",
-            "door-close-v3": "close the door",
-        }
-    )
-    """Tasks that the model never saw, and their sentences."""
+    tasks: tuple[str, ...] = ("drawer-close-v3", "faucet-close-v3", "door-close-v3")
+    """Tasks that the model never saw."""
+    labels: tuple[Literal["vlp", "scripted", "random"], ...] = ("vlp", "scripted", "random")
+    """Who labels; "random" is the control."""
     model: str = "vlp-compact-45"
     """Reward model."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -48,11 +45,11 @@ class Options:
 
 def main(options: Options) -> None:
     """Run what is missing, print a table, and draw the curves."""
-    runs = [(task, labels, seed) for seed in options.seeds for task in options.tasks for labels in ("scripted", "vlp")]
+    runs = [(task, who, seed) for seed in options.seeds for task in options.tasks for who in options.labels]
     for task, labels, seed in tqdm(runs, desc="runs"):
         folder = options.out / f"{task}-{labels}-{seed}"
         if not (folder / "result.json").exists():
-            command = [sys.executable, str(EXAMPLE), "--task", task, "--instruction", options.tasks[task]]
+            command = [sys.executable, str(EXAMPLE), "--task", task, "--instruction", instructions_for(task)[0]]
             command += [
                 "--labels",
                 labels,
@@ -69,15 +66,13 @@ def main(options: Options) -> None:
     for task, labels, seed in runs:
         result = json.loads((options.out / f"{task}-{labels}-{seed}" / "result.json").read_text())
         name = f"{task.removesuffix('-v3')}, {labels}"
-        # The teacher agrees with the return that it is asked about: no curve for that.
-        sessions = result["sessions"] if labels == "vlp" else []
+        # Of the teacher, who agrees with the return that it is asked about, no curve is needed.
+        sessions = [] if labels == "scripted" else result["sessions"]
         curves.setdefault(name, []).append([*result["history"], *sessions])
         row = table.setdefault(name, {"success": [], "best": [], "label_accuracy": []})
         row["success"].append(result["success"])
         row["best"].append(max(evaluation["success"] for evaluation in result["history"]))
-        weights = np.diff([0, *(session["labels"] for session in result["sessions"])])
-        accuracies = [session["label_accuracy"] for session in result["sessions"]]
-        row["label_accuracy"].append(float(np.average(accuracies, weights=weights)))
+        row["label_accuracy"].append(float(np.mean([session["label_accuracy"] for session in result["sessions"]])))
     write_atomic(options.out / "pebble.json", json.dumps(table, indent=2).encode())
     for name, row in table.items():
         print(f"{name:30}", {key: [round(value, 2) for value in values] for key, values in row.items()})
