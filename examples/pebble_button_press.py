@@ -135,7 +135,7 @@ def main(options: Options) -> None:
     agent.save(out / "policy.zip")
 
     title = f"“{options.instruction}” from {preferences.asked} labels, {options.labels}"
-    panels = {"success": "success rate", "label_accuracy": "labels that the environment's return agrees with"}
+    panels = {"success": "success rate", "label_accuracy": "label accuracy (true return)"}
     curves = {options.task: [[*history, *preferences.history]]}
     plot_learning_curve(curves, out / "learning_curve.png", title=title, xlabel="decisions", quantities=panels)
     film(options, agent, preferences, out / "final_policy.mp4")

@@ -76,7 +76,7 @@ def main(options: Options) -> None:
     write_atomic(options.out / "pebble.json", json.dumps(table, indent=2).encode())
     for name, row in table.items():
         print(f"{name:30}", {key: [round(value, 2) for value in values] for key, values in row.items()})
-    panels = {"success": "success rate", "label_accuracy": "labels that the environment's return agrees with"}
+    panels = {"success": "success rate", "label_accuracy": "label accuracy (true return)"}
     plot_learning_curve(
         curves,
         options.out / "pebble_curves.png",
