@@ -308,7 +308,7 @@ class PreferenceCallback(BaseCallback):
         model: Any = self.model
         document: dict[str, Any] = {
             "settings": self._settings(),
-            "num_timesteps": self.num_timesteps,
+            "num_timesteps": model.num_timesteps,  # not our own, which an interrupt can leave one step behind
             "history": [{name: x if np.isfinite(x) else None for name, x in row.items()} for row in self.history],
             "asked": self.asked,
             "reward": [self._mean, self._factor],
