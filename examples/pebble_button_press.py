@@ -57,7 +57,7 @@ class Options:
     fit_epochs: int = 15
     """Epochs of the learned reward at each session, at most; it stops at an accuracy of 0.97."""
     hidden: int = 128
-    """Width of its three hidden layers; PEBBLE's 256 takes three times as long on two cores."""
+    """Width of its three hidden layers; PEBBLE's 256 takes longer."""
     reward_std: float | None = 0.3
     """Standard deviation of the learned reward over what the agent has done; None takes it as it is."""
     seed: int = 0

@@ -21,6 +21,7 @@ import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny import tiny_model
 from torch import Tensor, nn
 
 from vlp_gym import storage
@@ -148,7 +149,7 @@ def test_a_model_may_choose_what_is_stored(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [None, "float16"])
 def test_the_compact_model(tmp_path: Path, dtype: Literal["float16"] | None) -> None:
-    model = CompactRewardModel(image_size=32, channels=16, hidden=32, embedding=8, buckets=64, window=4).eval()
+    model = tiny_model().eval()
     model.save_pretrained(tmp_path, dtype=dtype)
     loaded = load_reward_model(tmp_path)
     assert isinstance(loaded, CompactRewardModel)

@@ -22,6 +22,7 @@ pytest.importorskip("accelerate")
 pytest.importorskip("av")
 
 from rollouts import painted, painted_tasks, write_tasks
+from tiny import tiny_model
 
 from vlp_gym import cli
 from vlp_gym.cli import main
@@ -31,7 +32,6 @@ from vlp_gym.data.dataset import TIERS, shard_path
 from vlp_gym.data.instructions import TEST_TASKS
 from vlp_gym.evaluation import evaluate
 from vlp_gym.models import registry
-from vlp_gym.models.compact import CompactRewardModel
 from vlp_gym.training.loop import TrainConfig
 from vlp_gym.video import overlay_video, read_video
 
@@ -59,7 +59,7 @@ def data(tmp_path_factory):
 def model(tmp_path_factory):
     """A tiny model with random weights."""
     folder = tmp_path_factory.mktemp("tiny")
-    CompactRewardModel(image_size=32, channels=16, hidden=32, embedding=8, buckets=64, window=4).save_pretrained(folder)
+    tiny_model().save_pretrained(folder)
     return folder
 
 

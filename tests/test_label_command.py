@@ -15,9 +15,9 @@ pytest.importorskip("tyro")
 pytest.importorskip("PIL")
 
 from painted_segments import painted_store
+from tiny import tiny_model
 
 from vlp_gym.cli import main
-from vlp_gym.models.compact import CompactRewardModel
 from vlp_gym.preferences import labelers
 from vlp_gym.preferences.buffer import PreferenceBuffer
 
@@ -41,7 +41,7 @@ def stored(tmp_path_factory):
 def model(tmp_path_factory):
     """A tiny model with random weights."""
     folder = tmp_path_factory.mktemp("tiny")
-    CompactRewardModel(image_size=32, channels=16, hidden=32, embedding=8, buckets=64, window=4).save_pretrained(folder)
+    tiny_model().save_pretrained(folder)
     return folder
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from painted import frame
+from tiny import tiny_model
 
 from vlp_gym import VLPRewardWrapper
 from vlp_gym.answers import Answer, FrameScore, Ticket
 from vlp_gym.engine import QueryEngine
 from vlp_gym.errors import InstructionError, QueryError
 from vlp_gym.models.base import prefer
-from vlp_gym.models.compact import CompactRewardModel
 from vlp_gym.preferences.labelers import ModelLabeler, RecordedLabeler, ScriptedLabeler, decide
 from vlp_gym.preferences.segments import SegmentStore
 from vlp_gym.scoring import VideoScorer
@@ -27,10 +27,9 @@ def sigmoid(value):
     return 1.0 / (1.0 + np.exp(-np.asarray(value, np.float64)))
 
 
-def tiny_model(**options) -> CompactRewardModel:
+def seeded_model():
     torch.manual_seed(0)
-    sizes = {"image_size": 32, "channels": 16, "hidden": 32, "embedding": 8, "buckets": 64, "window": 4}
-    return CompactRewardModel(**sizes, **options).eval()
+    return tiny_model().eval()
 
 
 def recorded(scores, length=3, **options) -> SegmentStore:
@@ -89,7 +88,7 @@ def test_decide():
 @pytest.fixture(scope="module")
 def played():
     """A real model's view of two episodes: the store, the frames and the rewards of the mode "sync"."""
-    model = tiny_model()
+    model = seeded_model()
     engine = QueryEngine(model, mode="async")
     store = SegmentStore(5, frame_size=64)
     engine.on_answer = store.see
@@ -158,7 +157,7 @@ def test_another_model_looks_at_the_frames(played):
     """A model that was given by itself did not encode the tokens that are kept."""
     _, store, _, _ = played
     first, second = (store.cut(spans) for spans in SPANS)
-    other = tiny_model()
+    other = seeded_model()
     with torch.no_grad():
         for weight in other.parameters():
             weight += 0.05

@@ -379,7 +379,9 @@ def test_scores_on_their_way_are_waited_for(kind, tmp_path):
         model.learn(steps, preferences, reset_num_timesteps=steps == 0)
         store = preferences.segments
         for record in store.cut([(number, 0, 1) for number in store.numbers]).episodes:
-            assert sorted(record.scores) == list(range(len(record.states) + 1))
+            # SB3 resets before any callback is called: the reset frames of the very first episodes may have been seen.
+            early = {0} - set(record.scores) if record.number < 2 else set()
+            assert sorted({*record.scores, *early}) == list(range(len(record.states) + 1))
         preferences.save(tmp_path)
     assert preferences.asked >= 24
     wrapper = venv if kind == "vector" else venv.envs[0]

@@ -13,10 +13,10 @@ import torch
 pytest.importorskip("accelerate")
 
 from rollouts import painted_tasks
+from tiny import tiny_model
 
 from vlp_gym.errors import CheckpointError
 from vlp_gym.models.backbones.small import SmallBackbone
-from vlp_gym.models.compact import CompactRewardModel
 from vlp_gym.models.registry import load_reward_model
 from vlp_gym.models.vlp import VLPModel
 from vlp_gym.storage import read_pair, write_pair
@@ -33,7 +33,7 @@ CONFIG = TrainConfig(
 
 def tiny(seed=0):
     torch.manual_seed(seed)
-    return CompactRewardModel(image_size=32, channels=16, hidden=32, embedding=8, buckets=64, window=4)
+    return tiny_model()
 
 
 def tiny_vlp(seed=0):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 from rollouts import painted
+from tiny import tiny_model
 
 from vlp_gym.data.dataset import TIERS
 from vlp_gym.data.instructions import instructions_for
 from vlp_gym.metrics import preference_accuracy
-from vlp_gym.models.compact import CompactRewardModel
 from vlp_gym.training import tune as module
 from vlp_gym.training.tune import tune
 from vlp_gym.windows import window_indices
@@ -21,7 +21,7 @@ ROLLOUTS = [painted(task, tier, 6 * i + 2 * j + k) for i, task in enumerate(TASK
 
 def model(**constants):
     torch.manual_seed(0)
-    made = CompactRewardModel(image_size=32, channels=16, hidden=32, embedding=8, buckets=64, window=4, **constants)
+    made = tiny_model(**constants)
     torch.nn.init.normal_(made.direction_head.weight)
     return made.eval()
 

@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from vlp_gym.integrations.sb3 import VLPRewardCallback as VLPRewardCallback
     from vlp_gym.integrations.sb3 import VLPRolloutBuffer as VLPRolloutBuffer
     from vlp_gym.integrations.sb3_preferences import PreferenceCallback as PreferenceCallback
-    from vlp_gym.integrations.sb3_preferences import Queries as Queries
     from vlp_gym.integrations.sb3_relabel import PreferenceReplayBuffer as PreferenceReplayBuffer
     from vlp_gym.integrations.sb3_vec import VLPVecReward as VLPVecReward
     from vlp_gym.models.base import RewardModel as RewardModel
     from vlp_gym.models.base import Scores as Scores
     from vlp_gym.models.registry import available_models as available_models
     from vlp_gym.models.registry import load_reward_model as load_reward_model
+    from vlp_gym.preferences.queries import Queries as Queries
     from vlp_gym.wrappers.capture import capture_frames as capture_frames
     from vlp_gym.wrappers.single import VLPRewardWrapper as VLPRewardWrapper
     from vlp_gym.wrappers.vector import VLPVectorRewardWrapper as VLPVectorRewardWrapper
@@ -56,7 +56,7 @@ _HOME = {
     "VLPRewardCallback": "vlp_gym.integrations.sb3",
     "PreferenceCallback": "vlp_gym.integrations.sb3_preferences",
     "PreferenceReplayBuffer": "vlp_gym.integrations.sb3_relabel",
-    "Queries": "vlp_gym.integrations.sb3_preferences",
+    "Queries": "vlp_gym.preferences.queries",
     "make_metaworld": "vlp_gym.integrations.metaworld",
     "load_reward_model": "vlp_gym.models.registry",
     "available_models": "vlp_gym.models.registry",

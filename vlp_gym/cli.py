@@ -16,11 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from vlp_gym.errors import DatasetError, MissingExtraError, VLPError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor, nn
-
-    from vlp_gym.preferences.segments import Segments
 
 Architecture = Literal["compact", "vlp", "joint"]
 SplitName = Literal["vlp", "ml45", "all"]
@@ -349,6 +345,7 @@ def label(
     import numpy as np
 
     from vlp_gym.preferences.buffer import PreferenceBuffer
+    from vlp_gym.preferences.offline import ask, summary
     from vlp_gym.preferences.samplers import choose_pairs
     from vlp_gym.preferences.segments import SegmentStore
     from vlp_gym.text import normalize_instruction
@@ -373,10 +370,13 @@ def label(
     # An hour of labels must not be lost to a folder that does not take them.
     buffer.add(first, second, np.full(pairs, np.nan))
     out.mkdir(parents=True, exist_ok=True)
-    given = _ask(source, first, second, instruction=instruction, kind=kind, seed=seed, port=port, browser=browser)
+    given = ask(
+        source, first, second,
+        instruction=instruction, kind=kind, seed=seed, port=port, browser=browser, device=_device(),
+    )  # fmt: skip
     buffer.add(first, second, given)
     buffer.save(out)
-    print(_label_summary(first, second, given))
+    print(summary(first, second, given))
     print(f"preferences: {out} ({len(buffer)} pairs)")
 
 
@@ -432,57 +432,6 @@ def _run(arguments: Sequence[str]) -> None:
     tyro.extras.subcommand_cli_from_dict(
         COMMANDS, prog="vlp-gym", description=description, args=arguments or ["--help"]
     )
-
-
-def _ask(
-    source: str,
-    first: Segments,
-    second: Segments,
-    *,
-    instruction: str,
-    kind: Literal["reward", "preference"],
-    seed: int,
-    port: int,
-    browser: bool,
-) -> NDArray[np.float64]:
-    """Labels of N pairs, float64 ``[N]``."""
-    import numpy as np
-    from tqdm import tqdm
-
-    from vlp_gym.preferences.labelers import ModelLabeler, ScriptedLabeler
-
-    if source == "human":
-        from vlp_gym.preferences.human import HumanLabeler
-
-        with HumanLabeler(instruction, port=port, open_browser=browser) as person:
-            return person(first, second)
-    if source == "scripted":
-        return ScriptedLabeler(seed=seed)(first, second)
-    from vlp_gym.models.registry import load_reward_model
-
-    labeler = ModelLabeler(load_reward_model(source, device=_device()), instruction, kind=kind)
-    given = []
-    with tqdm(desc="labelling", unit="pair", total=len(first)) as bar:
-        for start in range(0, len(first), 10):
-            block = slice(start, start + 10)
-            given.append(labeler(first[block], second[block]))
-            bar.update(len(given[-1]))
-    return np.concatenate(given)
-
-
-def _label_summary(first: Segments, second: Segments, labels: NDArray[np.float64]) -> str:
-    import numpy as np
-
-    from vlp_gym.preferences.labelers import agreement
-
-    right, judged = agreement(labels, first.returns - second.returns)
-    lines = [
-        f"{len(labels)} pairs: {(labels > 0.5).sum()} first, {(labels < 0.5).sum()} second, "
-        f"{(labels == 0.5).sum()} equal, {np.isnan(labels).sum()} skipped"
-    ]
-    if judged:
-        lines.append(f"agreement with the environment's own return: {right:.3f} of the {judged} that take a side")
-    return "\n".join(lines)
 
 
 def _start_from(model: nn.Module, init: str) -> None:

@@ -130,6 +130,12 @@ def read_document(folder: str | Path, *, stem: str) -> dict[str, Any]:
     return signed
 
 
+def check_format(document: Mapping[str, Any], expected: int, what: str, folder: str | Path) -> None:
+    """Raise CheckpointError unless a document that `read_pair` gave has the format that this version writes."""
+    if (got := document.get("format")) != expected:
+        raise CheckpointError(f"{folder}: expected {what} of the format {expected}, got {got}")
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that at any moment either the old content or the whole new one is there."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -11,79 +11,32 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from vlp_gym.answers import Answer
-from vlp_gym.engine import QueryEngine
 from vlp_gym.errors import CheckpointError
 from vlp_gym.integrations.sb3_relabel import PreferenceReplayBuffer, StateEntropy, fill_replay, replay_tensors
-from vlp_gym.integrations.sb3_source import find_vector
+from vlp_gym.integrations.sb3_segments import SegmentSource
 from vlp_gym.preferences.buffer import PreferenceBuffer
 from vlp_gym.preferences.ensemble import FitReport, RewardEnsemble
 from vlp_gym.preferences.labelers import Labeler, ModelLabeler, ScriptedLabeler, agreement
+from vlp_gym.preferences.queries import Queries
 from vlp_gym.preferences.samplers import Sampler, choose_pairs
 from vlp_gym.preferences.segments import Segments, SegmentStore
 from vlp_gym.storage import read_pair, write_pair
-from vlp_gym.wrappers.single import VLPRewardWrapper
 
 # isort: split
 # Stable-Baselines3 itself comes last: the import above says which extra is missing.
 from gymnasium.spaces import Box
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 logger = logging.getLogger("vlp_gym")
-
-Schedule = Literal["constant", "decaying", "increasing"]
-
-
-@dataclass(frozen=True)
-class Queries:
-    """When is who asked about what.
-
-    Attributes:
-        budget: pairs altogether, those that are skipped too.
-        session: pairs of one session, before the schedule.
-        every: steps between two sessions.
-        explore: steps of unsupervised exploration after the agent's ``learning_starts``; then comes the first session.
-        schedule: "constant", or sessions that become smaller or larger by the share of steps that is left (B-Pref).
-        sampler: which pairs; the first session is always "uniform".
-        newest: episodes that pairs are taken from.
-        candidates: pairs drawn for each that is chosen.
-        length: steps of a segment.
-    """
-
-    budget: int = 1_000
-    session: int = 50
-    every: int = 5_000
-    explore: int = 9_000
-    schedule: Schedule = "constant"
-    sampler: Sampler = "disagreement"
-    newest: int = 100
-    candidates: int = 10
-    length: int = 50
-
-    def __post_init__(self) -> None:
-        if self.schedule not in get_args(Schedule):
-            raise ValueError(f"schedule must be one of {get_args(Schedule)}, got {self.schedule!r}")
-        for name in ("budget", "session", "every", "newest", "candidates", "length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.explore < 0:
-            raise ValueError(f"explore must be at least 0, got {self.explore}")
-
-    def size(self, step: int, total_steps: int) -> int:
-        """Pairs of a session at this step (B-Pref: the share of steps left, or its inverse)."""
-        left = max(total_steps - step, 0) + 1
-        factor = {"constant": 1.0, "decaying": left / (total_steps + 1), "increasing": (total_steps + 1) / left}
-        return max(int(self.session * factor[self.schedule]), 1)
 
 
 class PreferenceCallback(BaseCallback):
@@ -103,7 +56,7 @@ class PreferenceCallback(BaseCallback):
 
     Args:
         labeler: says which of two segments is better.
-        queries: when is it asked about what.
+        queries: when is it asked about what; None takes the defaults.
         fit_epochs: of the reward at each session, at most; it stops at an accuracy of 0.97.
         reset_updates: gradient steps of the agent after its critic was reset; None: no reset.
         hidden, standardize: of the reward, see `RewardEnsemble`.
@@ -120,7 +73,7 @@ class PreferenceCallback(BaseCallback):
     def __init__(
         self,
         labeler: Labeler,
-        queries: Queries = Queries(),
+        queries: Queries | None = None,
         *,
         fit_epochs: int = 10,
         hidden: Sequence[int] = (256, 256, 256),
@@ -135,7 +88,7 @@ class PreferenceCallback(BaseCallback):
         verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
-        self.labeler, self.queries = labeler, queries
+        self.labeler, self.queries = labeler, queries or Queries()
         self.fit_epochs, self.reset_updates = fit_epochs, reset_updates
         self.hidden, self.standardize = tuple(hidden), standardize
         if reward_std is not None and not 0.0 < reward_std < float("inf"):
@@ -145,8 +98,10 @@ class PreferenceCallback(BaseCallback):
         self.progress_bar, self.seed = progress_bar, seed
         self.rng = np.random.default_rng(seed)
         keep_tokens = isinstance(labeler, ModelLabeler) and not keep_frames
-        self.segments = SegmentStore(queries.length, queries.newest, keep_tokens=keep_tokens, frame_size=keep_frames)
-        self.preferences = PreferenceBuffer(queries.budget)
+        self.segments = SegmentStore(
+            self.queries.length, self.queries.newest, keep_tokens=keep_tokens, frame_size=keep_frames
+        )
+        self.preferences = PreferenceBuffer(self.queries.budget)
         self.ensemble: RewardEnsemble | None = None
         self.asked = 0
         """Pairs that the labeler was asked about."""
@@ -156,7 +111,7 @@ class PreferenceCallback(BaseCallback):
         self._unfitted = False  # there are labels that the reward has not seen: an interrupt came in between
         self._warned = False
         self._exploration: StateEntropy | None = None
-        self._engines: list[QueryEngine] = []
+        self._source: SegmentSource | None = None
 
     def _on_training_start(self) -> None:
         model: Any = self.model
@@ -189,7 +144,7 @@ class PreferenceCallback(BaseCallback):
                 f"the model has learned for {model.num_timesteps} steps without this callback; call restore(folder, "
                 "model) first, or learn with reset_num_timesteps=True"
             )
-        self._listen(self.training_env)
+        self._listen()
         if self._unfitted:
             self._fit(None)
         self._pay()
@@ -214,10 +169,9 @@ class PreferenceCallback(BaseCallback):
         return True
 
     def _on_training_end(self) -> None:
-        for engine in self._engines:
-            engine.wait()
-            engine.on_answer = None
-        self._yield_to_learner(False)
+        if self._source is not None:
+            self._source.disconnect()
+            self._source.yield_to_learner(False)
 
     def _can_ask(self) -> bool:
         """Whether there are two segments to compare, and rows to pay."""
@@ -232,8 +186,8 @@ class PreferenceCallback(BaseCallback):
         """Ask, learn, and pay what was learned from now on."""
         queries, ensemble = self.queries, self.ensemble
         assert ensemble is not None
-        for engine in self._engines:
-            engine.wait()
+        if self._source is not None:
+            self._source.wait()
         first_time = not ensemble.fitted
         total = self.locals.get("total_timesteps", self.model._total_timesteps)
         count = min(queries.size(self.num_timesteps, total), queries.budget - self.asked)
@@ -303,8 +257,8 @@ class PreferenceCallback(BaseCallback):
         Raises:
             CheckpointError: if that cannot be done; what was saved there before is intact.
         """
-        for engine in self._engines:
-            engine.wait()
+        if self._source is not None:
+            self._source.wait()
         model: Any = self.model
         document: dict[str, Any] = {
             "settings": self._settings(),
@@ -401,55 +355,24 @@ class PreferenceCallback(BaseCallback):
             reward = reward + self.disagreement_bonus * left * self.ensemble.bonus(states, actions)
         return reward
 
-    def _listen(self, venv: VecEnv) -> None:
+    def _listen(self) -> None:
         """Keep what the reward model says and sees, where there is one."""
-        self._engines = []
-        vector = find_vector(venv)
-        if vector is None and not any(venv.env_is_wrapped(VLPRewardWrapper)):
+        self._source = None
+        source = SegmentSource(self.training_env)
+        if not any(source.wrapped):
             return
-        if vector is None and not isinstance(venv.unwrapped, DummyVecEnv):
-            raise ValueError(
-                "the environments look at their frames in other processes, where their scores cannot be kept; use "
-                "capture_frames and VLPVecReward around the SubprocVecEnv"
-            )
-        infos = (vector or venv.unwrapped).reset_infos
-        if not all("ticket" in info.get("vlp", {}) for info in infos):
-            if isinstance(self.labeler, ScriptedLabeler):
-                return  # which asks no model
-            raise ValueError('expected the wrapper in mode="async", whose steps have tickets')
-        engines = [vector.engine] * venv.num_envs if vector is not None else venv.get_attr("engine")
-        ears: dict[QueryEngine, _Ear] = {}
-        for place, (engine, info) in enumerate(zip(engines, infos, strict=True)):
-            ears.setdefault(engine, _Ear(self.segments, {})).places[info["vlp"]["ticket"].env] = place
-        if isinstance(self.labeler, ModelLabeler) and self.segments.keep_tokens and self.labeler.engine not in ears:
+        if isinstance(self.labeler, ScriptedLabeler) and source.in_process and not source.ticketed:
+            return  # which asks no model
+        source.find_engines()
+        asks = self.labeler.engine if isinstance(self.labeler, ModelLabeler) else None
+        if asks is not None and self.segments.keep_tokens and asks not in source.engines:
             raise ValueError(
                 "the labeler's model is not the one whose frame tokens are kept; give ModelLabeler the engine of the "
                 "wrapper (env.engine), or PreferenceCallback(keep_frames=112)"
             )
-        for engine, ear in ears.items():
-            engine.on_answer = ear
-        self._engines = list(ears)
-        self._yield_to_learner(True)
-
-    def _yield_to_learner(self, on: bool) -> None:
-        vector = find_vector(self.training_env)
-        if vector is not None:
-            vector.yield_to_learner(on)
-        elif self._engines:
-            self.training_env.env_method("yield_to_learner", on)
-
-
-@dataclass(frozen=True)
-class _Ear:
-    """Gives what one engine answers to the segments, under the number that the environment has there."""
-
-    segments: SegmentStore
-    places: dict[int, int]
-
-    def __call__(self, answer: Answer, frames: NDArray[np.uint8], tokens: torch.Tensor) -> None:
-        place = self.places.get(answer.ticket.env)
-        if place is not None:
-            self.segments.see(answer._replace(ticket=answer.ticket._replace(env=place)), frames, tokens)
+        source.connect(self.segments)
+        source.yield_to_learner(True)
+        self._source = source
 
 
 def reset_critic(model: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrapper
@@ -12,8 +13,36 @@ from vlp_gym.wrappers.single import VLPRewardWrapper
 from vlp_gym.wrappers.stream import Delivery
 
 
-class RewardSource:
-    """The rewards of all environments of a `VecEnv`, whichever wrapper makes them.
+class RewardWrappers:
+    """The wrappers that pay the environments of a `VecEnv` for a sentence, whichever they are.
+
+    Args:
+        venv: it has been reset.
+
+    Attributes:
+        vector: the `VLPVecReward` in its chain, or None.
+        wrapped: of each environment, whether a `VLPVecReward`, or a `VLPRewardWrapper` of its own, pays it.
+    """
+
+    def __init__(self, venv: VecEnv) -> None:
+        self.venv, self.vector = venv, _find_vector(venv)
+        alone = self.vector is None
+        self.wrapped = venv.env_is_wrapped(VLPRewardWrapper) if alone else [True] * venv.num_envs
+        self.reset_infos: list[dict[str, Any]] = (self.vector or venv.unwrapped).reset_infos
+        self.late = any("ticket" in info.get("vlp", {}) for info in self.reset_infos)
+        """Whether rewards come late: the mode is "async"."""
+        self._local = not isinstance(venv.unwrapped, SubprocVecEnv)
+
+    def yield_to_learner(self, on: bool) -> None:
+        """Let the models work while the environments do, and rest while the agent learns; or no longer."""
+        if self.vector is not None:
+            self.vector.yield_to_learner(on)
+        elif self._local:
+            self.venv.env_method("yield_to_learner", on)
+
+
+class RewardSource(RewardWrappers):
+    """Brings the rewards of all environments of a `VecEnv`.
 
     Args:
         venv: with a `VLPVecReward` in its chain, or whose every environment has a `VLPRewardWrapper`; they may live
@@ -25,17 +54,13 @@ class RewardSource:
     """
 
     def __init__(self, venv: VecEnv, listener: Callable[[Delivery], None]) -> None:
-        self.venv, self.listener = venv, listener
-        self.vector = find_vector(venv)
-        if self.vector is None and not all(venv.env_is_wrapped(VLPRewardWrapper)):
+        super().__init__(venv)
+        if not all(self.wrapped):
             raise ValueError(
                 "expected an environment with VLPVecReward around the VecEnv, or with VLPRewardWrapper around each "
                 f"environment in it; found neither in {venv.unwrapped}"
             )
-        infos = (self.vector or venv.unwrapped).reset_infos
-        self.late = any("ticket" in info.get("vlp", {}) for info in infos)
-        """Whether rewards come late: the mode is "async"."""
-        self._local = not isinstance(venv.unwrapped, SubprocVecEnv)
+        self.listener = listener
         if not self.late:
             return
         if self.vector is not None:
@@ -55,13 +80,6 @@ class RewardSource:
             return
         for index in indices:
             yield index, self.venv.env_method("poll", timeout_s, indices=[index])[0]
-
-    def yield_to_learner(self, on: bool) -> None:
-        """Let the models work while the environments do, and rest while the agent learns; or no longer."""
-        if self.vector is not None:
-            self.vector.yield_to_learner(on)
-        elif self._local:
-            self.venv.env_method("yield_to_learner", on)
 
     def idle(self) -> bool:
         """Whether nothing is on its way: a reward that is not there by the next `poll` will not come."""
@@ -84,7 +102,7 @@ class RewardSource:
         }
 
 
-def find_vector(venv: VecEnv) -> VLPVecReward | None:
+def _find_vector(venv: VecEnv) -> VLPVecReward | None:
     while isinstance(venv, VecEnvWrapper):
         if isinstance(venv, VLPVecReward):
             return venv

@@ -10,9 +10,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from vlp_gym.errors import CheckpointError
 from vlp_gym.preferences.segments import Segments
-from vlp_gym.storage import read_pair, write_pair
+from vlp_gym.storage import check_format, read_pair, write_pair
 
 FORMAT = 1
 FIRST, EQUAL, SECOND, SKIP = 1.0, 0.5, 0.0, float("nan")
@@ -80,7 +79,7 @@ class PreferenceBuffer:
         if not (first.mask.any(1).all() and second.mask.any(1).all()):
             raise ValueError("expected segments of at least one step")
         kept = np.flatnonzero(~np.isnan(labels))
-        sides = [np.concatenate([side.states, side.actions], axis=2) for side in (first, second)]
+        sides = [first.inputs, second.inputs]
         for side, block in zip((first, second), sides, strict=True):
             if not np.isfinite(block).all():
                 row = int(np.flatnonzero(~np.isfinite(block).all(axis=(1, 2)))[0])
@@ -125,10 +124,7 @@ class PreferenceBuffer:
     @classmethod
     def unpack(cls, document: dict[str, Any], tensors: dict[str, Tensor], folder: str | Path) -> PreferenceBuffer:
         """The inverse of `pack`; the folder is named in errors."""
-        if document.get("format") != FORMAT:
-            raise CheckpointError(
-                f"{folder}: expected preferences of the format {FORMAT}, got {document.get('format')}"
-            )
+        check_format(document, FORMAT, "preferences", folder)
         buffer = cls(document["capacity"])
         buffer._blocks = {name: tensor.numpy() for name, tensor in tensors.items()}
         return buffer

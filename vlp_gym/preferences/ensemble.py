@@ -19,7 +19,7 @@ from vlp_gym.errors import CheckpointError
 from vlp_gym.objectives.preference import bradley_terry_loss
 from vlp_gym.preferences.buffer import EQUAL, PreferenceBuffer
 from vlp_gym.preferences.segments import Segments
-from vlp_gym.storage import read_pair, write_pair
+from vlp_gym.storage import check_format, read_pair, write_pair
 
 FORMAT = 1
 CHUNK = 16_384  # rows that go through the networks at once: what lies in memory between two layers stays small
@@ -249,10 +249,7 @@ class RewardEnsemble(nn.Module):
     @classmethod
     def unpack(cls, document: dict[str, Any], tensors: dict[str, Tensor], folder: str | Path) -> RewardEnsemble:
         """The inverse of `pack`; the folder is named in errors."""
-        if document.get("format") != FORMAT:
-            raise CheckpointError(
-                f"{folder}: expected an ensemble of the format {FORMAT}, got {document.get('format')}"
-            )
+        check_format(document, FORMAT, "an ensemble", folder)
         try:
             ensemble = cls(**document["settings"])
         except (KeyError, TypeError, ValueError) as error:
@@ -297,5 +294,5 @@ class RewardEnsemble(nn.Module):
 
 def _pairs(first: Segments, second: Segments) -> tuple[Tensor, Tensor]:
     """Inputs ``[N, 2, L, S + A]`` and masks ``[N, 2, L]``, as `PreferenceBuffer` keeps them."""
-    sides = [np.concatenate([side.states, side.actions], axis=2) for side in (first, second)]
-    return torch.from_numpy(np.stack(sides, axis=1)), torch.from_numpy(np.stack([first.mask, second.mask], axis=1))
+    blocks = (first.inputs, second.inputs), (first.mask, second.mask)
+    return tuple(torch.from_numpy(np.stack(sides, axis=1)) for sides in blocks)  # type: ignore[return-value]

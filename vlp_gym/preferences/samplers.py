@@ -195,7 +195,7 @@ def _squared_distances(points: NDArray[Any], centres: NDArray[Any]) -> NDArray[n
 def _mean_inputs(segments: Segments) -> NDArray[np.float64]:
     """Mean state and action over the real steps, ``[N, S + A]``; the padding is zeros."""
     steps = np.maximum(segments.mask.sum(1), 1)[:, None]
-    return np.concatenate([segments.states.sum(1), segments.actions.sum(1)], axis=1) / steps
+    return segments.inputs.sum(1) / steps
 
 
 def _largest(values: NDArray[np.float64], count: int) -> Rows:

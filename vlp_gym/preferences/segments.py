@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlp_gym.answers import Answer, Ticket
-from vlp_gym.errors import CheckpointError
 from vlp_gym.models.resize import resize_frames
 from vlp_gym.shaping import score_of
-from vlp_gym.storage import read_pair, write_pair
+from vlp_gym.storage import check_format, read_pair, write_pair
 
 FORMAT = 1
 
@@ -82,6 +81,11 @@ class Segments:
             tuple(self.spans[number] for number in numbers),
             tuple(self.episodes[number] for number in numbers),
         )
+
+    @property
+    def inputs(self) -> NDArray[np.float32]:
+        """States and actions beside each other, float32 ``[N, L, S + A]``."""
+        return np.concatenate([self.states, self.actions], axis=2)
 
     @property
     def returns(self) -> NDArray[np.float64]:
@@ -153,14 +157,15 @@ class SegmentStore:
             reward: the environment's own; NaN where there is none.
             ticket: of the step, where a wrapper has its frame looked at.
         """
-        record = self._running.setdefault(env, EpisodeRecord(self._count))
-        if record is None:
-            return
-        if not record.states:
+        if env not in self._running:
+            self._running[env] = begun = EpisodeRecord(self._count)
             self._count += 1
             if ticket is not None:
                 self._tickets = {key: kept for key, kept in self._tickets.items() if self._is_kept(kept)}
-                self._tickets[ticket.env, ticket.episode] = record
+                self._tickets[ticket.env, ticket.episode] = begun
+        record = self._running[env]
+        if record is None:
+            return
         if ticket is not None and (
             ticket.step != len(record.states) + 1 or self._tickets.get((ticket.env, ticket.episode)) is not record
         ):
@@ -298,8 +303,7 @@ class SegmentStore:
     @classmethod
     def unpack(cls, document: dict[str, Any], tensors: dict[str, Tensor], folder: str | Path) -> SegmentStore:
         """The inverse of `pack`; the folder is named in errors."""
-        if document.get("format") != FORMAT:
-            raise CheckpointError(f"{folder}: expected segments of the format {FORMAT}, got {document.get('format')}")
+        check_format(document, FORMAT, "segments", folder)
         names = ("length", "episodes", "keep_tokens", "frame_size")
         store = cls(**{name: document[name] for name in names})
         store._count = document["count"]
