@@ -50,7 +50,7 @@ class Expected:
         terminal = self.over and not self.truncate
         phi = 0.0 if terminal else self.gamma * self.score
         kinds = {"progress": self.score, "delta": self.score - before, "potential": phi - before}
-        return {**kinds, "preference": self.score}[self.reward]
+        return {**kinds, "preference": self.score, "final": self.score if self.over else 0.0}[self.reward]
 
     @property
     def ticket(self):

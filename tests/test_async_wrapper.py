@@ -71,7 +71,7 @@ def wait_until(done) -> None:
     lengths=st.lists(st.integers(1, 12), min_size=1, max_size=4),
     stops=st.lists(st.integers(0, 14), min_size=4, max_size=4),
     every=st.integers(1, 5),
-    reward=st.sampled_from(["progress", "delta", "potential", "preference"]),
+    reward=st.sampled_from(["progress", "delta", "potential", "preference", "final"]),
     history=st.sampled_from(["sliding", "prefix"]),
     truncate=st.booleans(),
     max_batch=st.sampled_from([1, 3, 32]),

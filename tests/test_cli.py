@@ -16,6 +16,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 pytest.importorskip("tyro")
 pytest.importorskip("accelerate")
@@ -26,6 +27,8 @@ from tiny import tiny_model
 
 from vlp_gym import cli
 from vlp_gym.cli import main
+from vlp_gym.commands import judge
+from vlp_gym.curation import THRESHOLD
 from vlp_gym.data import instructions
 from vlp_gym.data.collect import CollectConfig
 from vlp_gym.data.dataset import TIERS, shard_path
@@ -33,6 +36,7 @@ from vlp_gym.data.instructions import TEST_TASKS
 from vlp_gym.evaluation import evaluate
 from vlp_gym.models import registry
 from vlp_gym.training.loop import TrainConfig
+from vlp_gym.training.systems import SYSTEMS
 from vlp_gym.video import overlay_video, read_video
 
 ROOT = Path(__file__).parents[1]
@@ -110,7 +114,7 @@ class TestHelp:
         assert 'vlp-gym = "vlp_gym.cli:main"' in (ROOT / "pyproject.toml").read_text()
 
     def test_wrong_usage(self, capsys):
-        for arguments in (["trian"], ["train"], ["score", "clip.mp4"], ["train", "resnet", "--data", "x"]):
+        for arguments in (["trian"], ["train"], ["train", "resnet", "--data", "x"]):
             with pytest.raises(SystemExit) as caught:
                 main(arguments)
             assert caught.value.code == 2
@@ -125,7 +129,10 @@ class TestHelp:
             shared = [field for field in fields(config) if field.name in own]
             assert len(shared) >= 4
             for field in shared:
-                assert own[field.name] == field.default, field.name
+                assert own[field.name] in (field.default, None), field.name
+        compact = SYSTEMS["compact"]
+        assert (compact.steps, compact.learning_rate) == (TrainConfig.steps, TrainConfig.learning_rate)
+        assert defaults(cli.score)["threshold"] == THRESHOLD
         judged = defaults(evaluate)
         assert defaults(cli.evaluate)["pairs_per_task"] == judged["pairs_per_task"]
         assert defaults(cli.evaluate)["seed"] == judged["seed"]
@@ -170,7 +177,14 @@ class TestErrors:
             (["--init", "vlp-compact", "--steps", "0", "--relevance-steps", "0"], STEPS),
             (["--relevance-steps", "-1"], "--relevance-steps: expected at least 0, got -1"),
             (["--clips-per-task", "2"], "--clips-per-task: expected at least 3, got 2"),
-            (["--backbone", "small"], "--backbone: only vlp takes one, got 'small' for compact"),
+            (
+                ["--backbone", "small"],
+                "--backbone: only vlp, rewind, siglip2-lora, spur take one, got 'small' for compact",
+            ),
+            (
+                ["--batch-size", "4"],
+                "--batch-size: expected at least 1, with rewind, embedding, siglip2-lora, spur; got 4 for compact",
+            ),
             (["--leave-out", "push"], "--leave-out: expected training tasks of split vlp, got push"),
             (
                 ["--tasks-per-batch", "2", "--focus", "window-open-v3"],
@@ -181,6 +195,26 @@ class TestErrors:
     )
     def test_train(self, capsys, data, tmp_path, options, message):
         assert self.error(capsys, "train", "--data", data, "--out", tmp_path / "run", *options) == message
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["clip.mp4"], "--instruction: expected what is to be done in the video, in one sentence"),
+            (["clip.mp4", "--dataset", "data"], "expected a video or --dataset, and not both"),
+            ([], "expected a video or --dataset, and not both"),
+            (["--dataset", "data", "--threshold", "2"], "threshold must be in [-1, 1], got 2.0"),
+            (["--dataset", "data", "--temperature", "-1"], "temperature must be in [0, 100], got -1.0"),
+        ],
+    )
+    def test_score(self, capsys, data, model, tmp_path, options, message):
+        options = [data if option == "data" else option for option in options]
+        assert self.error(capsys, "score", *options, "--model", model, "--out", tmp_path) == message
+
+    def test_convert_and_calibrate(self, capsys, data, tmp_path):
+        line = self.error(capsys, "convert", "vip", tmp_path / "vip.pt", "--out", tmp_path, "--tokenizer", "here")
+        assert line == "--tokenizer: only r3m takes it, got it for vip"
+        line = self.error(capsys, "calibrate", "vlp-compact", "--data", data, "--out", tmp_path)
+        assert line == "expected an ensemble such as 'ensemble:mean|vlp-compact|vlp-compact-45', got 'vlp-compact'"
 
     def test_no_data(self, capsys, tmp_path):
         expected = (
@@ -322,6 +356,33 @@ class TestTrainAndEvaluate:
         assert len(made) == 1
 
 
+@pytest.mark.parametrize(("system", "size"), [("rewind", 2), ("embedding", 4)])
+def test_other_systems_train_and_are_judged(data, tmp_path, capsys, system, size):
+    out = tmp_path / "run"
+    options = ["--backbone", "small"] if system == "rewind" else ["--objective", "r3m"]
+    settings = ("--steps", "2", "--batch-size", size, "--out", out)
+    assert run("train", system, "--data", data, *settings, *options) == 0
+    assert run(*capsys.readouterr().out.splitlines()[-1].split()[3:], "--out", tmp_path, "--pairs-per-task", "5") == 0
+    assert json.loads((tmp_path / "results.json").read_text())["mean"]["voc_expert_spearman"] is not None
+    assert json.loads((out / "config.json").read_text())["model_type"] == system
+
+
+def test_an_ensemble_is_calibrated_and_scores_a_dataset(data, model, tmp_path, capsys):
+    name = f"ensemble:min|{model}|vlp-compact"
+    assert run("calibrate", name, "--data", data, "--tasks", TRAIN_TASKS[0], "--out", tmp_path / "both") == 0
+    tasks = [task.removesuffix("-v3") for task in TRAIN_TASKS]
+    scores = ("--model", tmp_path / "both", "--out", tmp_path / "scores", "--tasks", *tasks)
+    assert run("score", "--dataset", data, *scores) == 0
+    assert (tmp_path / "scores" / "scores.md").read_text().split("\n\n", 1)[1].strip() in capsys.readouterr().out
+    videos = json.loads((tmp_path / "scores" / "scores.json").read_text())["videos"]
+    assert {row["task"] for row in videos} == set(TRAIN_TASKS)
+    for row in videos:
+        assert row["detected"] == (spearmanr(row["value"], range(len(row["value"])))[0] >= 0.5)
+        np.testing.assert_allclose(row["weight"], np.exp(np.diff(row["value"])))
+        assert row["success"] == (row["tier"] == "expert")
+    assert (tmp_path / "scores" / "scores.png").stat().st_size > 10_000
+
+
 def test_tune(data, model, capsys):
     """On two tasks that are not among the training's; what it chooses are options of `train`."""
     assert run("tune", "--model", model, "--data", data, "--tasks", *TEST_TASKS[:2]) == 0
@@ -345,7 +406,7 @@ class TestScore:
     @pytest.mark.parametrize(("count", "limit", "in_gif"), [(9, 9, 9), (9, 8, 5), (3, 120, 3)])
     def test_curve_and_overlays(self, model, tmp_path, capsys, monkeypatch, count, limit, in_gif):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(cli, "GIF_FRAMES", limit)
+        monkeypatch.setattr(judge, "GIF_FRAMES", limit)
         frames = painted("push-v3", "expert", frames=count, size=24).frames
         overlay_video(frames, np.zeros(count), tmp_path / "clip.mp4", height=96)
         assert run("score", "clip.mp4", "--instruction", "press the button", "--model", model) == 0

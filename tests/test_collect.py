@@ -65,7 +65,18 @@ def test_one_shard_a_tier_and_the_settings(folder):
     assert sorted(path.name for path in (folder / "data").iterdir()) == sorted(
         f"{TASK}-{tier}.parquet" for tier in ALL_TIERS
     )
-    assert json.loads((folder / "collect.json").read_text()) == vars(CONFIG)
+    assert json.loads((folder / "collect.json").read_text()) == {**vars(CONFIG), "tiers": list(TIERS)}
+
+
+def test_the_same_rollouts_from_another_camera(folder, rollouts, tmp_path):
+    """Another camera of the expert's, and no other tier: the study of objectives learns from three views of each."""
+    options = ["--per-tier", "1", "--tiers", "expert", "--camera", "corner3", "--stride", "10", "--seed", "4"]
+    assert main(["collect", "metaworld", "--out", str(tmp_path), "--tasks", "button-press", *options]) == 0
+    (seen,) = load_trajectories(tmp_path, progress_bar=False)
+    same = next(t for t in rollouts if t.seed == seen.seed)
+    assert (seen.tier, seen.camera, same.camera, same.varied) == ("expert", "corner3", "corner2", False)
+    np.testing.assert_array_equal(seen.episode_reward, same.episode_reward)
+    assert (seen.frames != same.frames).mean() > 0.5
 
 
 def test_rollouts(rollouts):

@@ -101,6 +101,12 @@ class TestScripted:
         assert len(after) == 8
         np.testing.assert_array_equal(after.inputs[:3], before.inputs)
 
+    def test_the_same_command_again_adds_other_pairs(self, stored, tmp_path):
+        for _ in range(2):
+            assert run(stored, "--out", tmp_path, "--labels", "scripted", "--pairs", 20) == 0
+        once, again = np.split(PreferenceBuffer.load(tmp_path).inputs, 2)
+        assert not np.array_equal(once, again)
+
     def test_the_seed_decides(self, stored, tmp_path):
         drawn = []
         for number, seed in enumerate((1, 2, 1)):
@@ -123,6 +129,18 @@ class TestModel:
         lines = capsys.readouterr().out.splitlines()
         assert re.fullmatch(r"12 pairs: \d+ first, \d+ second, \d+ equal, 0 skipped", lines[0])
         assert len(PreferenceBuffer.load(tmp_path)) == 12
+
+    def test_an_interrupt_keeps_what_was_labelled(self, stored, model, tmp_path, monkeypatch):
+        blocks = iter([10])
+
+        def answer(self, first, second):
+            if not next(blocks, 0):
+                raise KeyboardInterrupt
+            return np.ones(len(first))
+
+        monkeypatch.setattr(labelers.ModelLabeler, "__call__", answer)
+        assert run(stored, "--out", tmp_path, "--labels", model, *SENTENCE, "--pairs", 25) == 130
+        assert PreferenceBuffer.load(tmp_path).labels.tolist() == [1.0] * 10
 
     def test_the_pairs_go_to_the_model_in_blocks(self, stored, model, tmp_path, monkeypatch, capsys):
         sizes = []

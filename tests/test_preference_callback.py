@@ -194,6 +194,15 @@ def test_pause_and_resume_keep_everything(tmp_path):  # faults 58, 59
     assert again.asked == SOON.budget
 
 
+def test_a_resumed_teacher_makes_the_mistakes_that_come_next(tmp_path):
+    model, preferences = agent(), callback(ScriptedLabeler("mistake", seed=3))
+    model.learn(120, preferences)
+    preferences.save(tmp_path)
+    again = callback(ScriptedLabeler("mistake", seed=3))
+    again.restore(tmp_path, model)
+    assert again.labeler.rng.random() == preferences.labeler.rng.random() != np.random.default_rng(3).random()
+
+
 def test_resuming_with_other_queries_or_another_model_is_refused(tmp_path):
     model, preferences = agent(), callback()
     model.learn(80, preferences)

@@ -71,7 +71,8 @@ def test_shipped_name_without_its_asset(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_unknown_name_suggests_a_near_one() -> None:
     expected = (
-        "unknown reward model 'vlp-compct': expected one of ['vlp-compact', 'vlp-compact-45'], a folder with "
+        "unknown reward model 'vlp-compct': expected one of ['vlp-compact', 'vlp-compact-45', 'clip:...', "
+        "'vlm-rm:...', 'gvl:...', 'rl-vlm-f:...', 'topreward:...', 'furl:...', 'ensemble:...'], a folder with "
         "config.json and model.safetensors, or a hub id 'org/name'. Did you mean 'vlp-compact' or 'vlp-compact-45'?"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
@@ -79,6 +80,13 @@ def test_unknown_name_suggests_a_near_one() -> None:
     expected = expected.replace("vlp-compct", "zzz").partition(" Did you")[0]
     with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
         load_reward_model("zzz")
+
+
+@pytest.mark.parametrize("path", [*registry._CLASSES.values(), *(path for path, _ in registry._FAMILIES.values())])
+def test_every_system_is_where_the_registry_says(path: str) -> None:
+    model_class = registry._class(path)
+    names = {name for name, place in registry._CLASSES.items() if place == path}
+    assert names <= {model_class.model_type} if names else callable(model_class.from_spec)
 
 
 def test_a_name_that_is_no_text() -> None:
@@ -109,7 +117,7 @@ def test_a_pt_file_is_refused(tmp_path: Path) -> None:
 def test_unknown_model_type(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tiny, "model_type", "mystery")
     save_checkpoint(Tiny(), folder)
-    expected = f"{folder}: expected a model_type of ['compact', 'vlp'], got 'mystery'"
+    expected = f"{folder}: expected a model_type of {sorted(registry._CLASSES)}, got 'mystery'"
     with pytest.raises(CheckpointError, match=f"^{re.escape(expected)}$"):
         load_folder(folder)
 

@@ -43,7 +43,7 @@ def test_discounted_potentials_telescope(scores, gamma, terminated):
 
 
 def test_the_score_of_each_kind():
-    assert score_of("preference", -3.0, 0.5, 0.0) == -3.0
+    assert score_of("preference", -3.0, 0.5, 0.0) == score_of("final", -3.0, 0.5, 0.0) == -3.0
     assert score_of("progress", -3.0, 0.5, 0.0) == 0.25
     assert score_of("delta", -3.0, 0.5, None) == 0.5
     message = "the model has no progress, which reward='potential' needs; use reward=\"preference\""
@@ -52,12 +52,18 @@ def test_the_score_of_each_kind():
 
 
 @pytest.mark.parametrize(
-    ("kind", "expected"), [("progress", 0.75), ("preference", 0.75), ("delta", 0.5), ("potential", 0.9 * 0.75 - 0.25)]
+    ("kind", "expected"),
+    [("progress", 0.75), ("preference", 0.75), ("delta", 0.5), ("potential", 0.9 * 0.75 - 0.25), ("final", 0.0)],
 )
 def test_scale_bonus_and_own_reward_are_added(kind, expected):
     shaping = Shaping(kind, scale=2.0, gamma=0.9, env_reward_weight=0.5, success_threshold=0.75, success_bonus=10.0)
     assert shaping.reward(0.25, 0.75, terminated=False, env_reward=-4.0) == 2 * expected + 10.0 - 2.0
     assert Shaping(kind, gamma=0.9).reward(0.25, 0.75, terminated=False) == expected
+
+
+@pytest.mark.parametrize("end", ["terminated", "truncated"])
+def test_the_final_reward_comes_at_the_end_of_the_episode(end):
+    assert Shaping("final").reward(0.25, 0.75, **{"terminated": False, end: True}) == 0.75
 
 
 def test_success_is_at_or_over_the_threshold():
@@ -80,7 +86,7 @@ def test_an_own_reward_that_cannot_be_mixed_in(env_reward):  # fault 18
     [
         (
             {"kind": "dense"},
-            "reward must be one of ('progress', 'delta', 'potential', 'preference'), got 'dense'",
+            "reward must be one of ('progress', 'delta', 'potential', 'preference', 'final'), got 'dense'",
         ),
         ({"gamma": 1.5}, "gamma must be in [0, 1], got 1.5"),
         ({"scale": math.inf}, "scale must be finite, got inf"),

@@ -53,7 +53,7 @@ def draw(env: gym.Env) -> np.ndarray:
     lengths=st.lists(st.integers(1, 12), min_size=1, max_size=4),
     stops=st.lists(st.integers(0, 14), min_size=4, max_size=4),
     every=st.integers(1, 5),
-    reward=st.sampled_from(["progress", "delta", "potential", "preference"]),
+    reward=st.sampled_from(["progress", "delta", "potential", "preference", "final"]),
     history=st.sampled_from(["sliding", "prefix"]),
     truncate=st.booleans(),
 )
@@ -75,6 +75,7 @@ def test_every_reward_is_what_the_painted_frame_says(lengths, stops, every, rewa
             shown += [now] if scored else []
             phi = 0.0 if terminated else 0.9 * now
             kinds = {"progress": now, "preference": now, "delta": now - before, "potential": phi - before}
+            kinds["final"] = now if over else 0.0
             assert paid == 2.0 * kinds[reward]
             assert type(paid) is float
             assert (info["vlp"]["score"], info["vlp"]["env_reward"]) == (now, -1.0)

@@ -129,7 +129,7 @@ def test_every_reward_is_what_the_painted_frame_says(autoreset, kind, mode):  # 
     options=st.fixed_dictionaries(
         {
             "every": st.integers(1, 4),
-            "reward": st.sampled_from(["progress", "delta", "potential", "preference"]),
+            "reward": st.sampled_from(["progress", "delta", "potential", "preference", "final"]),
             "gamma": st.sampled_from([0.5, 1.0]),
         }
     ),

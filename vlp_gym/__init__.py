@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vlp_gym.integrations.sb3 import VLPReplayBuffer as VLPReplayBuffer
     from vlp_gym.integrations.sb3 import VLPRewardCallback as VLPRewardCallback
     from vlp_gym.integrations.sb3 import VLPRolloutBuffer as VLPRolloutBuffer
+    from vlp_gym.integrations.sb3_furl import FuRLCallback as FuRLCallback
     from vlp_gym.integrations.sb3_preferences import PreferenceCallback as PreferenceCallback
     from vlp_gym.integrations.sb3_relabel import PreferenceReplayBuffer as PreferenceReplayBuffer
     from vlp_gym.integrations.sb3_vec import VLPVecReward as VLPVecReward
@@ -56,6 +57,7 @@ _HOME = {
     "VLPRewardCallback": "vlp_gym.integrations.sb3",
     "PreferenceCallback": "vlp_gym.integrations.sb3_preferences",
     "PreferenceReplayBuffer": "vlp_gym.integrations.sb3_relabel",
+    "FuRLCallback": "vlp_gym.integrations.sb3_furl",
     "Queries": "vlp_gym.preferences.queries",
     "make_metaworld": "vlp_gym.integrations.metaworld",
     "load_reward_model": "vlp_gym.models.registry",

@@ -78,6 +78,14 @@ class VideoScorer:
         preference, progress, _ = self._score(indices, masks, [sentence] * len(order))
         return preference if progress is None else progress
 
+    @torch.inference_mode()
+    def together(self, sentence: str) -> Floats | None:
+        """Progress of all frames, shown as one window, float ``[F]``; None without such a head."""
+        mask = torch.ones(1, len(self._tokens), dtype=torch.bool, device=self._tokens.device)
+        row = self._row[sentence]
+        progress = self.model.score(self._tokens[None], self._text[row : row + 1], mask).progress
+        return None if progress is None else self._gather([progress[0]])
+
     def final_rewards(self, sentences: Sequence[str]) -> dict[str, float] | None:
         """What the wrapper pays at the last frame (gated progress) by sentence; None without a progress head."""
         indices, mask = window_indices(len(self._tokens), self.model.window, self.model.history)

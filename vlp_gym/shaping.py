@@ -2,6 +2,7 @@
 
 Between two scored steps the *score* is held. "progress" and "preference" therefore pay the held score again,
 while "delta" pays 0 there, so that its sum over an episode is the last score minus the first at every cadence.
+"final" pays 0 until the last step of the episode, and the preference for the whole of it there (RoboCLIP).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Reward = Literal["progress", "delta", "potential", "preference"]
+Reward = Literal["progress", "delta", "potential", "preference", "final"]
 REWARDS: tuple[Reward, ...] = get_args(Reward)
 
 
@@ -29,12 +30,12 @@ def gated_progress(progress: float, relevance: float | None) -> float:
 
 
 def score_of(kind: Reward, preference: float, progress: float | None, relevance: float | None) -> float:
-    """The one number that the reward is made of: the gated progress, or f for "preference".
+    """The one number that the reward is made of: the gated progress, or f for "preference" and "final".
 
     Raises:
         ValueError: if the model has no progress and the reward needs it.
     """
-    if kind == "preference":
+    if kind in ("preference", "final"):
         return preference
     if progress is None:
         raise ValueError(f'the model has no progress, which reward={kind!r} needs; use reward="preference"')
@@ -95,13 +96,22 @@ class Shaping:
         """Whether the score is at or over the threshold."""
         return self.success_threshold is not None and score >= self.success_threshold
 
-    def reward(self, previous: float, current: float, *, terminated: bool, env_reward: float | None = None) -> float:
+    def reward(
+        self,
+        previous: float,
+        current: float,
+        *,
+        terminated: bool,
+        truncated: bool = False,
+        env_reward: float | None = None,
+    ) -> float:
         """The reward of one step.
 
         Args:
             previous: score before the step.
             current: score after it.
             terminated: whether the step ended in a terminal state.
+            truncated: whether it was the last one of an episode that was cut off.
             env_reward: the environment's own.
 
         Raises:
@@ -111,6 +121,8 @@ class Shaping:
             value = delta(previous, current)
         elif self.kind == "potential":
             value = potential(previous, current, gamma=self.gamma, terminated=terminated)
+        elif self.kind == "final" and not (terminated or truncated):
+            value = 0.0
         else:
             value = current
         value *= self.scale

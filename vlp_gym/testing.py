@@ -23,12 +23,14 @@ from vlp_gym.faulty import FaultyModel as FaultyModel
 from vlp_gym.faulty import PaintedEnv as PaintedEnv
 from vlp_gym.faulty import PaintedModel as PaintedModel
 from vlp_gym.faulty import painted_value as painted_value
-from vlp_gym.models.base import ContextualModel, RewardModel, Scores
+from vlp_gym.models.base import ContextualModel, RewardModel, Scores, value_range
 
 SENTENCES = ("press the button", "close the door and then open the drawer, please")
 
 
-def check_reward_model(model: RewardModel, *, atol: float = 1e-4) -> None:
+def check_reward_model(
+    model: RewardModel, *, instructions: tuple[str, str] = SENTENCES, atol: float = 1e-4
+) -> None:
     """Check that a model keeps what `RewardModel` promises; random frames, a few forward passes.
 
     Shapes, dtypes and ranges; the same answer twice and with the global random generators untouched; inputs not
@@ -36,6 +38,7 @@ def check_reward_model(model: RewardModel, *, atol: float = 1e-4) -> None:
 
     Args:
         model: any reward model; a module is put into eval mode and stays where it is.
+        instructions: a short and a longer one that the model takes; of a goal-image model two paths of pictures.
         atol: how far answers may lie apart that differ in batching or padding only.
 
     Raises:
@@ -56,8 +59,8 @@ def check_reward_model(model: RewardModel, *, atol: float = 1e-4) -> None:
     before = _random_states()
     with torch.inference_mode():
         tokens = _check_encode_frames(model, pixels, atol)
-        text = _check_encode_text(model)
-        _check_score(model, tokens, text, atol)
+        text = _check_encode_text(model, instructions)
+        _check_score(model, tokens, text, instructions[0], atol)
     assert before == _random_states(), "the model drew from a global random generator"
 
 
@@ -76,14 +79,14 @@ def _check_encode_frames(model: RewardModel, pixels: Tensor, atol: float) -> Ten
     return tokens
 
 
-def _check_encode_text(model: RewardModel) -> Tensor:
-    text = model.encode_text(list(SENTENCES))
-    _check_float(text, "encode_text", (len(SENTENCES), None, None), "[B, L, D]")
-    assert torch.equal(text, model.encode_text(list(SENTENCES))), "encode_text gave another answer the second time"
+def _check_encode_text(model: RewardModel, instructions: tuple[str, str]) -> Tensor:
+    text = model.encode_text(list(instructions))
+    _check_float(text, "encode_text", (len(instructions), None, None), "[B, L, D]")
+    assert torch.equal(text, model.encode_text(list(instructions))), "encode_text gave another answer the second time"
     return text
 
 
-def _check_score(model: RewardModel, tokens: Tensor, text: Tensor, atol: float) -> None:
+def _check_score(model: RewardModel, tokens: Tensor, text: Tensor, instruction: str, atol: float) -> None:
     window = torch.stack([tokens, tokens[[2, 2, 0]]])
     mask = torch.ones(window.shape[:2], dtype=torch.bool, device=tokens.device)
     given = (window.clone(), text.clone(), mask.clone())
@@ -95,7 +98,8 @@ def _check_score(model: RewardModel, tokens: Tensor, text: Tensor, atol: float) 
     if scores.progress is not None:
         _check_float(scores.progress, "progress", (2, 3), "[B, T]")
         low, high = scores.progress.min().item(), scores.progress.max().item()
-        assert 0 <= low <= high <= 1, f"progress must be in [0, 1], got {low:.3g} to {high:.3g}"
+        least, most = value_range(model)
+        assert least <= low <= high <= most, f"progress must be in [{least:g}, {most:g}], got {low:.3g} to {high:.3g}"
     if scores.relevance is not None:
         _check_float(scores.relevance, "relevance", (2,), "[B]")
     heads = _heads(scores)
@@ -107,7 +111,7 @@ def _check_score(model: RewardModel, tokens: Tensor, text: Tensor, atol: float) 
         joined = torch.cat([row[name] for row in alone])
         _check_close(joined, heads[name], atol, f"{name} depends on the other rows of the batch")
     # Alone, the short sentence has no padding rows.
-    short = _heads(model.score(window[:1], model.encode_text(SENTENCES[:1]), mask[:1]))
+    short = _heads(model.score(window[:1], model.encode_text([instruction]), mask[:1]))
     for name in heads:
         _check_close(short[name], heads[name][:1], atol, f"{name} depends on the padding of the text")
     padded = torch.cat([window[:, :1], window], dim=1)

@@ -91,7 +91,7 @@ def plot_reward_curves(
     width = 7.2
     strip_height = width * 0.97 / num_shown * first_strip.shape[1] / first_strip.shape[2]
     height = 2.9 + len(strips) * (strip_height + 0.06) + (0.25 if strips else 0.0)
-    with _figure(width, height, path) as figure:
+    with figure_file(width, height, path) as figure:
         figure.get_layout_engine().set(hspace=0.0, h_pad=0.03)
         grid = figure.add_gridspec(1 + len(strips), 1, height_ratios=[2.9, *[strip_height] * len(strips)])
         axes = figure.add_subplot(grid[0])
@@ -135,7 +135,7 @@ def plot_training(history: Sequence[Mapping[str, float]], path: str | Path, *, t
         raise ValueError("history: expected rows with a step and at least one quantity, got none")
     columns = min(3, len(series))
     rows = -(-len(series) // columns)
-    with _figure(0.4 + 3.1 * columns, 0.3 + 2.3 * rows, path) as figure:
+    with figure_file(0.4 + 3.1 * columns, 0.3 + 2.3 * rows, path) as figure:
         panels = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
         for axes, (group, quantities) in zip(panels, series.items(), strict=False):
             for k, (name, points) in enumerate(quantities.items()):
@@ -182,7 +182,7 @@ def plot_learning_curve(
     panels = {key: name for key, name in wanted.items() if any(key in row for row in rows)}
     if not panels:
         raise ValueError(f"runs: expected rows with one of {', '.join(wanted)}, got none")
-    with _figure(0.4 + 3.4 * len(panels), 2.8 + 0.2 * (len(runs) // 3), path) as figure:
+    with figure_file(0.4 + 3.4 * len(panels), 2.8 + 0.2 * (len(runs) // 3), path) as figure:
         for axes, (key, name) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
             for (label, histories), colour in zip(runs.items(), _cycle(len(runs)), strict=True):
                 x, curves = _align(histories, key)
@@ -229,7 +229,7 @@ def plot_evaluation(
     tasks = result["tasks"]
     named = len(tasks) <= len(COLOURS)
     count = sum(map(len, shown.values()))
-    with _figure(8.0, 1.0 + 0.24 * count + 0.35 * len(shown), path) as figure:
+    with figure_file(8.0, 1.0 + 0.24 * count + 0.35 * len(shown), path) as figure:
         heights = [len(names) + 0.5 for names in shown.values()]
         panels = figure.subplots(len(shown), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
         for axes, (group, names) in zip(panels, shown.items(), strict=True):
@@ -316,8 +316,8 @@ def style() -> Any:
 
 
 @contextmanager
-def _figure(width: float, height: float, path: str | Path) -> Any:
-    """Yield a figure; write it when the block ends well."""
+def figure_file(width: float, height: float, path: str | Path) -> Any:
+    """Context of a figure in the house style, in inches, which is written to `path` when the block ends well."""
     path = Path(path)
     with style():
         figure = new_figure(width, height)

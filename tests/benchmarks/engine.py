@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import torch
 import tyro
-from measure import alternate, machine, spread, timed
+from measure import alternate, machine, spread, timed, window_costs
 from tqdm import tqdm
 
 from vlp_gym import VLPRewardWrapper, load_reward_model, make_metaworld
@@ -201,38 +201,12 @@ def cached(options: Options) -> dict[str, Any]:
     result = {}
     for name, (model, times) in models.items():
         for envs, window in [(envs, window) for envs in ((1, 16) if times > 1 else (1,)) for window in (8, 16)]:
-            naive, newest = window_costs(model, envs, window, times if envs == 1 else max(times // 8, 1), options)
+            text = model.encode_text([options.instruction])
+            repeats = times if envs == 1 else max(times // 8, 1)
+            naive, newest = window_costs(model, text, envs, window, repeats, options.blocks)
             result[f"cost a step, naive / cached, {name}, T={window}, envs={envs}"] = spread(naive / newest)
             result[f"cached ms a step, {name}, T={window}, envs={envs}"] = spread(newest * 1e3)
     return result
-
-
-@torch.inference_mode()
-def window_costs(model: Any, envs: int, window: int, times: int, options: Options) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds a step of so many environments, naive and cached."""
-    text = model.encode_text([options.instruction]).expand(envs, -1, -1)
-    pixels = torch.randint(0, 256, (envs * window, 224, 224, 3), dtype=torch.uint8)
-    last = pixels.view(envs, window, 224, 224, 3)[:, -1].contiguous()
-    mask = torch.ones(envs, window, dtype=torch.bool)
-    kept = model.encode_frames(pixels).unflatten(0, (envs, window))
-    first = kept[:, 0].clone()
-    contextual = isinstance(model, ContextualModel)
-    if contextual:
-        beside = first[:, None].expand_as(kept).flatten(0, 1)
-        kept = model.encode_in_context(kept.flatten(0, 1), beside).unflatten(0, (envs, window))
-    score = model.score_in_context if contextual else model.score
-
-    def naive() -> torch.Tensor:
-        tokens = model.encode_frames(pixels).unflatten(0, (envs, window))
-        return model.score(tokens, text, mask).preference
-
-    def newest() -> torch.Tensor:
-        tokens = model.encode_frames(last)
-        kept[:, -1] = model.encode_in_context(tokens, first) if contextual else tokens
-        return score(kept, text, mask).preference
-
-    torch.testing.assert_close(newest(), naive(), rtol=1e-3, atol=1e-3)
-    return alternate(lambda: timed(naive, times), lambda: timed(newest, times), options.blocks)
 
 
 def paper_loop(options: Options) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vlp_gym.data.dataset import AGENT, ALL_TIERS, EXPLORE, NEAR_MISS, Trajectory, shard_path, write_shard
+from vlp_gym.data.dataset import AGENT, ALL_TIERS, EXPLORE, NEAR_MISS, TIERS, Trajectory, shard_path, write_shard
 from vlp_gym.data.recorder import HAND, OBJECT, Recorder
 from vlp_gym.data.variety import vary_scene
 from vlp_gym.errors import DatasetError
@@ -51,6 +51,7 @@ class CollectConfig:
     """What to collect; written beside the shards, and a resumed run must agree with it."""
 
     per_tier: int = 32
+    tiers: tuple[str, ...] = TIERS
     near_miss: int = 0
     explore: int = 0
     agent: int = 0
@@ -158,7 +159,7 @@ def _collect_task(job: tuple[Path, CollectConfig, str, Sequence[str]]) -> str:
 
 def _count(config: CollectConfig, tier: str) -> int:
     counts = {NEAR_MISS: config.near_miss, EXPLORE: config.explore, AGENT: config.agent}
-    return counts.get(tier, config.per_tier)
+    return counts.get(tier, config.per_tier * (tier in config.tiers))
 
 
 def _measure_stage(env: Any, task: str, seed: int, episodes: int = 5) -> Stage:
@@ -280,15 +281,17 @@ class _Actor:
 
 def _check_same_config(folder: Path, config: CollectConfig) -> None:
     path = folder / "collect.json"
+    said = {**asdict(config), "tiers": list(config.tiers)}
     if path.exists():
-        before = {**asdict(CollectConfig()), **json.loads(path.read_text())}  # an older one may know fewer settings
-        if before != asdict(config):
-            changed = {key: (before[key], value) for key, value in asdict(config).items() if before[key] != value}
+        # An older one may know fewer settings.
+        before = {**asdict(CollectConfig()), "tiers": list(TIERS), **json.loads(path.read_text())}
+        if before != said:
+            changed = {key: (before[key], value) for key, value in said.items() if before[key] != value}
             raise DatasetError(
                 f"{folder} was collected with other settings (then, now): {changed}; choose another --out"
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(config), indent=2))
+    partial.write_text(json.dumps(said, indent=2))
     os.replace(partial, path)

@@ -270,6 +270,7 @@ class PreferenceCallback(BaseCallback):
             "unfitted": self._unfitted,
             "next": self._next,
             "rng": self.rng.bit_generator.state,
+            "labeler_rng": _generator(self.labeler).bit_generator.state,
         }
         tensors = {f"replay/{name}": tensor for name, tensor in replay_tensors(model.replay_buffer).items()}
         parts: dict[str, Any] = {"segments": self.segments, "preferences": self.preferences, "ensemble": self.ensemble}
@@ -312,6 +313,7 @@ class PreferenceCallback(BaseCallback):
         self._exploration = StateEntropy(model.replay_buffer, seed=self.seed)
         self._exploration.moments = tuple(document["exploration"] or self._exploration.moments)
         self.rng.bit_generator.state = document["rng"]
+        _generator(self.labeler).bit_generator.state = document["labeler_rng"]
 
     def _settings(self) -> dict[str, Any]:
         """What must not change between `save` and `restore`."""
@@ -373,6 +375,11 @@ class PreferenceCallback(BaseCallback):
         source.connect(self.segments)
         source.yield_to_learner(True)
         self._source = source
+
+
+def _generator(labeler: Any) -> np.random.Generator:
+    """What a labeler draws its mistakes from; one that draws nothing has some other."""
+    return getattr(labeler, "rng", None) or np.random.default_rng(0)
 
 
 def reset_critic(model: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,14 @@ from torch import Tensor
 from vlp_gym.answers import Answer
 from vlp_gym.engine import QueryEngine
 from vlp_gym.integrations.sb3_source import RewardWrappers
-from vlp_gym.preferences.segments import SegmentStore
+
+
+class Listener(Protocol):
+    """What keeps the answers: a `SegmentStore`, or something like it."""
+
+    def see(self, answer: Answer, frames: NDArray[np.uint8], tokens: Tensor) -> None:
+        """One answer, whose ticket has the environment's place in the `VecEnv`, with what was looked at."""
+        ...
 
 
 class SegmentSource(RewardWrappers):
@@ -48,10 +56,10 @@ class SegmentSource(RewardWrappers):
         for place, (engine, info) in enumerate(zip(engines, self.reset_infos, strict=True)):
             self.engines.setdefault(engine, {})[info["vlp"]["ticket"].env] = place
 
-    def connect(self, segments: SegmentStore) -> None:
-        """From now on, what the engines answer goes to these segments."""
+    def connect(self, listener: Listener) -> None:
+        """From now on, what the engines answer goes there."""
         for engine, places in self.engines.items():
-            engine.on_answer = _Ear(segments, places)
+            engine.on_answer = _Ear(listener, places)
 
     def wait(self) -> None:
         """Wait for all that is on its way."""
@@ -67,12 +75,12 @@ class SegmentSource(RewardWrappers):
 
 @dataclass(frozen=True)
 class _Ear:
-    """Gives what one engine answers to the segments, under the number that the environment has there."""
+    """Passes on what one engine answers, under the number that the environment has in the `VecEnv`."""
 
-    segments: SegmentStore
+    listener: Listener
     places: dict[int, int]
 
     def __call__(self, answer: Answer, frames: NDArray[np.uint8], tokens: Tensor) -> None:
         place = self.places.get(answer.ticket.env)
         if place is not None:
-            self.segments.see(answer._replace(ticket=answer.ticket._replace(env=place)), frames, tokens)
+            self.listener.see(answer._replace(ticket=answer.ticket._replace(env=place)), frames, tokens)

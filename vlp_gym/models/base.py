@@ -17,8 +17,10 @@ class Scores:
     """What a reward model says of a batch of windows.
 
     Attributes:
-        preference: float ``[B]``; higher is better, compared by Bradley-Terry.
-        progress: float ``[B, T]`` in [0, 1], one value a frame, or None if the model has no such head.
+        preference: float ``[B]``; higher is better, compared by Bradley-Terry. A model that judges frame by frame gives
+            the mean of its values over the real frames.
+        progress: float ``[B, T]``, one value a frame, or None if the model has none: how far the task is, in [0, 1], or
+            what the model's own formula pays a frame (a cosine, minus a distance), in its `value_range`.
         relevance: float ``[B]``, the logit that the sentence belongs to the video, or None; gates the reward.
     """
 
@@ -76,6 +78,12 @@ class ContextualModel(RewardModel, Protocol):
     def score_in_context(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
         """As `RewardModel.score`, for what `encode_in_context` gave, ``[B, T, K', D']``."""
         ...
+
+
+def value_range(model: RewardModel) -> tuple[float, float]:
+    """Between which numbers the model's progress lies: its attribute ``value_range``, (0, 1) where it has none."""
+    low, high = getattr(model, "value_range", (0.0, 1.0))
+    return float(low), float(high)
 
 
 def prefer(model: RewardModel, a: Tensor, b: Tensor, text: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ def load_checkpoint(model_class: type[ModelT], folder: str | Path, *, device: st
     said: dict[str, Any] = model.config  # type: ignore[assignment]
     if missing := said.keys() - document["config"].keys():
         raise CheckpointError(f"{folder}: its config does not say {sorted(missing)}; it is of another vlp_gym")
-    _load_state(model, state, str(folder))
+    load_state(model, state, str(folder))
     return model.to(device).eval()
 
 
@@ -116,7 +116,7 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
         )
     _, state = read_pair(folder, stem="model")
     _check_finite(state, str(folder))
-    _load_state(model, state, str(folder))
+    load_state(model, state, str(folder))
 
 
 class CheckpointMixin(PyTorchModelHubMixin, library_name="vlp_gym", license="mit", tags=["reward-model", "robotics"]):
@@ -231,7 +231,7 @@ def _check_finite(state: Mapping[str, Tensor], where: str) -> None:
         raise CheckpointError(f"{where}: NaN or infinite weights in {_listed(bad)}")
 
 
-def _load_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+def load_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     """Check every key, shape and kind first, and only then touch the model."""
     expected = _state_of(model)
     faults = []

@@ -26,6 +26,39 @@ _SHIPPED = {
 _CLASSES = {
     "compact": "vlp_gym.models.compact:CompactRewardModel",
     "vlp": "vlp_gym.models.vlp:VLPModel",
+    "liv": "vlp_gym.models.liv:LIVModel",
+    "vip": "vlp_gym.models.vip:VIPModel",
+    "r3m": "vlp_gym.models.r3m:R3MModel",
+    "roboclip": "vlp_gym.models.roboclip:RoboCLIPModel",
+    "rewind": "vlp_gym.models.rewind:ReWiNDModel",
+    "embedding": "vlp_gym.models.embedding:EmbeddingModel",
+    "siglip2-lora": "vlp_gym.models.siglip2:SigLIP2Model",
+    "furl": "vlp_gym.models.furl:FuRLModel",
+    "ensemble": "vlp_gym.models.ensemble:EnsembleModel",
+    "spur": "vlp_gym.models.spur:SPURModel",
+    "robometer": "vlp_gym.models.robometer:RobometerModel",
+}
+# "family:SPEC" -> a class whose `from_spec(SPEC)` makes the model.
+_FAMILIES = {
+    "clip": ("vlp_gym.models.clip:CLIPModel", "clip:NAME/TAG of open_clip: the cosine of frame and sentence"),
+    "vlm-rm": (
+        "vlp_gym.models.vlm_rm:VLMRMModel",
+        "vlm-rm:NAME/TAG?baseline=a robot arm&alpha=0.5: on the way from the baseline's sentence to the goal's",
+    ),
+    "gvl": ("vlp_gym.models.gvl:GVLModel", "gvl:MODEL: a chat model puts shuffled frames in order"),
+    "rl-vlm-f": (
+        "vlp_gym.models.rl_vlm_f:RLVLMFModel",
+        "rl-vlm-f:MODEL: a chat model chooses one of two frames",
+    ),
+    "topreward": ("vlp_gym.models.topreward:TOPRewardModel", "topreward:MODEL: log P(True) of a chat model"),
+    "furl": (
+        "vlp_gym.models.furl:FuRLModel",
+        "furl:MODEL: new heads on a frozen model such as LIV; FuRLCallback trains them",
+    ),
+    "ensemble": (
+        "vlp_gym.models.ensemble:EnsembleModel",
+        "ensemble:mean|MODEL|MODEL: several models, ranked alike; or min",
+    ),
 }
 
 
@@ -42,8 +75,9 @@ def load_reward_model(name: str | os.PathLike[str], *, device: str | torch.devic
 
     Args:
         name: a shipped name ("vlp-compact", "vlp-compact-45"), the name of an entry point of the group
-            ``vlp_gym.reward_models`` (a callable that takes ``device=`` and returns a model), a folder with
-            ``config.json`` and ``model.safetensors``, or a hub id "org/name". They are tried in this order.
+            ``vlp_gym.reward_models`` (a callable that takes ``device=`` and returns a model), "FAMILY:SPEC" such as
+            "clip:ViT-B-32/openai" (`vlp-gym models` lists the families), a folder with ``config.json`` and
+            ``model.safetensors``, or a hub id "org/name". They are tried in this order.
         device: where the model goes.
 
     Raises:
@@ -58,10 +92,16 @@ def load_reward_model(name: str | os.PathLike[str], *, device: str | torch.devic
     extensions = _entry_points()
     if text in extensions:
         return extensions[text].load()(device=device)
+    family, colon, spec = text.partition(":")
+    if colon and family in _FAMILIES:
+        model: Any = _class(_FAMILIES[family][0]).from_spec(spec)
+        if isinstance(model, torch.nn.Module):
+            model.to(device).eval()
+        return model
     looks_like_path = isinstance(name, os.PathLike) or text.startswith((".", "~", os.sep)) or Path(text).exists()
     if looks_like_path or is_hub_id(text):
         return load_folder(fetch_folder(text), device=device)
-    known = [*_SHIPPED, *sorted(extensions)]
+    known = [*_SHIPPED, *sorted(extensions), *(f"{name}:..." for name in _FAMILIES)]
     near = difflib.get_close_matches(text, known, n=2)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     raise ValueError(
@@ -79,15 +119,20 @@ def load_folder(folder: str | Path, *, device: str | torch.device = "cpu") -> An
     model_type = read_model_config(folder)["model_type"]
     if model_type not in _CLASSES:
         raise CheckpointError(f"{folder}: expected a model_type of {sorted(_CLASSES)}, got {model_type!r}")
-    module, _, attribute = _CLASSES[model_type].partition(":")
-    return load_checkpoint(getattr(import_module(module), attribute), folder, device=device)
+    return load_checkpoint(_class(_CLASSES[model_type]), folder, device=device)
 
 
 def available_models() -> list[ModelInfo]:
-    """The names that `load_reward_model` knows without a path: shipped ones first, then entry points."""
+    """The names that `load_reward_model` knows without a path: shipped ones, families, entry points."""
     shipped = [ModelInfo(name, _where(name), description) for name, description in _SHIPPED.items()]
     others = [ModelInfo(name, point.value, "entry point") for name, point in sorted(_entry_points().items())]
-    return shipped + others
+    families = [ModelInfo(f"{name}:...", "made when named", said) for name, (_, said) in _FAMILIES.items()]
+    return shipped + families + others
+
+
+def _class(path: str) -> Any:
+    module, _, attribute = path.partition(":")
+    return getattr(import_module(module), attribute)
 
 
 def _shipped_folder(name: str) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -24,8 +26,8 @@ def ask(
     port: int,
     browser: bool,
     device: str,
-) -> NDArray[np.float64]:
-    """Labels of N pairs, float64 ``[N]``.
+) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+    """Labels of N pairs, in blocks as they come: which pairs, and float64 labels of these.
 
     Args:
         source: "human", "scripted", or the name of a reward model.
@@ -40,17 +42,18 @@ def ask(
         from vlp_gym.preferences.human import HumanLabeler
 
         with HumanLabeler(instruction, port=port, open_browser=browser) as person:
-            return person(first, second)
+            yield slice(None), person(first, second)
+        return
     if source == "scripted":
-        return ScriptedLabeler(seed=seed)(first, second)
+        yield slice(None), ScriptedLabeler(seed=seed)(first, second)
+        return
     labeler = ModelLabeler(load_reward_model(source, device=device), instruction, kind=kind)
-    given = []
     with tqdm(desc="labelling", unit="pair", total=len(first)) as bar:
         for start in range(0, len(first), _BLOCK):
             block = slice(start, start + _BLOCK)
-            given.append(labeler(first[block], second[block]))
-            bar.update(len(given[-1]))
-    return np.concatenate(given)
+            given = labeler(first[block], second[block])
+            yield block, given
+            bar.update(len(given))
 
 
 def summary(first: Segments, second: Segments, labels: NDArray[np.float64]) -> str:

@@ -8,11 +8,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from vlp_gym.data.dataset import Trajectory
@@ -21,7 +21,7 @@ from vlp_gym.models.checkpoint import save_checkpoint
 from vlp_gym.models.compact import CompactRewardModel
 from vlp_gym.storage import write_atomic
 from vlp_gym.training.checkpoint import load_training_state, save_training_state
-from vlp_gym.training.clips import ClipBatch, ClipSampler
+from vlp_gym.training.clips import ClipSampler
 from vlp_gym.training.losses import batch_loss
 
 
@@ -59,9 +59,48 @@ class TrainConfig:
     half: bool = False
 
 
+class Recipe(Protocol):
+    """What a system learns from: batches by their number, and the loss of each.
+
+    Attributes:
+        settings: JSON values; a run resumes only with the same.
+    """
+
+    settings: dict[str, Any]
+
+    def batch(self, number: int) -> Any:
+        """Batch `number` of an endless sequence, the same whatever was drawn before; it has ``to(device)``."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
+        """"loss" to minimise, and its parts by name, all scalars; `generator` is on the CPU."""
+        ...
+
+
+class ClipRecipe:
+    """How `CompactRewardModel` and `VLPModel` learn; arguments as those of `train`."""
+
+    def __init__(self, trajectories: Sequence[Trajectory], config: TrainConfig, window: int) -> None:
+        self.sampler = ClipSampler(
+            trajectories,
+            tasks_per_batch=config.tasks_per_batch,
+            clips_per_task=config.clips_per_task,
+            window=window,
+            seed=config.seed,
+            focus=config.focus,
+        )
+        self.settings = {"focus": self.sampler.focus, "tasks": self.sampler.tasks}
+        self.batch = self.sampler.batch
+        self.relevance_only = False
+
+    def loss(self, model: nn.Module, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
+        """See `batch_loss`."""
+        return batch_loss(model, batch, generator, relevance_only=self.relevance_only)
+
+
 def train(
     model: nn.Module,
-    trajectories: Sequence[Trajectory],
+    recipe: Recipe | Sequence[Trajectory],
     folder: str | Path,
     config: TrainConfig,
     *,
@@ -70,8 +109,8 @@ def train(
     """Train a model; an interrupted call resumes where its last saved state was.
 
     Args:
-        model: a `CompactRewardModel` or `VLPModel`, freshly built; moved to the accelerator's device.
-        trajectories: of the training tasks only.
+        model: freshly built; moved to the accelerator's device.
+        recipe: what it learns from; for a `CompactRewardModel` or `VLPModel` the trajectories of the training tasks.
         folder: gets ``config.json`` + ``model.safetensors``, the state to resume from, ``history.json`` and
             ``training.png``.
         config: how.
@@ -93,25 +132,19 @@ def train(
     # In the last stage most weights are at rest: DistributedDataParallel would wait for their gradients for ever.
     resting = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(mixed_precision=config.precision, kwargs_handlers=[resting])
-    sampler = ClipSampler(
-        trajectories,
-        tasks_per_batch=config.tasks_per_batch,
-        clips_per_task=config.clips_per_task,
-        window=model.window,  # type: ignore[arg-type]
-        seed=config.seed,
-        focus=config.focus,
-    )
+    if isinstance(recipe, Sequence):
+        recipe = ClipRecipe(recipe, config, model.window)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(config.seed + accelerator.process_index)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99))
     model.to(accelerator.device).train()
     history: list[dict[str, float]] = []
-    settings = {**asdict(config), "focus": sampler.focus, "tasks": sampler.tasks}
+    settings = {**asdict(config), "focus": list(config.focus), **recipe.settings}
     if (folder / "training.json").exists():
         _, extra = load_training_state(folder, model=model, optimizer=optimizer, generators={"augment": generator})
         history = extra["history"]
         _check_same_settings(extra["config"], settings, folder)
-    wrapped = _DistributedLoss(model)
+    wrapped = _DistributedLoss(model, recipe)
     wrapped, optimizer = accelerator.prepare(wrapped, optimizer)
     relevance = model.relevance_parameters() if isinstance(model, CompactRewardModel) else []
     total = config.steps + (config.relevance_steps if relevance else 0)
@@ -138,12 +171,13 @@ def train(
                 for parameter in trained:
                     parameter.requires_grad_(id(parameter) in alone)
                 model.get_submodule("backbone.stem").eval()  # progress and quality stay exactly what they are
+                recipe.relevance_only = True  # type: ignore[union-attr]
             started = time.perf_counter()
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * schedule(step, config)
-            batch = sampler.batch(step * accelerator.num_processes + accelerator.process_index).to(accelerator.device)
+            batch = recipe.batch(step * accelerator.num_processes + accelerator.process_index).to(accelerator.device)
             with accelerator.autocast():
-                parts = wrapped(batch, generator, last_stage)
+                parts = wrapped(batch, generator)
             if not torch.isfinite(parts["loss"]):
                 raise FloatingPointError(
                     f"training step {step}: the loss is {parts['loss'].item()}; lower --learning-rate. "
@@ -183,12 +217,12 @@ def schedule(step: int, config: TrainConfig) -> float:
 class _DistributedLoss(nn.Module):
     """Puts the loss inside `forward`, so that gradients are averaged over processes."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.recipe = model, recipe
 
-    def forward(self, batch: ClipBatch, generator: torch.Generator, relevance_only: bool) -> dict[str, torch.Tensor]:
-        return batch_loss(self.model, batch, generator, relevance_only=relevance_only)
+    def forward(self, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
+        return self.recipe.loss(self.model, batch, generator)
 
 
 def _check_same_settings(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:

@@ -241,7 +241,7 @@ class CapturedRewards(Streaming):
             raise _astray(ticket, f"its step {number}")
         if due and not rendered:  # `over` is not what the sub-environment saw
             raise _astray(ticket, "no frame of the end of the episode")
-        return Transition(index, self._views(index, STEP_FRAME) if due else None, terminated, env_reward)
+        return Transition(index, self._views(index, STEP_FRAME) if due else None, terminated, truncated, env_reward)
 
     def _views(self, index: int, slot: int) -> list[NDArray[np.uint8]]:
         assert self._block is not None

@@ -50,7 +50,8 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
             which several wrappers may share and which brings its own window, history, device, truncate and mode.
         reward: "progress" pays the score; "delta" its change since the step before; "potential" gamma * score' - score,
             with 0 for the score' of a terminal state; these three need a model with progress, whose score is progress *
-            sigmoid(relevance). "preference" pays the preference score f, of any sign and size.
+            sigmoid(relevance). "preference" pays the preference score f, of any sign and size; "final" pays it at the
+            last step of the episode, and 0 before that.
         scale: factor on that.
         gamma: the agent's discount, for "potential".
         env_reward_weight: the environment's own reward, times this, is added.
@@ -208,7 +209,7 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
             views = self._render() if self._stream.due(0, over=bool(terminated or truncated)) else None
         self._stream.work(False)
         env_reward = None if own is None else float(own)
-        self._stream.observe([Transition(0, views, bool(terminated), env_reward)])
+        self._stream.observe([Transition(0, views, bool(terminated), bool(truncated), env_reward)])
         delivered = self._stream.collect()[0]
         if not self._stream.late:
             terminated = terminated or (self._stream.shaping.terminate_on_success and delivered[-1].success)

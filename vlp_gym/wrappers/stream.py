@@ -46,6 +46,7 @@ class Transition(NamedTuple):
     views: Sequence[object] | None
     """One rendered frame for each camera, or None where the score is held."""
     terminated: bool = False
+    truncated: bool = False
     env_reward: float | None = None
 
 
@@ -197,7 +198,7 @@ class RewardStream:
             QueryTimeout: if no slot is free for too long ("async").
         """
         tickets, frames = [], []
-        for number, views, _, env_reward in transitions:
+        for number, views, _, _, env_reward in transitions:
             lane = self._lanes[number]
             if lane.ticket.step > 0:
                 try:
@@ -359,7 +360,8 @@ class RewardStream:
                 continue
             success = self.shaping.success(now)
             terminated = transition.terminated or (self.shaping.terminate_on_success and success)
-            lane.reward = self.shaping.reward(before, now, terminated=terminated, env_reward=transition.env_reward)
+            ends = {"terminated": terminated, "truncated": transition.truncated}
+            lane.reward = self.shaping.reward(before, now, **ends, env_reward=transition.env_reward)
             assert scored is not None
             lane.ready.append(Delivery(ticket, lane.reward, now, scored.progress, scored.relevance, success))
 

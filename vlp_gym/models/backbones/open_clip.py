@@ -58,7 +58,7 @@ class OpenClipBackbone(nn.Module):
         self.truncate = truncate
         self.trainable = trainable
         self.restorable = pretrained is not None and not trainable
-        self.model, self.tokenizer = _load(name, pretrained, frame_size)
+        self.model, self.tokenizer = load_open_clip(name, pretrained, frame_size)
         self.model.requires_grad_(trainable)
         self.context_length: int = self.model.context_length
         size = self.model.visual.image_size
@@ -99,18 +99,13 @@ class OpenClipBackbone(nn.Module):
             InstructionError: a sentence is blank, or longer than the text tower takes and ``truncate`` is False.
         """
         sentences = [normalize_instruction(instruction) for instruction in instructions]
-        lengths = [check_length(self._count(s), self.context_length, truncate=self.truncate) for s in sentences]
+        counts = [count_tokens(self.tokenizer, sentence) for sentence in sentences]
+        lengths = [check_length(count, self.context_length, truncate=self.truncate) for count in counts]
         tokens = self.tokenizer(sentences, context_length=self.context_length).to(self.mean.device)
         # Not `tokens != 0`: in CLIP's vocabulary 0 is both the padding and "!".
         real = torch.arange(self.context_length) < torch.tensor(lengths)[:, None]
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
             return self._words(tokens) * real.to(self.mean.device).unsqueeze(-1)
-
-    def _count(self, sentence: str) -> int:
-        """The number of tokens of one sentence, untruncated."""
-        if hasattr(self.tokenizer, "encode"):  # open_clip's own BPE: without the start and the end
-            return len(self.tokenizer.encode(sentence)) + 2
-        return len(self.tokenizer.tokenizer(self.tokenizer.clean_fn(sentence)).input_ids)
 
     def _patches(self, images: Tensor) -> Tensor:
         """``[N, 3, H, W]`` -> ``[N, M, frame_dim]``."""
@@ -129,8 +124,15 @@ class OpenClipBackbone(nn.Module):
         return words
 
 
-def _load(name: str, pretrained: str | None, frame_size: int | None) -> tuple[Any, Any]:
-    """The open_clip model, in float32 on the CPU, and its tokenizer."""
+def count_tokens(tokenizer: Any, sentence: str) -> int:
+    """The number of tokens of one sentence, untruncated, by one of open_clip's tokenizers."""
+    if hasattr(tokenizer, "encode"):  # open_clip's own BPE: without the start and the end
+        return len(tokenizer.encode(sentence)) + 2
+    return len(tokenizer.tokenizer(tokenizer.clean_fn(sentence)).input_ids)
+
+
+def load_open_clip(name: str, pretrained: str | None, frame_size: int | None) -> tuple[Any, Any]:
+    """The open_clip model, in float32 on the CPU, and its tokenizer; arguments and errors as `OpenClipBackbone`."""
     try:
         import open_clip
     except ImportError as error:

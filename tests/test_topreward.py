@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.chat_server import ChatServer
+from vlp_gym.errors import QueryError
+from vlp_gym.models.registry import load_reward_model
+from vlp_gym.models.topreward import TOPRewardModel
+from vlp_gym.prompting import ChatClient
+from vlp_gym.testing import check_reward_model
+
+SENTENCE = "open the drawer"
+
+
+@pytest.fixture
+def server() -> Iterator[ChatServer]:
+    with ChatServer() as running:
+        yield running
+
+
+@pytest.fixture
+def chat(server: ChatServer, tmp_path: Path) -> Iterator[ChatClient]:
+    client = ChatClient("tiny", base_url=server.url, cache=tmp_path, backoff_s=0.001)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def model(chat: ChatClient) -> TOPRewardModel:
+    return TOPRewardModel(chat, frame_size=8)
+
+
+def video(*levels: int) -> np.ndarray:
+    """Flat grey frames of these levels."""
+    return np.stack([np.full((8, 8, 3), level, np.uint8) for level in levels])
+
+
+def test_it_keeps_the_promises_of_a_reward_model(model: TOPRewardModel) -> None:
+    check_reward_model(model)
+
+
+def test_the_value_is_the_log_probability_of_true(model: TOPRewardModel, server: ChatServer) -> None:
+    frames = torch.from_numpy(video(10, 200, 51, 90, 90, 204))
+    tokens = model.encode_frames(frames).unflatten(0, (2, 3))
+    mask = torch.tensor([[True, True, True], [False, True, True]])
+    scores = model.score(tokens, model.encode_text([SENTENCE] * 2), mask)
+    expected = [math.log(51 / 255), math.log(204 / 255)]  # the server's P("True") is the last picture's brightness
+    np.testing.assert_allclose(scores.preference.numpy(), expected, rtol=1e-5)
+    assert scores.progress is not None
+    np.testing.assert_allclose(scores.progress.numpy(), np.repeat(np.array(expected)[:, None], 3, 1), rtol=1e-5)
+    assert scores.relevance is None
+    contents = [body["messages"][0]["content"] for body in server.requests]
+    assert sorted(len(content) for content in contents) == [3, 4]  # padding is not shown
+    for content in contents:
+        assert [part["type"] for part in content] == ["image_url"] * (len(content) - 1) + ["text"]
+        assert content[-1]["text"] == (
+            "The above video shows a robot manipulation trajectory that completes the following task: open the drawer. "
+            "Decide whether the above statement is True or not. The answer is:"
+        )
+
+
+def test_a_video_has_a_curve(model: TOPRewardModel, server: ChatServer) -> None:
+    values = model.values(video(51, 102, 153), SENTENCE)
+    np.testing.assert_allclose(values, np.log([0.2, 0.4, 0.6]), rtol=1e-6)
+    assert sorted(len(body["messages"][0]["content"]) for body in server.requests) == [2, 3, 4]
+
+
+def test_an_endpoint_without_log_probabilities(model: TOPRewardModel, server: ChatServer) -> None:
+    server.faults.append("no-logprobs")
+    with pytest.raises(QueryError) as caught:
+        model.values(video(51), SENTENCE)
+    assert str(caught.value) == (
+        f"{server.url} gives no log-probabilities of 'tiny'; take an endpoint that has top_logprobs, such as vLLM"
+    )
+
+
+def test_it_is_made_by_name(server: ChatServer, tmp_path: Path) -> None:
+    model = load_reward_model(f"topreward:tiny?base_url={server.url}&cache={tmp_path}&window=4&frame_size=12")
+    assert isinstance(model, TOPRewardModel)
+    assert (model.window, model.frame_size, model.value_range) == (4, (12, 12), (-math.inf, 0.0))
+    model.chat.close()
+    with pytest.raises(ValueError) as caught:
+        TOPRewardModel(model.chat, window=0)
+    assert str(caught.value) == "expected window >= 1 and max_concurrency >= 1, got 0 and 8"

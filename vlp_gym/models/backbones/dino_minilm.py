@@ -1,0 +1,141 @@
+"""DINOv2 for frames and MiniLM for sentences, one token each: the frozen encoders of ReWiND."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlp_gym.errors import CheckpointError, MissingExtraError
+from vlp_gym.text import check_length, normalize_instruction
+
+FRAME_ENCODER = "facebook/dinov2-base"
+TEXT_ENCODER = "sentence-transformers/all-MiniLM-L12-v2"
+
+
+class DinoMiniLMBackbone(nn.Module):
+    """DINOv2's class token of a frame, and the mean of MiniLM's tokens of a sentence, not normalised (ReWiND).
+
+    Both come through ``transformers`` as safetensors, are downloaded once and cached, and stay frozen.
+
+    Args:
+        frame_encoder: hub id or folder of a DINOv2 model; the paper's is ViT-B/14, 768-d.
+        text_encoder: hub id or folder of a BERT model with its tokenizer; the paper's is MiniLM-L12, 384-d.
+        frame_size: side of the square that frames are cropped to, pixels, divisible by the patches' side (14).
+        truncate: cut a sentence that is longer than the text encoder reads, instead of raising.
+
+    Attributes:
+        frame_size: (H, W) that the encoder sees.
+        frame_dim: width of a frame token.
+        text_dim: width of a text token.
+        restorable: always True: the two names bring the very same weights back, so no checkpoint need hold them.
+
+    Raises:
+        MissingExtraError: transformers is not installed.
+        CheckpointError: weights cannot be had, are incomplete, or are of another architecture.
+        ValueError: the frame size is no multiple of the patches' side.
+    """
+
+    restorable = True
+
+    def __init__(
+        self,
+        frame_encoder: str = FRAME_ENCODER,
+        text_encoder: str = TEXT_ENCODER,
+        frame_size: int = 224,
+        *,
+        truncate: bool = False,
+    ) -> None:
+        super().__init__()
+        try:
+            import transformers
+        except ImportError as error:
+            raise MissingExtraError('DINOv2 and MiniLM need: pip install "vlp_gym[vlm]"') from error
+        self.vision = _load(transformers.Dinov2Model, "dinov2", frame_encoder)
+        self.language = _load(transformers.BertModel, "bert", text_encoder, add_pooling_layer=False)
+        with _explained(text_encoder):
+            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(text_encoder)
+        patch = self.vision.config.patch_size
+        if frame_size < patch or frame_size % patch:
+            raise ValueError(f"frame_size: expected a multiple of {patch} pixels, got {frame_size}")
+        self.truncate = truncate
+        self.frame_size = (frame_size, frame_size)
+        self.frame_dim: int = self.vision.config.hidden_size
+        self.text_dim: int = self.language.config.hidden_size
+        self.max_tokens = min(self.tokenizer.model_max_length, self.language.config.max_position_embeddings)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> DinoMiniLMBackbone:
+        """Stay in evaluation mode: dropout in frozen encoders would only blur what they see."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        """Encode uint8 frames ``[N, H, W, 3]`` of any size as float ``[N, 1, frame_dim]``.
+
+        The authors crop the centre of what they render and resize nothing. So is done with frames whose shorter side
+        is `frame_size`; all others get that side first (bilinear, antialiased), or the crop would cut the robot off.
+        """
+        side = self.frame_size[0]
+        images = frames.to(self.vision.device).permute(0, 3, 1, 2).float() / 255
+        height, width = images.shape[-2:]
+        shorter = min(height, width)
+        if shorter != side:
+            size = round(height * side / shorter), round(width * side / shorter)
+            images = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
+            height, width = size
+        top, left = round((height - side) / 2), round((width - side) / 2)
+        images = images[..., top : top + side, left : left + side]
+        tokens: Tensor = self.vision(pixel_values=(images - 0.5) / 0.5).last_hidden_state
+        return tokens[:, :1]
+
+    @torch.no_grad()
+    def encode_text(self, instructions: Sequence[str]) -> Tensor:
+        """Encode B sentences as float ``[B, 1, text_dim]``; raises InstructionError, see `vlp_gym.text`."""
+        sentences = [normalize_instruction(instruction) for instruction in instructions]
+        for sentence in sentences:
+            check_length(len(self.tokenizer(sentence).input_ids), self.max_tokens, truncate=self.truncate)
+        inputs = self.tokenizer(
+            sentences, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        ).to(self.language.device)
+        real = inputs["attention_mask"].unsqueeze(-1)
+        total = (self.language(**inputs).last_hidden_state * real).sum(1, keepdim=True)
+        mean: Tensor = total / real.sum(1, keepdim=True)
+        return mean
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """What ``transformers`` raises where a model is not there becomes a `CheckpointError` that says what to do."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{name}: neither a folder with such a model nor one that the hub delivered ({reason}). It is downloaded "
+            "once and then cached: connect this machine once, or give the path of a folder. "
+            'backbone="small" and the model "vlp-compact" work offline.'
+        ) from error
+
+
+def _load(model_class: Any, expected: str, name: str, **options: Any) -> Any:
+    """A pretrained model in float32, all of whose weights were found."""
+    import transformers
+
+    with _explained(name):
+        config = transformers.AutoConfig.from_pretrained(name)
+    if config.model_type != expected:
+        raise CheckpointError(f"{name}: expected a model of type {expected!r}, got {config.model_type!r}")
+    with _explained(name):
+        model, report = model_class.from_pretrained(name, use_safetensors=True, output_loading_info=True, **options)
+    # transformers only warns of these, and goes on with random weights.
+    if absent := sorted(str(key) for entry in ("missing_keys", "mismatched_keys") for key in report[entry]):
+        raise CheckpointError(
+            f"{name}: expected all weights of a {model_class.__name__}, these are not there: {absent}"
+        )
+    return model.float()

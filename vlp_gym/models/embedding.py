@@ -1,0 +1,109 @@
+"""One embedding a frame and one a sentence; the reward is their cosine. The common form of CLIP, R3M, VIP and LIV.
+
+`EmbeddingModel` has encoders small enough to train from scratch on two cores. What it is worth depends on the objective
+it was trained with, which `vlp_gym.training.embedding` chooses; the model itself knows none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlp_gym.models.backbones.small import TOKEN_PIXELS, SmallBackbone
+from vlp_gym.models.base import History, Scores
+from vlp_gym.models.checkpoint import CheckpointMixin
+from vlp_gym.models.frame_wise import frame_scores
+
+
+def cosine_scores(frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
+    """``r_t = cos(v_t, l)`` of unit embeddings: the reward of a frame, which no other frame has a part in.
+
+    Args:
+        frames: float ``[B, T, 1, E]``, unit length.
+        text: float ``[B, 1, E]``, unit length.
+        mask: bool ``[B, T]``, True where the frame is real.
+
+    Returns:
+        Scores with ``progress`` ``[B, T]`` in [-1, 1] and ``preference`` ``[B]``, its mean over the real frames.
+    """
+    cosine = (frames[:, :, 0].float() * text.float()).sum(-1).clamp(-1, 1)  # rounding must not leave the range
+    return frame_scores(cosine, mask)
+
+
+class EmbeddingModel(nn.Module, CheckpointMixin):
+    """A frame encoder and a text encoder of a few hundred thousand weights; a `RewardModel`, ``r = cos(v_t, l)``.
+
+    The convolutions' grid is not pooled: where the hand is, is what a reward for manipulation depends on. Its channels
+    are reduced at each position, and two layers read the flattened rest.
+
+    Args:
+        image_size: side of the square the frames are resized to, pixels, divisible by 16.
+        channels: of the convolutions' last grid.
+        reduced: channels of a position that the head keeps.
+        hidden: width of the head.
+        embedding: E, of both embeddings.
+        buckets: of the text encoder's hash table.
+        truncate: cut sentences over 64 words instead of raising.
+    """
+
+    model_type = "embedding"
+    window = 8
+    history: History = "sliding"
+    value_range = (-1.0, 1.0)
+
+    def __init__(
+        self,
+        *,
+        image_size: int = 112,
+        channels: int = 128,
+        reduced: int = 32,
+        hidden: int = 256,
+        embedding: int = 128,
+        buckets: int = 4096,
+        truncate: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {
+            "image_size": image_size,
+            "channels": channels,
+            "reduced": reduced,
+            "hidden": hidden,
+            "embedding": embedding,
+            "buckets": buckets,
+            "truncate": truncate,
+        }
+        self.frame_size = (image_size, image_size)
+        self.backbone = SmallBackbone(image_size, channels, buckets, truncate=truncate)
+        positions = (image_size // TOKEN_PIXELS) ** 2
+        self.frame_head = nn.Sequential(
+            nn.Linear(channels, reduced),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(positions * reduced, hidden),
+            nn.LayerNorm(hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, embedding),
+        )
+        self.text_head = nn.Linear(self.backbone.text_dim, embedding)
+
+    def encode_text(self, instructions: Sequence[str]) -> Tensor:
+        """Encode B sentences as one unit vector each, float ``[B, 1, E]``; raises InstructionError."""
+        return F.normalize(self.text_head(self.backbone.encode_text(instructions)), dim=-1)
+
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        """Encode N frames, uint8 ``[N, H, W, 3]`` of any size, as one unit vector each, float ``[N, 1, E]``."""
+        return self._embed(self.backbone.encode_frames(frames))
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """As `encode_frames`, of float pixels ``[N, 3, *frame_size]`` in [0, 1]: for training's augmented frames."""
+        return self._embed(self.backbone.encode_pixels(pixels))
+
+    def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
+        """The cosine of each frame and the sentence; see `cosine_scores`."""
+        return cosine_scores(frames, text, mask)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        return F.normalize(self.frame_head(tokens), dim=-1)[:, None]

@@ -1,0 +1,178 @@
+"""Several reward models as one: where each stands among what it says of other videos; the mean or the least counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vlp_gym.models.base import History, RewardModel, Scores, value_range
+from vlp_gym.models.checkpoint import CheckpointMixin
+from vlp_gym.prompting.pixels import code_points, tokens_to_sentences
+from vlp_gym.text import normalize_instruction
+
+Reduce = Literal["mean", "min"]
+QUANTILES = 101
+
+
+class EnsembleModel(nn.Module, CheckpointMixin):
+    """Mean or minimum of several models, rank-normalised; a `RewardModel` whose progress is in [0, 1].
+
+    A cosine and a probability cannot be averaged as they are. Each member's value of a frame (its progress, times
+    sigmoid(relevance) where it has one; its preference where it has no progress) is replaced by its rank: the share of
+    the calibration's values that are smaller (`calibrate`). Before that, or without it, a finite `value_range` is
+    stretched to [0, 1], and anything else goes through a sigmoid. "min" pays only where all members agree.
+
+    Members get the same frames, as many as the member that looks at most.
+
+    Args:
+        members: at least two names, folders or hub ids for `load_reward_model`.
+        reduce: "mean" or "min".
+        models: the live members, for experiments (such an ensemble can be saved only if `members` names them).
+
+    Raises:
+        ValueError: for fewer than two members or another `reduce`.
+
+    Example:
+        >>> model = EnsembleModel(["vlp-compact", "vlp-compact-45"], "min")
+        >>> model.window, model.history
+        (8, 'prefix')
+    """
+
+    model_type = "ensemble"
+    progress_ranks: Tensor
+    preference_ranks: Tensor
+
+    def __init__(
+        self, members: Sequence[str], reduce: Reduce = "mean", *, models: Sequence[RewardModel] | None = None
+    ) -> None:
+        super().__init__()
+        if reduce not in get_args(Reduce):
+            raise ValueError(f"reduce must be one of {get_args(Reduce)}, got {reduce!r}")
+        if len(members) < 2:
+            raise ValueError(f"an ensemble needs at least 2 members, got {list(members)}")
+        if models is None:
+            from vlp_gym.models.registry import load_reward_model
+
+            models = [load_reward_model(name) for name in members]
+        self.config: dict[str, Any] = {"members": list(members), "reduce": reduce}
+        self.modules_of_members = nn.ModuleList(model for model in models if isinstance(model, nn.Module))
+        self.members: list[RewardModel] = list(models)
+        self.window = max(model.window for model in models)
+        self.history: History = "prefix" if any(model.history == "prefix" for model in models) else "sliding"
+        self.frame_size = (max(model.frame_size[0] for model in models), max(model.frame_size[1] for model in models))
+        for name in ("progress_ranks", "preference_ranks"):
+            self.register_buffer(name, torch.zeros(len(models), QUANTILES, dtype=torch.float64))
+        self._texts: dict[tuple[int, str], Tensor] = {}
+        with torch.inference_mode():
+            black = torch.zeros(1, *self.frame_size, 3, dtype=torch.uint8)
+            self._shapes = [tuple(model.encode_frames(black).shape[1:]) for model in models]
+
+    @classmethod
+    def from_spec(cls, spec: str) -> EnsembleModel:
+        """Make "REDUCE|MODEL|MODEL...", such as "mean|vlp-compact|clip:ViT-B-32/openai"."""
+        reduce, *members = spec.split("|")
+        return cls(members, reduce)  # type: ignore[arg-type]  # the constructor checks it
+
+    def checkpoint_state(self) -> dict[str, Tensor]:
+        """The ranks; members are named in the config."""
+        return {"progress_ranks": self.progress_ranks, "preference_ranks": self.preference_ranks}
+
+    def load_checkpoint_state(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `checkpoint_state`."""
+        for name, values in state.items():
+            getattr(self, name).copy_(values)
+
+    def calibrate(self, progress: NDArray[np.float64], preference: NDArray[np.float64]) -> None:
+        """Take what the members say of many videos as the scale of their ranks.
+
+        Args:
+            progress: values of frames by member, ``[M, N]``, as `ask` gives them.
+            preference: preferences of videos by member, ``[M, V]``.
+
+        Raises:
+            ValueError: for values that are not finite, or all alike, or of another number of members.
+        """
+        for name, values in (("progress", progress), ("preference", preference)):
+            if values.ndim != 2 or len(values) != len(self.members):
+                raise ValueError(f"{name}: expected [{len(self.members)}, N] values, got {list(values.shape)}")
+            if not np.isfinite(values).all():
+                raise ValueError(f"{name}: expected finite values")
+            quantiles = np.quantile(values, np.linspace(0, 1, QUANTILES), axis=1).T
+            if not (quantiles[:, -1] > quantiles[:, 0]).all():
+                alike = self.config["members"][int(np.argmin(quantiles[:, -1] - quantiles[:, 0]))]
+                raise ValueError(f"{name}: all values of {alike} are alike; calibrate on more videos")
+            getattr(self, f"{name}_ranks").copy_(torch.from_numpy(quantiles))
+
+    def encode_text(self, instructions: Sequence[str]) -> Tensor:
+        """The code points of B sentences, float ``[B, L, 1]``; each member encodes a sentence once."""
+        sentences = [normalize_instruction(instruction) for instruction in instructions]
+        for sentence in sentences:  # a sentence that is too long for a member is refused here
+            for number in range(len(self.members)):
+                self._text(number, sentence)
+        return code_points(sentences).to(self.progress_ranks.device)
+
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        """The members' tokens one after the other, float ``[N, sum K, max D]``, filled up with zeros."""
+        tokens = []
+        wide = max(width for _, width in self._shapes)
+        for model in self.members:
+            own = model.encode_frames(frames).float().to(self.progress_ranks.device)
+            tokens.append(nn.functional.pad(own, (0, wide - own.shape[-1])))
+        return torch.cat(tokens, 1)
+
+    def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
+        """Score windows; shapes as in `RewardModel`. Preference and progress are both in [0, 1]."""
+        progress, preference = [], []
+        for number, (scores, value) in enumerate(self.ask(frames, text, mask)):
+            bounds = (-np.inf, np.inf) if scores.progress is None else value_range(self.members[number])
+            progress.append(_rank(value, self.progress_ranks[number], bounds))
+            preference.append(_rank(scores.preference, self.preference_ranks[number], (-np.inf, np.inf)))
+        return Scores(preference=self._reduce(preference), progress=self._reduce(progress))
+
+    def ask(self, frames: Tensor, text: Tensor, mask: Tensor) -> list[tuple[Scores, Tensor]]:
+        """What each member says, and its values of the frames, float32 ``[B, T]``, before any rank."""
+        sentences = tokens_to_sentences(text)
+        answers = []
+        tokens = frames.split([count for count, _ in self._shapes], 2)
+        for number, (model, own) in enumerate(zip(self.members, tokens, strict=True)):
+            texts = [self._text(number, sentence) for sentence in sentences]
+            padded = nn.utils.rnn.pad_sequence(texts, batch_first=True)
+            scores = model.score(own[..., : self._shapes[number][1]], padded, mask)
+            value = scores.preference[:, None].expand(mask.shape) if scores.progress is None else scores.progress
+            if scores.progress is not None and scores.relevance is not None:
+                value = value * torch.sigmoid(scores.relevance)[:, None]
+            answers.append((scores, value.float()))
+        return answers
+
+    def _text(self, number: int, sentence: str) -> Tensor:
+        if (number, sentence) not in self._texts:
+            with torch.no_grad():
+                self._texts[number, sentence] = self.members[number].encode_text([sentence])[0]
+        return self._texts[number, sentence]
+
+    def _reduce(self, ranks: list[Tensor]) -> Tensor:
+        values = torch.stack(ranks)
+        return values.mean(0) if self.config["reduce"] == "mean" else values.amin(0)
+
+
+def _rank(values: Tensor, quantiles: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """Share of the calibration that is smaller, float32 in [0, 1]; before it, the place between the bounds.
+
+    Args:
+        values: any shape.
+        quantiles: float64 ``[Q]``, rising, at equal steps from 0 to 1; all equal where nothing was calibrated.
+        bounds: the smallest and the largest value there can be.
+    """
+    if quantiles[-1] > quantiles[0]:
+        above = torch.searchsorted(quantiles, values.double().contiguous(), right=True).clamp(1, len(quantiles) - 1)
+        low, high = quantiles[above - 1], quantiles[above]
+        within = ((values - low) / (high - low).clamp(min=1e-300)).clamp(0, 1)
+        return ((above - 1 + within) / (len(quantiles) - 1)).float()
+    if np.isfinite(bounds).all():
+        return ((values - bounds[0]) / (bounds[1] - bounds[0])).clamp(0, 1)
+    return torch.sigmoid(values.float())

@@ -1,0 +1,224 @@
+"""RoboCLIP: the reward of a whole episode, how near its video is to a sentence or to one demonstration."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vlp_gym.errors import CheckpointError, DatasetError, InstructionError
+from vlp_gym.models.backbones.s3dg import MAX_WORDS, S3DG
+from vlp_gym.models.base import History, Scores
+from vlp_gym.models.checkpoint import CheckpointMixin, load_state
+from vlp_gym.models.resize import resize_frames
+from vlp_gym.text import check_length, normalize_instruction
+
+VIDEOS = (".mp4", ".gif", ".webm", ".mkv", ".mov", ".avi")
+_CLIPS = 4  # in one pass of the network: a clip of 32 frames at 224 pixels takes some 0.3 GB on its way
+
+
+class RoboCLIPModel(nn.Module, CheckpointMixin):
+    """RoboCLIP (Sontakke et al. 2023): the dot product of the episode's clip and the instruction, by S3D-G.
+
+    An instruction is a sentence, or the path of a video file: a demonstration, which is embedded as the episode is.
+    S3D-G sees whole clips, so that a frame's tokens are its pixels, and every score is a pass over `window` frames
+    that are spread over the episode so far. **The paper pays once, when the episode ends**:
+    ``VLPRewardWrapper(..., reward="final")``. With ``reward="preference"`` each step costs a pass of the network.
+    The wrapper keeps the pixels of the running episode, 0.3 MB a frame at the size 224.
+
+    The pixels are scaled to [0, 1], as the network was trained; the authors' own script leaves them in 0..255. Episodes
+    of fewer frames than `window` show frames twice.
+
+    Args:
+        vocabulary: the words that the sentence side knows, in the order of their rows, from row 1 on.
+        window: frames of a clip, even.
+        frame_size: side of the square that frames are resized to, in pixels, even.
+        width: factor on the channels of the video side; 1.0 is the release.
+        embedding, word_dim, text_hidden: see `S3DG`.
+        words: rows of the word embedding; None: one for each word, and the padding.
+        truncate: drop the words of a sentence over the 16 that the network reads, instead of raising.
+
+    Raises:
+        ValueError: for a number of frames or a size that is odd, or fewer rows than words.
+    """
+
+    model_type = "roboclip"
+    history: History = "prefix"
+
+    def __init__(
+        self,
+        vocabulary: Sequence[str],
+        *,
+        window: int = 32,
+        frame_size: int = 224,
+        width: float = 1.0,
+        embedding: int = 512,
+        word_dim: int = 300,
+        text_hidden: int = 2048,
+        words: int | None = None,
+        truncate: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value in (("window", window), ("frame_size", frame_size)):
+            if value < 2 or value % 2:
+                raise ValueError(f"{name}: expected an even number, at least 2, got {value}")
+        rows = len(vocabulary) + 1 if words is None else words
+        if rows <= len(vocabulary):
+            raise ValueError(f"expected more rows than the vocabulary's {len(vocabulary)} words, got words={rows}")
+        self.config: dict[str, Any] = {
+            "vocabulary": list(vocabulary),
+            "window": window,
+            "frame_size": frame_size,
+            "width": width,
+            "embedding": embedding,
+            "word_dim": word_dim,
+            "text_hidden": text_hidden,
+            "words": rows,
+            "truncate": truncate,
+        }
+        self.window = window
+        self.frame_size = (frame_size, frame_size)
+        self.truncate = truncate
+        self._rows = {word: row for row, word in enumerate(vocabulary, start=1)}
+        self.s3d = S3DG(embedding=embedding, width=width, words=rows, word_dim=word_dim, text_hidden=text_hidden)
+
+    def encode_text(self, instructions: Sequence[str]) -> Tensor:
+        """Embed B sentences, or demonstrations named by their paths, as one token each, float ``[B, 1, E]``.
+
+        Raises:
+            InstructionError: a sentence is blank, has no word that the model knows, or more than 16 of them while
+                `truncate` is False; or a video is missing or cannot be read.
+        """
+        return torch.stack([self._instruction(normalize_instruction(each)) for each in instructions])[:, None]
+
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        """The resized pixels of uint8 frames ``[N, H, W, 3]``, 0 to 255, float16 ``[N, K, 3]``, row by row."""
+        return resize_frames(frames.to(self._device), self.frame_size).flatten(1, 2).half()
+
+    def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
+        """The dot product of each window's clip with its instruction.
+
+        Args:
+            frames: pixels, float ``[B, T, K, 3]`` in 0 to 255.
+            text: embeddings of instructions, float ``[B, 1, E]``.
+            mask: bool ``[B, T]``, True where the frame is real.
+
+        Returns:
+            Scores with ``preference`` ``[B]``, float32; ``progress`` and ``relevance`` are None.
+        """
+        return Scores(preference=(self.embed_clips(frames, mask) * text[:, 0]).sum(1).float())
+
+    def embed_clips(self, frames: Tensor, mask: Tensor) -> Tensor:
+        """Embed windows of pixels ``[B, T, K, 3]``, of which the masked-out ``[B, T]`` are left out, as ``[B, E]``."""
+        embeddings = []
+        for pixels, real in zip(frames.split(_CLIPS), mask.split(_CLIPS), strict=True):
+            rows = torch.arange(len(pixels), device=pixels.device)[:, None]
+            clips = pixels[rows, spread(real, self.window)].unflatten(2, self.frame_size)
+            embeddings.append(self.s3d(clips.permute(0, 4, 1, 2, 3).to(self.s3d.fc.weight.dtype) / 255))
+        return torch.cat(embeddings)
+
+    @property
+    def _device(self) -> torch.device:
+        return self.s3d.fc.weight.device
+
+    def _instruction(self, instruction: str) -> Tensor:
+        """``[E]``."""
+        if instruction.lower().endswith(VIDEOS):
+            return self._demonstration(Path(instruction))
+        known = [self._rows[word] for word in re.findall(r"[\w']+", instruction.lower()) if word in self._rows]
+        if not known:
+            raise InstructionError(
+                f"the instruction {instruction!r} has no word of the model's vocabulary of {len(self._rows)} words; "
+                "say it in plain English words"
+            )
+        count = check_length(len(known), MAX_WORDS, truncate=self.truncate)
+        words = torch.tensor([known[:count] + [0] * (MAX_WORDS - count)], device=self._device)
+        embedding: Tensor = self.s3d.text_module(words)[0]
+        return embedding
+
+    def _demonstration(self, path: Path) -> Tensor:
+        """``[E]``, of frames that are spread over the whole video."""
+        from vlp_gym.video import read_video  # with matplotlib, which is slow to import
+
+        try:
+            video = torch.from_numpy(read_video(path))
+        except DatasetError as error:
+            raise InstructionError(f"the instruction names a demonstration that cannot be read: {error}") from error
+        chosen = spread(torch.ones(1, len(video), dtype=torch.bool), self.window)[0]
+        pixels = self.encode_frames(video[chosen])[None]
+        return self.embed_clips(pixels, torch.ones(pixels.shape[:2], dtype=torch.bool, device=pixels.device))[0]
+
+
+def from_published(
+    state: Mapping[str, Tensor], *, vocabulary: str | Path | Sequence[str], **options: Any
+) -> RoboCLIPModel:
+    """The model of the HowTo100M release: its weights, ``s3d_howto100m.pth``, and its list of words.
+
+    Args:
+        state: tensors by the release's own names.
+        vocabulary: the words of ``s3d_dict.npy``, or a file of them for `read_vocabulary`.
+        options: further arguments of `RoboCLIPModel`.
+
+    Raises:
+        CheckpointError: keys are missing, unexpected or misshaped; it lists them. Or the words cannot be read, or are
+            more than the weights have rows for.
+    """
+    words = read_vocabulary(vocabulary) if isinstance(vocabulary, (str, Path)) else list(vocabulary)
+    table = state.get("text_module.word_embd.weight")
+    rows = len(words) + 1 if table is None else len(table)
+    if rows <= len(words):
+        raise CheckpointError(f"expected at most {rows - 1} words, one for each row but the first, got {len(words)}")
+    model = RoboCLIPModel(words, words=rows, **options)
+    # How many batches a batch norm has seen plays no part, and files of old versions of PyTorch do not say it.
+    counts = {name: x for name, x in model.s3d.state_dict().items() if name.endswith("num_batches_tracked")}
+    load_state(model.s3d, {**counts, **state}, "S3D-G of HowTo100M")
+    return model
+
+
+def spread(mask: Tensor, count: int) -> Tensor:
+    """Choose `count` frames of each window, spread evenly over the real ones, the first and the last among them.
+
+    >>> spread(torch.tensor([[False, True, True, True, True, True], [False] * 4 + [True] * 2]), 4).tolist()
+    [[1, 2, 4, 5], [4, 4, 5, 5]]
+
+    Args:
+        mask: bool ``[B, T]``, True where the frame is real; real frames come last.
+        count: at least 2; frames are repeated where there are fewer.
+
+    Returns:
+        int64 ``[B, count]``, sorted.
+    """
+    real = mask.sum(1, keepdim=True)
+    steps = torch.arange(count, device=mask.device)
+    # Rounded in whole numbers: the same on every device.
+    return mask.shape[1] - real + (2 * steps * (real - 1) + count - 1) // (2 * (count - 1))
+
+
+def read_vocabulary(path: str | Path) -> list[str]:
+    """The list of words of the release, from ``s3d_dict.npy``, a text file (one word a line) or a JSON list.
+
+    Raises:
+        CheckpointError: if the file is missing, is no list of words, or would have to be unpickled.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".npy":
+            array = np.load(path, allow_pickle=False)
+            words = array.tolist() if array.dtype.kind == "U" and array.ndim == 1 else None
+        else:
+            text = path.read_text(encoding="utf-8")
+            words = json.loads(text) if path.suffix == ".json" else text.splitlines()
+    except (OSError, ValueError) as error:  # a pickled array, bad JSON and bad UTF-8 are ValueErrors
+        raise CheckpointError(
+            f"{path}: cannot be read as a list of words ({error}); expected an .npy file of strings that is no pickle, "
+            "a text file with one word a line, or a .json list"
+        ) from error
+    if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
+        raise CheckpointError(f"{path}: expected a list of words, got something else")
+    return words

@@ -1,0 +1,123 @@
+"""SigLIP2 with LoRA: the pretrained backbone on which "Revisiting the learning objectives" compares the objectives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlp_gym.errors import CheckpointError, MissingExtraError
+from vlp_gym.models.base import History, Scores
+from vlp_gym.models.checkpoint import CheckpointMixin
+from vlp_gym.models.embedding import cosine_scores
+from vlp_gym.models.resize import resize_frames
+from vlp_gym.text import check_length, normalize_instruction
+
+BASE = "google/siglip2-base-patch16-224"
+# The attention of every layer of both towers. Not the pooling head's: PyTorch's own attention module reads the weights
+# of its output layer itself, past any adapter around that layer.
+ADAPTED = r".*\.encoder\.layers\.\d+\.self_attn\.(q_proj|k_proj|v_proj|out_proj)"
+
+
+class SigLIP2Model(nn.Module, CheckpointMixin):
+    """A frozen SigLIP2 with low-rank adapters in its attention; a `RewardModel`, ``r = cos(v_t, l)``.
+
+    Untrained, the adapters add nothing and the model is SigLIP2 itself. A checkpoint holds the adapters alone (5 MB);
+    the base comes from the hub, or from the folder that ``base`` names.
+
+    Args:
+        base: hub id or folder of a SigLIP or SigLIP2 of one fixed resolution (`transformers.SiglipModel`), with its
+            tokenizer. Only safetensors are read.
+        rank: r of the adapters; the paper's 16.
+        alpha: their scale is alpha / r; the paper's 32.
+        truncate: cut sentences too long for the base instead of raising.
+
+    Raises:
+        MissingExtraError: without transformers or peft.
+        CheckpointError: if the base is neither there nor delivered, or of another kind.
+    """
+
+    model_type = "siglip2-lora"
+    window = 8
+    history: History = "sliding"
+    value_range = (-1.0, 1.0)
+
+    def __init__(self, *, base: str = BASE, rank: int = 16, alpha: float = 32, truncate: bool = False) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {"base": base, "rank": rank, "alpha": alpha, "truncate": truncate}
+        self.truncate = truncate
+        try:
+            import peft
+        except ImportError as error:
+            raise MissingExtraError('SigLIP2 with LoRA needs: pip install "vlp_gym[vlm]"') from error
+        model, self.tokenizer = _pretrained(base)
+        adapters = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=ADAPTED)  # type: ignore[arg-type]
+        self.model: Any = peft.inject_adapter_in_model(adapters, model)  # freezes all that is not an adapter
+        side = int(model.config.vision_config.image_size)
+        self.frame_size = (side, side)
+        self.text_length = int(model.config.text_config.max_position_embeddings)
+
+    def encode_text(self, instructions: Sequence[str]) -> Tensor:
+        """Encode B sentences as one unit vector each, float ``[B, 1, E]``.
+
+        Raises:
+            InstructionError: see `vlp_gym.text`; the limit is the base's, 64 tokens for SigLIP2.
+        """
+        sentences = [normalize_instruction(sentence).lower() for sentence in instructions]  # as it was pretrained
+        for sentence in sentences:
+            check_length(len(self.tokenizer(sentence)["input_ids"]), self.text_length, truncate=self.truncate)
+        # Padded to the full length: the tower pools the last position, whatever stands there.
+        rows = self.tokenizer(
+            sentences, padding="max_length", truncation=True, max_length=self.text_length, return_tensors="pt"
+        )["input_ids"]
+        rows = rows.to(self.model.logit_scale.device)
+        return F.normalize(self.model.get_text_features(input_ids=rows).pooler_output, dim=-1)[:, None]
+
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        """Encode N frames, uint8 ``[N, H, W, 3]`` of any size, as one unit vector each, float ``[N, 1, E]``."""
+        weights = self.model.logit_scale
+        pixels = resize_frames(frames.to(weights.device), self.frame_size).permute(0, 3, 1, 2)
+        pixels = pixels.to(weights.dtype) / 127.5 - 1  # mean 0.5, standard deviation 0.5
+        return F.normalize(self.model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)[:, None]
+
+    def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
+        """The cosine of each frame and the sentence; see `cosine_scores`."""
+        return cosine_scores(frames, text, mask)
+
+    def checkpoint_state(self) -> dict[str, Tensor]:
+        """The tensors that a checkpoint holds: the adapters."""
+        return {key: value.detach() for key, value in self.state_dict().items() if ".lora_" in key}
+
+    def load_checkpoint_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `checkpoint_state` gave; a missing, unexpected or misshaped tensor is a RuntimeError."""
+        adapters = self.checkpoint_state().keys()
+        rest = {key: value for key, value in self.state_dict().items() if key not in adapters}
+        if overlap := rest.keys() & state.keys():
+            raise RuntimeError(f"expected no weights of the base, got {sorted(overlap)}")
+        self.load_state_dict({**rest, **state}, strict=True)
+
+
+def _pretrained(base: str) -> tuple[Any, Any]:
+    """The base model in float32, and its tokenizer."""
+    try:
+        from transformers import AutoConfig, AutoTokenizer, SiglipModel
+    except ImportError as error:
+        raise MissingExtraError('SigLIP2 with LoRA needs: pip install "vlp_gym[vlm]"') from error
+    try:
+        kind = AutoConfig.from_pretrained(base).model_type
+        if kind != "siglip":
+            raise CheckpointError(
+                f"{base}: expected a SigLIP or SigLIP2 of one fixed resolution (model_type 'siglip'), got {kind!r}; "
+                f"take {BASE} or another -patch16-NNN"
+            )
+        model = SiglipModel.from_pretrained(base, dtype=torch.float32, use_safetensors=True)
+        return model, AutoTokenizer.from_pretrained(base)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{base}: the pretrained base is not there ({reason}). Download it where there is a network (hf download "
+            f"{base}), or pass base= the folder of a copy; the embedding model trains and loads without any download"
+        ) from error

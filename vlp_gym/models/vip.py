@@ -1,0 +1,93 @@
+"""VIP: minus the distance to a goal picture, in a space where that distance shrinks as human videos go on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlp_gym.errors import InstructionError
+from vlp_gym.models.base import History, Scores
+from vlp_gym.models.checkpoint import CheckpointMixin, load_state
+from vlp_gym.models.convert import without_prefix
+from vlp_gym.models.frame_wise import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    cropped_pictures,
+    frame_scores,
+    make_resnet,
+    per_channel,
+    resnet_layers,
+)
+from vlp_gym.models.goal_images import read_goal_image
+
+
+class VIPModel(nn.Module, CheckpointMixin):
+    """``S = -|v_t - v_goal|`` of a ResNet (Ma et al. 2022); the goal is a picture only.
+
+    The instruction is the path of the goal picture, see `read_goal_image`. The value of a frame is S; the reward that
+    VIP pays for a step is how much S grew by it, ``S' - S``: that is the wrapper's ``reward="delta"``.
+
+    The shorter side is resized to 256 pixels and the middle 224 x 224 cut out; frames of 224 x 224 stay as they are.
+
+    Args:
+        resnet: layers of the ResNet, 18, 34 or 50; the published one has 50.
+        dim: width of its last layer, D.
+    """
+
+    model_type = "vip"
+    window = 8
+    history: History = "sliding"
+    frame_size = (224, 224)
+    value_range = (-float("inf"), 0.0)
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, *, resnet: int = 50, dim: int = 1024) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {"resnet": resnet, "dim": dim}
+        self.convnet = make_resnet(resnet, num_classes=dim)
+        self.register_buffer("mean", per_channel(IMAGENET_MEAN), persistent=False)
+        self.register_buffer("std", per_channel(IMAGENET_STD), persistent=False)
+
+    def encode_text(self, instructions: Sequence[str]) -> Tensor:
+        """Encode B goal pictures, given by their paths, float ``[B, 1, D]``.
+
+        Raises:
+            InstructionError: an instruction is a sentence, or its picture is missing or damaged.
+        """
+        return torch.cat([self._encode_goal(instruction) for instruction in instructions])
+
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        """Encode N frames, uint8 ``[N, H, W, 3]`` of any size, float ``[N, 1, D]``."""
+        pictures = cropped_pictures(frames, 256, self.frame_size[0], self.mean.device)
+        features: Tensor = self.convnet((pictures - self.mean) / self.std)
+        return features[:, None]
+
+    def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
+        """Minus the distance of each frame to the goal, ``[B, T]``, at most 0; shapes as in `RewardModel`."""
+        return frame_scores(-torch.linalg.vector_norm(frames[:, :, 0] - text, dim=-1), mask)
+
+    def _encode_goal(self, instruction: str) -> Tensor:
+        picture = read_goal_image(instruction)
+        if picture is None:
+            raise InstructionError(
+                f"VIP knows no language: expected the path of a goal picture (.png, .jpg or .jpeg), got {instruction!r}"
+            )
+        return self.encode_frames(picture[None])
+
+
+def from_published(state: Mapping[str, Tensor]) -> VIPModel:
+    """The model of a published state, keys under ``module.convnet.``; its tensors say how large it is.
+
+    Raises:
+        CheckpointError: keys are missing, unexpected or misshaped; it lists them.
+    """
+    weights = without_prefix(state, "module.")
+    bias = weights.get("convnet.fc.bias")
+    model = VIPModel(resnet=resnet_layers(weights), dim=1024 if bias is None else bias.numel())
+    load_state(model, weights, "VIP")
+    return model

@@ -1,0 +1,118 @@
+"""VLM-RM: CLIP's similarity, with all that does not lead from a baseline sentence to the goal made smaller."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from urllib.parse import parse_qsl
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlp_gym.errors import InstructionError
+from vlp_gym.models.base import History, Scores
+from vlp_gym.models.clip import ClipTowers, parse_clip_name
+from vlp_gym.models.frame_wise import frame_scores
+
+BASELINE = "a robot arm at a table"
+SAME = 1e-4  # distance of two unit vectors that rounding alone may bring about
+
+
+class VLMRMModel(nn.Module):
+    """Goal-baseline regularised similarity (VLM-RM, Rocamonde et al. 2024, definition 1); see `goal_baseline_reward`.
+
+    The instruction is the goal: a sentence that describes the picture once the task is done. Its tokens are two: the
+    goal's unit vector and the baseline's.
+
+    Args:
+        name: an open_clip model.
+        pretrained: its weights; see `ClipTowers`, and there also what is raised.
+        baseline: a sentence for what the pictures show anyway, task or no task.
+        alpha: strength of the regularisation, in [0, 1]; 0 is CLIP's own cosine.
+        truncate: cut a sentence that is longer than the text tower takes, instead of raising.
+
+    Raises:
+        ValueError: alpha is not in [0, 1].
+        InstructionError: the baseline is blank or too long.
+    """
+
+    window = 8
+    history: History = "sliding"
+    # The projection shortens every vector or keeps its length, and two unit vectors are at most 2 apart.
+    value_range = (-1.0, 1.0)
+
+    def __init__(
+        self,
+        name: str = "ViT-B-32",
+        pretrained: str | None = "openai",
+        *,
+        baseline: str = BASELINE,
+        alpha: float = 0.5,
+        truncate: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha: expected a number in [0, 1], got {alpha}")
+        self.baseline, self.alpha = baseline, alpha
+        self.clip = ClipTowers(name, pretrained, truncate=truncate).requires_grad_(False)
+        self.frame_size = self.clip.frame_size
+        self.clip.encode_text([baseline])  # raises now rather than with the first instruction
+
+    @classmethod
+    def from_spec(cls, spec: str) -> VLMRMModel:
+        """The model of "NAME/TAG?baseline=SENTENCE&alpha=NUMBER", as in a URL ("%26" for an "&" in the sentence)."""
+        clip, _, query = spec.partition("?")
+        given = parse_qsl(query, keep_blank_values=True)
+        options = dict(given)
+        if len(options) < len(given) or options.keys() - {"baseline", "alpha"}:
+            raise ValueError(f'expected "baseline" and "alpha" after the "?", each once at most, got {query!r}')
+        try:
+            alpha = float(options.get("alpha", 0.5))
+        except ValueError as error:
+            raise ValueError(f"alpha: expected a number in [0, 1], got {options['alpha']!r}") from error
+        with torch.random.fork_rng(devices=[]):
+            return cls(*parse_clip_name(clip), baseline=options.get("baseline", BASELINE), alpha=alpha)
+
+    def encode_text(self, instructions: Sequence[str]) -> Tensor:
+        """Encode B goals as two unit vectors each, the goal's and the baseline's, float ``[B, 2, D]``.
+
+        Raises:
+            InstructionError: a sentence is blank or too long, or CLIP cannot tell it from the baseline.
+        """
+        goals = self.clip.encode_text(instructions)
+        baseline = self.clip.encode_text([self.baseline])
+        same = (goals - baseline).norm(dim=-1).squeeze(1) < SAME
+        if self.alpha > 0 and bool(same.any()):
+            twin = instructions[int(same.int().argmax())]
+            raise InstructionError(
+                f"the goal {twin!r} and the baseline {self.baseline!r} are the same to this CLIP, so there is no "
+                "direction from one to the other; describe the goal otherwise, or the baseline"
+            )
+        return torch.cat([goals, baseline.expand_as(goals)], dim=1)
+
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        """Encode N frames, uint8 ``[N, H, W, 3]`` of any size, as unit vectors, float ``[N, 1, D]``."""
+        return self.clip.encode_frames(frames)
+
+    def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
+        """The regularised similarity of each frame, ``[B, T]`` in [-1, 1]; shapes as in `RewardModel`."""
+        return frame_scores(goal_baseline_reward(frames[:, :, 0], text[:, :1], text[:, 1:2], self.alpha), mask)
+
+
+def goal_baseline_reward(frames: Tensor, goal: Tensor, baseline: Tensor, alpha: float) -> Tensor:
+    """``r = 1 - 1/2 |(x - g) P|^2`` with ``P = alpha d d^T / |d|^2 + (1 - alpha) I`` and ``d = g - b``.
+
+    Args:
+        frames: x, unit vectors ``[B, T, D]``.
+        goal: g, unit vectors ``[B, 1, D]``.
+        baseline: b, unit vectors ``[B, 1, D]``; unlike the goal unless alpha is 0.
+        alpha: strength of the regularisation, in [0, 1].
+
+    Returns:
+        ``[B, T]`` in [-1, 1].
+    """
+    direction = F.normalize(goal - baseline, dim=-1)
+    gap = frames - goal
+    along = (gap * direction).sum(-1, keepdim=True) * direction
+    projected = alpha * along + (1 - alpha) * gap
+    return (1 - projected.square().sum(-1) / 2).clamp(-1, 1)  # rounding may lead a hair beyond

@@ -1,0 +1,133 @@
+"""How a question is put, whoever answers: look it up, ask, read the answer, say what was wrong with it, count."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from vlp_gym.errors import QueryError
+from vlp_gym.prompting.cache import PromptCache, question_key
+from vlp_gym.prompting.content import Content
+from vlp_gym.prompting.parse import Unparsed
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+COUNTERS = ("requests", "retries", "cached", "unparsed", "prompt_tokens", "completion_tokens")
+
+
+class Asking:
+    """The memory and the counters of one chat model.
+
+    Args:
+        model: its name.
+        parameters: JSON values that bear on its answers.
+        cache: folder of the answers; "default", or None to keep none.
+        attempts: how often one question is asked until its answer can be read.
+    """
+
+    def __init__(
+        self, model: str, parameters: Mapping[str, Any], *, cache: str | os.PathLike[str] | None, attempts: int
+    ) -> None:
+        if attempts < 1:
+            raise ValueError(f"attempts must be at least 1, got {attempts}")
+        self.model, self.parameters, self.attempts = model, dict(parameters), attempts
+        self.cache = PromptCache(cache)
+        self._counts: Counter[str] = Counter()
+        self._counting = threading.Lock()
+        # Two rows of a batch often ask the same; the second waits for the first one's answer. Locks are shared by
+        # questions whose keys begin alike, so that they need no owner who clears them away.
+        self._locks = [threading.Lock() for _ in range(256)]
+
+    def answer(
+        self,
+        content: Content,
+        read: Callable[[str], Result],
+        send: Callable[[Content], str],
+        kind: Sequence[str] = ("text",),
+    ) -> Result:
+        """The answer that was kept, or a new one, which is kept if it can be read.
+
+        Args:
+            content: the question.
+            read: makes a value of the answer, or raises Unparsed.
+            send: asks the model.
+            kind: what is asked for, a part of the question's key.
+
+        Raises:
+            QueryError: if no answer can be read.
+        """
+        key = question_key(self.model, {**self.parameters, "kind": list(kind)}, content)
+        with self._locks[int(key[:2], 16)]:
+            kept = self.cache.get(key)
+            if kept is not None:
+                try:
+                    value = read(kept)
+                except Unparsed:
+                    pass  # kept by a version that read otherwise
+                else:
+                    self.count(cached=1)
+                    return value
+            said, reason = "", ""
+            for attempt in range(1, self.attempts + 1):
+                # A model at temperature 0 repeats itself unless the question changes.
+                again = [] if attempt == 1 else [f"Attempt {attempt}: {reason}. Keep exactly to the format asked for."]
+                said = send([*content, *again])
+                try:
+                    value = read(said)
+                except Unparsed as error:
+                    self.count(unparsed=1)
+                    reason = f"the answer could not be read, because {error}"
+                else:
+                    self.cache.put(key, said, self.model)
+                    return value
+        times = "once" if self.attempts == 1 else f"{self.attempts} times"
+        raise QueryError(
+            f"{self.model} was asked {times}, and {reason}; it began with {said[:80]!r}. "
+            "Take a model that follows formats better, or give more attempts"
+        )
+
+    def logprobs(
+        self, content: Content, candidates: Sequence[str], send: Callable[[Content], list[float]]
+    ) -> list[float]:
+        """As `answer`, for log-probabilities."""
+
+        def read(answer: str) -> list[float]:
+            try:
+                values = [float(value) for value in json.loads(answer)]
+            except (ValueError, TypeError) as error:
+                raise Unparsed(f"it is no list of numbers ({error})") from error
+            if len(values) != len(candidates) or not all(math.isfinite(value) for value in values):
+                raise Unparsed(f"expected {len(candidates)} finite log-probabilities, got {values}")
+            return values
+
+        return self.answer(content, read, lambda content: json.dumps(send(content)), ("logprobs", *candidates))
+
+    def count(self, **increments: int) -> None:
+        """Add to the counters."""
+        with self._counting:
+            self._counts.update(increments)
+
+    def stats(self) -> dict[str, float]:
+        """The counters, by the names in `COUNTERS`."""
+        with self._counting:
+            return {name: self._counts[name] for name in COUNTERS}
+
+
+def concurrently(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> list[Result]:
+    """Results in the order of the items, of which `workers` are in work at a time; the first error is raised.
+
+    >>> concurrently(abs, [-1, 2, -3], 2)
+    [1, 2, 3]
+    """
+    items = list(items)
+    if workers <= 1 or len(items) <= 1:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(min(workers, len(items)), thread_name_prefix="vlp-gym-prompt") as pool:
+        return list(pool.map(function, items))

@@ -1,0 +1,81 @@
+"""Answers on disk, so that no question is paid for twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlp_gym.prompting.content import Content, identity
+from vlp_gym.storage import write_atomic
+
+DEFAULT = "default"
+
+
+def default_folder() -> Path:
+    """``prompts`` in the folder that the environment variable VLP_GYM_CACHE names, else in ``~/.cache/vlp_gym``."""
+    return Path(os.environ.get("VLP_GYM_CACHE") or "~/.cache/vlp_gym").expanduser() / "prompts"
+
+
+def question_key(model: str, parameters: Mapping[str, Any], content: Content) -> str:
+    """SHA-256 of a question: the model, the parameters that bear on its answer, texts and pixels.
+
+    The address of the endpoint is no part of it: the same model answers there as anywhere.
+    """
+    question = {"model": model, "parameters": dict(parameters), "content": identity(content)}
+    return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
+
+
+class PromptCache:
+    """One small JSON file an answer. Pictures, keys and addresses are never written.
+
+    Args:
+        folder: where; "default" takes `default_folder()`, and None keeps nothing.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None = DEFAULT) -> None:
+        self.folder = None if folder is None else default_folder() if folder == DEFAULT else Path(folder).expanduser()
+        self._warned = False
+
+    def get(self, key: str) -> str | None:
+        """The answer, or None if there is none or its file is damaged."""
+        if self.folder is None:
+            return None
+        try:
+            entry = json.loads(self._path(key).read_bytes())
+            answer = entry["answer"]
+            intact = entry["key"] == key and entry["sha256"] == _digest(answer)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
+        return answer if intact else None
+
+    def put(self, key: str, answer: str, model: str) -> None:
+        """Keep an answer; a folder that cannot be written costs a warning, not the answer."""
+        if self.folder is None:
+            return
+        entry = {"model": model, "key": key, "answer": answer, "sha256": _digest(answer)}
+        path = self._path(key)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, json.dumps(entry, indent=1).encode())
+        except OSError as error:
+            # Another client of this process may have been writing the very same answer.
+            if not self._warned and self.get(key) is None:
+                self._warned = True
+                warnings.warn(
+                    f"{self.folder}: answers cannot be kept ({error.strerror or error}), and every question will be "
+                    "asked again; give another folder as cache",
+                    stacklevel=2,
+                )
+
+    def _path(self, key: str) -> Path:
+        assert self.folder is not None
+        return self.folder / key[:2] / f"{key}.json"
+
+
+def _digest(answer: str) -> str:
+    return hashlib.sha256(answer.encode("utf-8", "surrogatepass")).hexdigest()

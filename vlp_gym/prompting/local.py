@@ -1,0 +1,145 @@
+"""A chat model that `transformers` runs on this computer."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from vlp_gym.errors import CheckpointError, MissingExtraError, QueryError
+from vlp_gym.prompting.asking import Asking
+from vlp_gym.prompting.cache import DEFAULT
+from vlp_gym.prompting.content import Content, to_pil
+
+Result = TypeVar("Result")
+
+
+class LocalChat:
+    """A vision-language model with a chat template, such as Qwen2.5-VL; greedy, one question at a time.
+
+    Code of the repository is never run (``trust_remote_code`` stays off), and only safetensors weights are read.
+
+    Args:
+        model: hub id or folder.
+        device: "auto" takes CUDA where there is one.
+        dtype: "auto" takes that of the weights, else a name such as "bfloat16".
+        cache: as `vlp_gym.prompting.ChatClient` has it.
+        attempts: how often a question is asked until its answer can be read.
+        max_tokens: of an answer, at most.
+
+    Raises:
+        MissingExtraError: if `transformers` or `Pillow` is not installed.
+        CheckpointError: if the model cannot be found, downloaded or built.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        cache: str | os.PathLike[str] | None = DEFAULT,
+        attempts: int = 3,
+        max_tokens: int | None = 1024,
+    ) -> None:
+        if max_tokens is None or max_tokens < 1:
+            raise ValueError(f"max_tokens of a local model must be at least 1, got {max_tokens}")
+        self.name = f"local/{model}"
+        self.max_tokens = max_tokens
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._processor, self._model = _load(model, device, dtype)
+        self._device = device
+        # A folder's model may be another one tomorrow; its answers must not be taken for those of today's.
+        parameters = {"dtype": dtype, "max_tokens": max_tokens, "weights": _fingerprint(model, self._model)}
+        self._asking = Asking(self.name, parameters, cache=cache, attempts=attempts)
+        self._lock = threading.Lock()  # the threads of a batch take turns
+
+    def ask(self, content: Content, read: Callable[[str], Result]) -> Result:
+        """As `Chat.ask`."""
+        return self._asking.answer(content, read, self._generate)
+
+    def logprobs(self, content: Content, candidates: Sequence[str]) -> list[float]:
+        """As `Chat.logprobs`; of a candidate that is one token with and without a space before it, both count."""
+        return self._asking.logprobs(content, candidates, lambda content: self._first_token(content, candidates))
+
+    def stats(self) -> dict[str, float]:
+        """Counters: "requests" are passes of the model, "retries" is 0."""
+        return self._asking.stats()
+
+    def close(self) -> None:
+        """Let go of the weights; nothing can be asked afterwards."""
+        self._model = None
+
+    @torch.inference_mode()
+    def _generate(self, content: Content) -> str:
+        inputs = self._inputs(content)
+        length = inputs["input_ids"].shape[1]
+        with self._lock:
+            # No sampling: it would draw from the global generators, which belong to the agent.
+            output = self._model.generate(**inputs, max_new_tokens=self.max_tokens, do_sample=False)
+        self._asking.count(requests=1, prompt_tokens=length, completion_tokens=output.shape[1] - length)
+        return str(self._processor.batch_decode(output[:, length:], skip_special_tokens=True)[0])
+
+    @torch.inference_mode()
+    def _first_token(self, content: Content, candidates: Sequence[str]) -> list[float]:
+        inputs = self._inputs(content)
+        ids = [self._token_ids(candidate) for candidate in candidates]
+        with self._lock:
+            logits: Tensor = self._model(**inputs).logits[0, -1]
+        self._asking.count(requests=1, prompt_tokens=inputs["input_ids"].shape[1])
+        logprobs = logits.double().log_softmax(-1)
+        return [min(float(logprobs[row].logsumexp(0)), 0.0) for row in ids]
+
+    def _inputs(self, content: Content) -> Any:
+        parts = [
+            {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": to_pil(part)}
+            for part in content
+        ]
+        inputs = self._processor.apply_chat_template(
+            [{"role": "user", "content": parts}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        return inputs.to(self._device)
+
+    def _token_ids(self, candidate: str) -> list[int]:
+        tokenizer = self._processor.tokenizer
+        both = [tokenizer.encode(text, add_special_tokens=False) for text in (candidate, f" {candidate}")]
+        ids = sorted({tokens[0] for tokens in both if len(tokens) == 1})
+        if not ids:
+            raise QueryError(f"{self.name}: {candidate!r} is {len(both[0])} tokens, expected 1; take another model")
+        return ids
+
+
+def _load(name: str, device: str, dtype: str) -> tuple[Any, Any]:
+    try:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+    except ImportError as error:
+        raise MissingExtraError(
+            'a local chat model needs the package transformers: pip install "vlp_gym[vlm]"'
+        ) from error
+    try:
+        processor = AutoProcessor.from_pretrained(name)
+        model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, use_safetensors=True)
+    except ImportError as error:  # what a model needs beyond transformers, such as torchvision
+        raise MissingExtraError(f"{name!r} needs another package: {error}") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"transformers could not load the vision-language model {name!r}: {error}\n"
+            "Give a folder, or connect this machine once; the files are then cached"
+        ) from error
+    return processor, model.to(device).eval()
+
+
+def _fingerprint(name: str, model: Any) -> list[Any]:
+    """Tells weights apart: the hub's commit, or sizes and times of a folder's weight files."""
+    files = [path.stat() for path in sorted(Path(name).glob("*.safetensors"))] if Path(name).is_dir() else []
+    return [getattr(model.config, "_commit_hash", None), *([file.st_size, file.st_mtime_ns] for file in files)]

@@ -1,0 +1,64 @@
+"""Frames and sentences as tokens that lose nothing: pixels and code points, for models that are shown the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vlp_gym.models.resize import resize_frames
+from vlp_gym.text import normalize_instruction
+
+
+def square(frame_size: int | tuple[int, int]) -> tuple[int, int]:
+    """(H, W) in pixels, of which one number makes a square.
+
+    >>> square(224)
+    (224, 224)
+    """
+    height, width = (frame_size, frame_size) if isinstance(frame_size, int) else frame_size
+    if height < 1 or width < 1:
+        raise ValueError(f"frame_size must be at least 1 pixel, got {frame_size}")
+    return int(height), int(width)
+
+
+def pixel_tokens(frames: Tensor, frame_size: tuple[int, int]) -> Tensor:
+    """Resize frames, uint8 ``[N, h, w, 3]``, to one token a pixel, float16 ``[N, H * W, 3]`` of whole numbers 0-255.
+
+    Raises:
+        TypeError: the frames are not uint8 ``[N, h, w, 3]``.
+    """
+    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
+        raise TypeError(f"expected uint8 frames [N, H, W, 3], got {frames.dtype} {list(frames.shape)}")
+    return resize_frames(frames, frame_size).flatten(1, 2).half()
+
+
+def tokens_to_images(tokens: Tensor, frame_size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The frames that `pixel_tokens` was given after its resize: ``[..., H * W, 3]`` -> uint8 ``[..., H, W, 3]``."""
+    images = tokens.float().round().to(torch.uint8).cpu().numpy()
+    return images.reshape(*images.shape[:-2], *frame_size, 3)
+
+
+def code_points(instructions: Sequence[str]) -> Tensor:
+    """Sentences as their Unicode code points, float32 ``[B, L, 1]``; padding is zero.
+
+    >>> code_points(["ab", "c"]).squeeze(-1).tolist()
+    [[97.0, 98.0], [99.0, 0.0]]
+
+    Raises:
+        InstructionError: a sentence is blank, or holds characters that no text has.
+    """
+    sentences = [normalize_instruction(instruction) for instruction in instructions]
+    tokens = torch.zeros(len(sentences), max(map(len, sentences), default=0), 1)
+    for row, sentence in zip(tokens, sentences, strict=True):
+        row[: len(sentence), 0] = torch.tensor([float(ord(character)) for character in sentence])
+    return tokens
+
+
+def tokens_to_sentences(text: Tensor) -> list[str]:
+    """The sentences that `code_points` was given, ``[B, L, 1]``."""
+    rows = text.squeeze(-1).long().tolist()
+    return ["".join(chr(point) for point in row if point) for row in rows]

@@ -1,0 +1,100 @@
+"""What `vlp-gym train` can train: of each system the model, what it learns from, and how fast."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import nn
+
+from vlp_gym.data.dataset import Trajectory
+from vlp_gym.training.loop import Recipe
+
+
+class System(NamedTuple):
+    """Defaults of one system.
+
+    Attributes:
+        backbone: what its model is built on; "" where there is no choice.
+        learning_rate: the highest.
+        steps: optimizer steps.
+        batch_size: samples in a batch; 0 where `TrainConfig` says it in tasks and clips.
+    """
+
+    backbone: str
+    learning_rate: float
+    steps: int
+    batch_size: int = 0
+
+
+SYSTEMS = {
+    "compact": System("", 1e-3, 700),
+    "vlp": System("open_clip:ViT-B-16/openai", 3e-5, 15_000),
+    "joint": System("", 1e-3, 700),
+    "rewind": System("dinov2+minilm", 1e-4, 5_000, 32),
+    "embedding": System("", 1e-3, 2_000, 32),
+    "siglip2-lora": System("google/siglip2-base-patch16-224", 1e-4, 7_810, 32),
+    "spur": System("Qwen/Qwen2.5-VL-3B-Instruct", 2e-5, 5_000, 16),
+}
+LIV_LEARNING_RATE = 1e-5  # of SigLIP2: it is unstable beyond that ("Learning objectives under one roof", appendix)
+
+
+def build(
+    system: str,
+    trajectories: Sequence[Trajectory],
+    *,
+    backbone: str,
+    objective: str,
+    batch_size: int,
+    seed: int,
+    quality_weight: float,
+    motion_weight: float,
+    relevance_shift: float,
+) -> tuple[nn.Module, Recipe | Sequence[Trajectory]]:
+    """A fresh model, drawn from torch's global generator, and what `vlp_gym.training.loop.train` is to teach it.
+
+    Args:
+        system: a key of `SYSTEMS`.
+        trajectories: of the training tasks.
+        backbone: of vlp, rewind, siglip2-lora and spur.
+        objective: of embedding and siglip2-lora.
+        batch_size: of all but compact, vlp and joint.
+        seed: of the recipe.
+        quality_weight, motion_weight, relevance_shift: of compact.
+
+    Raises:
+        ValueError, CheckpointError, MissingExtraError: what the model or the recipe raises.
+    """
+    if system == "compact":
+        from vlp_gym.models.compact import CompactRewardModel
+
+        compact = CompactRewardModel(
+            quality_weight=quality_weight, motion_weight=motion_weight, relevance_shift=relevance_shift
+        )
+        return compact, trajectories
+    if system in ("vlp", "joint"):
+        from vlp_gym.models.vlp import VLPModel
+
+        return VLPModel(backbone if system == "vlp" else "small"), trajectories
+    if system == "rewind":
+        from vlp_gym.models.rewind import ReWiNDModel
+        from vlp_gym.training.rewind import RewindRecipe
+
+        model = ReWiNDModel(backbone)
+        return model, RewindRecipe(trajectories, window=model.window, clips=batch_size, seed=seed)
+    if system == "spur":
+        from vlp_gym.models.spur import SPURModel
+        from vlp_gym.training.spur import SPURRecipe
+
+        spur = SPURModel(backbone)
+        return spur, SPURRecipe(trajectories, batch_size=batch_size, frames=spur.window, seed=seed)
+    from vlp_gym.training.embedding import EmbeddingRecipe
+
+    recipe = EmbeddingRecipe(trajectories, objective, batch_size=batch_size, seed=seed)
+    if system == "embedding":
+        from vlp_gym.models.embedding import EmbeddingModel
+
+        return EmbeddingModel(), recipe
+    from vlp_gym.models.siglip2 import SigLIP2Model
+
+    return SigLIP2Model(base=backbone), recipe
