@@ -17,15 +17,15 @@ pytest.importorskip("matplotlib")
 
 from rollouts import painted, painted_tasks, write_tasks
 
-from vlp_gym import objective_study
 from vlp_gym.data.dataset import TIERS
 from vlp_gym.data.views import group_views
 from vlp_gym.errors import DatasetError
 from vlp_gym.models.base import Scores
 from vlp_gym.models.registry import load_reward_model
-from vlp_gym.objective_eval import MULTI, average, evaluate_baselines, evaluate_views
-from vlp_gym.objective_report import PUBLISHED, orderings
-from vlp_gym.objective_study import HELD_OUT, LEFT_OUT, run, training_tasks
+from vlp_gym.objective_study import run as objective_study
+from vlp_gym.objective_study.judge import MULTI, average, evaluate_baselines, evaluate_views
+from vlp_gym.objective_study.report import PUBLISHED, orderings
+from vlp_gym.objective_study.run import HELD_OUT, LEFT_OUT, run, training_tasks
 
 CAMERAS = ("corner", "corner2", "corner3")
 TASKS = ("push-v3", "reach-v3")

@@ -20,6 +20,7 @@ from PIL import Image
 
 from tests.chat_server import ChatServer
 from vlp_gym.errors import DatasetError, InstructionError, MissingExtraError, QueryError, QueryTimeout
+from vlp_gym.models.raw_tokens import code_points, pixel_tokens, square, tokens_to_images, tokens_to_sentences
 from vlp_gym.prompting import ChatClient, Unparsed, open_chat
 from vlp_gym.prompting.asking import concurrently
 from vlp_gym.prompting.cache import PromptCache, default_folder, question_key
@@ -28,7 +29,6 @@ from vlp_gym.prompting.content import Chat, png_bytes
 from vlp_gym.prompting.examples import load_examples
 from vlp_gym.prompting.failures import retry_after_s
 from vlp_gym.prompting.parse import parse_choice, parse_percentages, parse_text
-from vlp_gym.prompting.pixels import code_points, pixel_tokens, square, tokens_to_images, tokens_to_sentences
 
 KEY = "sk-secret-0123456789"
 Make = Callable[..., ChatClient]

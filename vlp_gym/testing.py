@@ -28,9 +28,7 @@ from vlp_gym.models.base import ContextualModel, RewardModel, Scores, value_rang
 SENTENCES = ("press the button", "close the door and then open the drawer, please")
 
 
-def check_reward_model(
-    model: RewardModel, *, instructions: tuple[str, str] = SENTENCES, atol: float = 1e-4
-) -> None:
+def check_reward_model(model: RewardModel, *, instructions: tuple[str, str] = SENTENCES, atol: float = 1e-4) -> None:
     """Check that a model keeps what `RewardModel` promises; random frames, a few forward passes.
 
     Shapes, dtypes and ranges; the same answer twice and with the global random generators untouched; inputs not

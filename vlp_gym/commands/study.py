@@ -35,8 +35,8 @@ def objectives(
         backbone: compact trains small encoders from scratch; siglip2 adapters of SigLIP2.
         demonstrations: of each task; the paper's are 3; all by default.
     """
-    from vlp_gym.objective_report import markdown
-    from vlp_gym.objective_study import run
+    from vlp_gym.objective_study.report import markdown
+    from vlp_gym.objective_study.run import run
 
     out = Path("runs") / f"objectives-{backbone}" if out is None else out
     study = run(

@@ -78,7 +78,8 @@ def train(
     from vlp_gym.data.instructions import train_tasks
     from vlp_gym.training.loop import TrainConfig
     from vlp_gym.training.loop import train as run_training
-    from vlp_gym.training.systems import LIV_LEARNING_RATE, SYSTEMS, build
+    from vlp_gym.training.systems import SYSTEMS, build
+    from vlp_gym.training.systems import learning_rate as own_rate
 
     own = SYSTEMS[system]
     if backbone is not None and not own.backbone:
@@ -98,7 +99,7 @@ def train(
         takers = [name for name, other in SYSTEMS.items() if other.batch_size]
         raise ValueError(f"--batch-size: expected at least 1, with {', '.join(takers)}; got {batch_size} for {system}")
     if learning_rate is None:
-        learning_rate = LIV_LEARNING_RATE if (system, objective) == ("siglip2-lora", "liv") else own.learning_rate
+        learning_rate = own_rate(system, objective)
     out = Path("runs") / f"{system}-{split}" if out is None else out
     config = TrainConfig(
         steps=steps, relevance_steps=relevance_steps, seed=seed, precision=precision, learning_rate=learning_rate,

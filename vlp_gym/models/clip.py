@@ -69,7 +69,6 @@ class ClipTowers(nn.Module):
         return F.normalize(features, dim=-1)[:, None]
 
 
-
 class CLIPModel(nn.Module):
     """The cosine of each frame and the sentence, ``r = cos(v_t, l)``; a `RewardModel` made of any open_clip model.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vlp_gym.models.base import History, RewardModel, Scores, value_range
 from vlp_gym.models.checkpoint import CheckpointMixin
-from vlp_gym.prompting.pixels import code_points, tokens_to_sentences
+from vlp_gym.models.raw_tokens import code_points, tokens_to_sentences
 from vlp_gym.text import normalize_instruction
 
 Reduce = Literal["mean", "min"]

@@ -16,7 +16,7 @@ from vlp_gym.errors import CheckpointError, DatasetError, InstructionError
 from vlp_gym.models.backbones.s3dg import MAX_WORDS, S3DG
 from vlp_gym.models.base import History, Scores
 from vlp_gym.models.checkpoint import CheckpointMixin, load_state
-from vlp_gym.models.resize import resize_frames
+from vlp_gym.models.raw_tokens import pixel_tokens
 from vlp_gym.text import check_length, normalize_instruction
 
 VIDEOS = (".mp4", ".gif", ".webm", ".mkv", ".mov", ".avi")
@@ -99,7 +99,7 @@ class RoboCLIPModel(nn.Module, CheckpointMixin):
 
     def encode_frames(self, frames: Tensor) -> Tensor:
         """The resized pixels of uint8 frames ``[N, H, W, 3]``, 0 to 255, float16 ``[N, K, 3]``, row by row."""
-        return resize_frames(frames.to(self._device), self.frame_size).flatten(1, 2).half()
+        return pixel_tokens(frames.to(self._device), self.frame_size)
 
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
         """The dot product of each window's clip with its instruction.

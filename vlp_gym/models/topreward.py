@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlp_gym.models.base import History, Scores
+from vlp_gym.models.raw_tokens import code_points, pixel_tokens, square, tokens_to_images, tokens_to_sentences
 from vlp_gym.models.resize import resize_frames
 from vlp_gym.prompting.asking import concurrently
 from vlp_gym.prompting.content import Chat
-from vlp_gym.prompting.pixels import code_points, pixel_tokens, square, tokens_to_images, tokens_to_sentences
 from vlp_gym.prompting.spec import open_chat
 
 ANSWER = "True"

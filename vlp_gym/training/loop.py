@@ -73,7 +73,7 @@ class Recipe(Protocol):
         ...
 
     def loss(self, model: nn.Module, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
-        """"loss" to minimise, and its parts by name, all scalars; `generator` is on the CPU."""
+        """ "loss" to minimise, and its parts by name, all scalars; `generator` is on the CPU."""
         ...
 
 

@@ -36,7 +36,11 @@ SYSTEMS = {
     "siglip2-lora": System("google/siglip2-base-patch16-224", 1e-4, 7_810, 32),
     "spur": System("Qwen/Qwen2.5-VL-3B-Instruct", 2e-5, 5_000, 16),
 }
-LIV_LEARNING_RATE = 1e-5  # of SigLIP2: it is unstable beyond that ("Learning objectives under one roof", appendix)
+
+
+def learning_rate(system: str, objective: str) -> float:
+    """The highest learning rate; LIV's loss makes SigLIP2 unstable beyond 1e-5 (learning objectives, appendix A.1)."""
+    return 1e-5 if (system, objective) == ("siglip2-lora", "liv") else SYSTEMS[system].learning_rate
 
 
 def build(

@@ -21,13 +21,14 @@ from vlp_gym.data.instructions import train_tasks
 from vlp_gym.data.views import Rollout, group_views
 from vlp_gym.models.embedding import EmbeddingModel
 from vlp_gym.models.siglip2 import SigLIP2Model
-from vlp_gym.objective_eval import Figures, average, evaluate_baselines, evaluate_views
-from vlp_gym.objective_plots import plot_study
-from vlp_gym.objective_report import COMPARED, markdown, orderings, summarize
-from vlp_gym.objective_report import HELD_OUT as HELD_OUT
+from vlp_gym.objective_study.judge import Figures, average, evaluate_baselines, evaluate_views
+from vlp_gym.objective_study.plots import plot_study
+from vlp_gym.objective_study.report import COMPARED, markdown, orderings, summarize
+from vlp_gym.objective_study.report import HELD_OUT as HELD_OUT
 from vlp_gym.storage import write_atomic
 from vlp_gym.training.embedding import BATCH, OBJECTIVES, EmbeddingRecipe, Views
 from vlp_gym.training.loop import TrainConfig, train
+from vlp_gym.training.systems import learning_rate
 
 Backbone = Literal["compact", "siglip2"]
 UNTRAINED = "untrained"
@@ -43,11 +44,10 @@ LEFT_OUT = (
 )
 """Further tasks that the paper keeps out of the training (underlined in its table 4): too near to the others."""
 
-# Of AdamW, at its highest; it falls to a hundredth. For SigLIP2 the paper's. The small backbone starts from random
-# weights and takes what `TrainConfig` has for models that are built on it, the same for every objective.
-LEARNING_RATE = {"compact": 1e-3, "siglip2": 1e-4}
-LIV_LEARNING_RATE = {"compact": 1e-3, "siglip2": 1e-5}
-_MODELS: dict[str, type[nn.Module]] = {"compact": EmbeddingModel, "siglip2": SigLIP2Model}
+_SYSTEMS: dict[str, tuple[str, type[nn.Module]]] = {
+    "compact": ("embedding", EmbeddingModel),
+    "siglip2": ("siglip2-lora", SigLIP2Model),
+}
 
 
 def training_tasks() -> tuple[str, ...]:
@@ -142,12 +142,12 @@ def run(
     runs = []
     for name, seed in tqdm(jobs, desc="study", unit="run", disable=not progress_bar):
         folder = out / f"{name}-seed{seed}"
-        rate = (LIV_LEARNING_RATE if name == "liv" else LEARNING_RATE)[backbone]
+        rate = learning_rate(_SYSTEMS[backbone][0], name)
         own = {**settings, "objective": name, "seed": seed, "learning_rate": rate}
         result = _read(folder / "result.json", own)
         if result is None:
             torch.manual_seed(seed)
-            model = _MODELS[backbone](**settings["options"])
+            model = _SYSTEMS[backbone][1](**settings["options"])
             if name != UNTRAINED:
                 recipe = EmbeddingRecipe(learned_from(), name, views=views, seed=seed)
                 config = TrainConfig(steps=steps, relevance_steps=0, seed=seed, learning_rate=rate)

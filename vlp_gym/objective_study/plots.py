@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vlp_gym.objective_report import COMPARED, PUBLISHED
+from vlp_gym.objective_study.report import COMPARED, PUBLISHED
 from vlp_gym.viz import COLOURS, GREY, INK, figure_file
 
 _TITLES = {"consistency": "consistency with the true reward", "voc_spearman": "order of expert frames (VOC)"}
@@ -18,7 +18,7 @@ def plot_study(study: Mapping[str, Any], path: str | Path) -> None:
     """Draw one panel a figure: a bar from chance to the mean, a dot for each seed, a diamond for the published value.
 
     Args:
-        study: what `vlp_gym.objective_study.run` returned.
+        study: what `vlp_gym.objective_study.run.run` returned.
         path: picture to write (.png, .pdf or .svg), replaced atomically.
 
     Raises:
