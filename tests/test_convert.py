@@ -341,7 +341,8 @@ def test_a_file_that_would_run_code(tmp_path: Path) -> None:
 def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
     path, out = tmp_path / "model.pt", tmp_path / "out"
     refused("vip", path, out, f"{path}: expected a published checkpoint file, but it is missing")
-    refused("vip", tmp_path, out, f"{tmp_path}: expected a published checkpoint file, but it is missing")
+    expected = "expected model.safetensors or model.safetensors.index.json; pickle files (.bin, .pt) are never loaded"
+    refused("vip", tmp_path, out, f"{tmp_path}: {expected}")
     path.write_bytes(b"")
     refused("vip", path, out, f"{path}: not a checkpoint of torch.save, or damaged (EOFError)")
     torch.save([1, 2], path)

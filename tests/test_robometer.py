@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoTokenizer, Qwen3VLForConditionalGenerat
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
 from vlp_gym.errors import CheckpointError
+from vlp_gym.models.convert import convert
 from vlp_gym.models.registry import load_reward_model
 from vlp_gym.models.robometer import ADDED_TOKENS, TABLE, RobometerModel
 from vlp_gym.models.shards import read_shards
@@ -278,6 +279,12 @@ class TestShards:
         state = read_shards(tmp_path)
         assert state.keys() == published.keys()
         assert all(torch.equal(state[key], value) for key, value in published.items())
+
+    def test_the_command_converts_them(self, model, published, base, tmp_path):
+        self.write(tmp_path, published)
+        convert("robometer", tmp_path, tmp_path / "ours", base=base, frame_size=SIZE)
+        a, b = scored(model), scored(load_reward_model(tmp_path / "ours"))
+        assert torch.equal(a.progress, b.progress)
 
     def test_one_file(self, published, tmp_path):
         save_file(published, tmp_path / "model.safetensors")

@@ -14,7 +14,7 @@ from vlp_gym.curation import THRESHOLD, advantage_weights, detect_success
 from vlp_gym.data.dataset import Trajectory
 from vlp_gym.data.instructions import instructions_for
 from vlp_gym.errors import QueryError
-from vlp_gym.metrics import voc
+from vlp_gym.metrics import auc, voc
 from vlp_gym.models.base import RewardModel
 from vlp_gym.scoring import VideoScorer
 
@@ -86,13 +86,17 @@ def summarize(rows: Sequence[dict[str, Any]], threshold: float) -> str:
         own = [row for row in rows if row["tier"] == tier]
         shares = (np.mean([row[name] for row in own]) for name in ("voc", "detected", "success"))
         lines.append(f"| {tier} | {len(own)} | " + " | ".join(f"{share:.2f}" for share in shares) + " |")
+    succeeded = [row["success"] for row in rows]
+    by_order = auc([row["voc"] for row in rows], succeeded)
+    by_value = auc([row["value"][-1] for row in rows], succeeded)
     right = np.mean([row["detected"] == row["success"] for row in rows])
-    positive = np.mean([row["success"] for row in rows])
+    positive = np.mean(succeeded)
     kept = [row for row in rows if row["detected"]]
     lines += [
         "",
         f"success detection at VOC >= {threshold:g}: accuracy {right:.3f} ({max(positive, 1 - positive):.3f} by always "
         f"saying the commoner answer), n = {len(rows)}",
+        f"successes against failures (AUC): {by_order:.3f} by VOC, {by_value:.3f} by the value of the last frame",
         f"kept: {len(kept)} videos, of which {np.mean([row['success'] for row in kept]) if kept else 0:.0%} succeed; "
         f"{positive:.0%} of all do",
     ]

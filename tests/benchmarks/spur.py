@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +39,7 @@ class Options:
     data: Path
     """A folder of `vlp-gym collect`."""
     out: Path = Path("runs/spur")
-    """Gets the checkpoint, training.png with the curve, and spur.json."""
+    """Gets the random base, the checkpoint, training.png with the curve, and spur.json."""
     steps: int = 1500
     """Optimizer steps."""
     batch_size: int = 16
@@ -49,8 +48,8 @@ class Options:
     """Frames a video."""
     frame_size: int = 112
     """Pixels; (frame_size / 28)^2 tokens a frame."""
-    lora_rank: int = 16
-    """Of the adapters."""
+    lora_rank: int | None = 16
+    """Of the adapters; None trains the whole language model."""
     learning_rate: float = 5e-3
     """Much above the paper's 2e-5: the adapters start from a random network."""
     seed: int = 0
@@ -61,12 +60,11 @@ def main(options: Options) -> None:
     """Train, print the figures, and write them."""
     rollouts = load_trajectories(options.data)
     seen, unseen = split(rollouts)
-    with tempfile.TemporaryDirectory() as folder:
-        base = tiny_qwen2_5(Path(folder), seed=options.seed)
-        torch.manual_seed(options.seed)
-        model = SPURModel(
-            base, window=options.frames, frame_size=options.frame_size, lora_rank=options.lora_rank, dropout=0.0
-        )
+    base = tiny_qwen2_5(options.out / "base", seed=options.seed)
+    torch.manual_seed(options.seed)
+    model = SPURModel(
+        base, window=options.frames, frame_size=options.frame_size, lora_rank=options.lora_rank, dropout=0.0
+    )
     common: dict[str, Any] = {"batch_size": options.batch_size, "frames": options.frames}
     held_out = SPURRecipe(unseen, **common, seed=options.seed + 1)
     before = evaluate(model, held_out)

@@ -39,7 +39,7 @@ def save_checkpoint(
     Raises:
         CheckpointError: if weights are not finite (also: too large for float16), or the folder cannot be written.
     """
-    state = {name: tensor.detach() for name, tensor in _state_of(model).items()}
+    state = {name: tensor.detach() for name, tensor in stored_state(model).items()}
     if dtype is not None:
         target = getattr(torch, dtype)
         state = {name: tensor.to(target) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
@@ -220,7 +220,8 @@ def fetch_folder(folder_or_id: str | Path, **download: Any) -> Path:
     return folder
 
 
-def _state_of(model: nn.Module) -> Mapping[str, Tensor]:
+def stored_state(model: nn.Module) -> Mapping[str, Tensor]:
+    """What is stored of a model: its ``checkpoint_state()`` where it has one, which leaves out what others provide."""
     own = getattr(model, "checkpoint_state", None)
     return own() if own is not None else model.state_dict()
 
@@ -233,7 +234,7 @@ def _check_finite(state: Mapping[str, Tensor], where: str) -> None:
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     """Check every key, shape and kind first, and only then touch the model."""
-    expected = _state_of(model)
+    expected = stored_state(model)
     faults = []
     if missing := sorted(expected.keys() - state.keys()):
         faults.append(f"missing {_listed(missing)}")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vlp_gym.errors import CheckpointError
 from vlp_gym.models.checkpoint import save_checkpoint
+from vlp_gym.models.shards import read_shards
 
 # System -> "module:function", a function of the published state and the options that gives the model.
 CONVERTERS = {
@@ -38,7 +39,7 @@ def convert(system: str, source: str | Path, out: str | Path, **options: Any) ->
 
     Args:
         system: a key of `CONVERTERS`.
-        source: the published ``.pt`` file, read as tensors alone, or a ``.safetensors`` file.
+        source: the published ``.pt`` file, read as tensors alone, a ``.safetensors`` file, or a folder with several.
         out: the folder to write.
         options: passed to the system's ``from_published``, such as ``tokenizer`` for R3M.
 
@@ -75,6 +76,8 @@ def read_published(source: str | Path, system: str) -> dict[str, Tensor]:
         CheckpointError: the file is missing, damaged, or holds more than tensors.
     """
     source = Path(source)
+    if source.is_dir():
+        return read_shards(source)
     if not source.is_file():
         raise CheckpointError(f"{source}: expected a published checkpoint file, but it is missing")
     payload: Any = _read_safetensors(source) if source.suffix == ".safetensors" else _read_torch(source)

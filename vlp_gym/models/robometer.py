@@ -261,3 +261,8 @@ def published_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     nested = any(key.startswith("model.model.") for key in state)
     named = {key.removeprefix("model.") if nested else key: value for key, value in state.items()}
     return {key: value for key, value in named.items() if key != "lm_head.weight"}
+
+
+def from_published(state: Mapping[str, Tensor], **options: Any) -> RobometerModel:
+    """See `RobometerModel.from_published`; for `vlp_gym.models.convert`."""
+    return RobometerModel.from_published(state, **options)

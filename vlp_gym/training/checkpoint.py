@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vlp_gym.errors import CheckpointError
+from vlp_gym.models.checkpoint import load_state, stored_state
 from vlp_gym.storage import read_pair, write_pair
 
 FORMAT_VERSION = 1
@@ -30,7 +31,7 @@ def save_training_state(
 
     Args:
         folder: made if missing; may also hold a model checkpoint.
-        model: its whole ``state_dict`` is kept, in full precision.
+        model: what its checkpoints hold is kept, in full precision (see `vlp_gym.models.checkpoint.stored_state`).
         optimizer: with its state and its parameter groups (learning rates included).
         step: optimizer steps done so far; a schedule that is a function of the step needs no more.
         generators: named random generators that the training draws from. torch's global generators (CPU, and CUDA where
@@ -41,7 +42,7 @@ def save_training_state(
         CheckpointError: if the folder cannot be written.
     """
     saved = optimizer.state_dict()
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors = {f"model.{name}": tensor for name, tensor in stored_state(model).items()}
     scalars: dict[str, dict[str, Any]] = {}
     for index, entries in saved["state"].items():
         for key, value in entries.items():
@@ -109,7 +110,7 @@ def load_training_state(
     _check_optimizer(optimizer, document["optimizer"], groups, where)
     _check_generators(generators, document["numpy_generators"], tensors, where)
 
-    model.load_state_dict(weights, strict=True)
+    load_state(model, weights, str(where))
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     for name, generator in generators.items():
         if isinstance(generator, torch.Generator):
@@ -131,7 +132,7 @@ def differing_weights(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) ->
 
 
 def _check_model(model: nn.Module, weights: Mapping[str, Tensor], where: Path) -> None:
-    if differing := differing_weights(model.state_dict(), weights):
+    if differing := differing_weights(stored_state(model), weights):
         raise CheckpointError(f"{where}: made for another model; these weights differ: {', '.join(differing[:8])}")
 
 
