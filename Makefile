@@ -30,7 +30,7 @@ test: $(STAMP) browser
 	@$(BIN)/pytest
 
 bench: $(STAMP)
-	@for file in speed engine labels; do echo "== $$file"; $(BIN)/python tests/benchmarks/$$file.py || exit 1; done
+	@for file in speed engine labels families; do echo "== $$file"; $(BIN)/python tests/benchmarks/$$file.py || exit 1; done
 
 # The recipe of the shipped models: collect, tune on five validation tasks, train, evaluate. Hours on two cores. TUNED is
 # what `vlp-gym tune` said; to take what it says this time: make train TUNED="...". Rollouts of agents that learn from the

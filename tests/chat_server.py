@@ -24,6 +24,7 @@ class ChatServer:
     Attributes:
         faults: what the next requests meet, one each: a number (status), a pair of it and headers, "drop", "slow",
             "garbage" (no JSON), "strange" (JSON without choices), "refuse" (no content), "no-logprobs", or "say:TEXT".
+        bodies: what the next requests are answered with, whatever else they meet: JSON values, or bytes as they are.
         requests: bodies of the requests so far, and when they came (`time.monotonic`).
         headers: of these requests.
         slow_s: how long "slow" takes.
@@ -33,6 +34,7 @@ class ChatServer:
 
     def __init__(self) -> None:
         self.faults: deque[Any] = deque()
+        self.bodies: list[Any] = []
         self.requests: list[dict[str, Any]] = []
         self.times: list[float] = []
         self.headers: list[Message] = []
@@ -89,7 +91,10 @@ class ChatServer:
             return
         status, headers = fault if isinstance(fault, tuple) else (fault if isinstance(fault, int) else 200, {})
         headers = dict(headers)
-        if fault == "garbage":
+        if self.bodies:
+            given = self.bodies.pop(0)
+            data = given if isinstance(given, bytes) else json.dumps(given).encode()
+        elif fault == "garbage":
             data = b'{"choices": [{"mess'
         elif fault == "strange":
             data = b'{"hello": "world"}'

@@ -53,6 +53,11 @@ class Expected:
         return {**kinds, "preference": self.score, "final": self.score if self.over else 0.0}[self.reward]
 
     @property
+    def said(self):
+        """The score that the info has: "final" asks for none before the end."""
+        return self.score if self.reward != "final" or self.over else 0.0
+
+    @property
     def ticket(self):
         return (self.env, self.episode, self.step)
 

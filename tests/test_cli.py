@@ -213,6 +213,8 @@ class TestErrors:
     def test_convert_and_calibrate(self, capsys, data, tmp_path):
         line = self.error(capsys, "convert", "vip", tmp_path / "vip.pt", "--out", tmp_path, "--tokenizer", "here")
         assert line == "--tokenizer: only r3m takes it, got it for vip"
+        line = self.error(capsys, "convert", "roboclip", tmp_path / "s3d.pt", "--out", tmp_path)
+        assert line == "--vocabulary: roboclip needs the released s3d_dict.npy, or its words as .txt or .json"
         line = self.error(capsys, "calibrate", "vlp-compact", "--data", data, "--out", tmp_path)
         assert line == "expected an ensemble such as 'ensemble:mean|vlp-compact|vlp-compact-45', got 'vlp-compact'"
 
@@ -250,15 +252,19 @@ class TestErrors:
         monkeypatch.setitem(sys.modules, "tyro", None)
         assert self.error(capsys, "models") == 'the command line needs tyro: pip install "vlp_gym[train]"'
 
-    def test_ctrl_c(self, capsys, monkeypatch):
-        def interrupt():
+    def test_ctrl_c(self, capsys, monkeypatch, data, tmp_path):
+        from vlp_gym.training import loop
+
+        def interrupt(*_):
             raise KeyboardInterrupt
 
         monkeypatch.setattr(registry, "available_models", interrupt)
+        monkeypatch.setattr(loop, "train", interrupt)
         assert run("models") == 130
-        assert capsys.readouterr().err == (
-            "vlp-gym: interrupted; what was saved is kept, and the same command goes on from there\n"
-        )
+        assert capsys.readouterr().err == "vlp-gym: interrupted; what was saved is kept\n"
+        assert run("train", "--data", data, "--out", tmp_path) == 130
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last == "vlp-gym: interrupted; what was saved is kept, and the same command goes on from there"
 
     def test_a_bug_keeps_its_traceback(self, monkeypatch):
         monkeypatch.setattr(registry, "available_models", lambda: [None])
@@ -331,6 +337,16 @@ class TestTrainAndEvaluate:
         assert all(torch.equal(value, shipped[name]) for name, value in made[0].state_dict().items())
         assert run("train", "--data", data, "--out", tmp_path, "--init", model) == 2
         assert f"--init: expected a model of this architecture and size; {model} differs" in capsys.readouterr().err
+
+    def test_init_of_another_system_gives_its_encoders(self, data, tmp_path, monkeypatch):
+        from vlp_gym.training import loop
+
+        made = []
+        monkeypatch.setattr(loop, "train", lambda model, *_: made.append(model))
+        options = ("--backbone", "small", "--init", "vlp-compact-45", "--out", tmp_path)
+        assert run("train", "rewind", "--data", data, *options) == 0
+        shipped = registry.load_reward_model("vlp-compact-45").backbone.state_dict()
+        assert all(torch.equal(value, shipped[name]) for name, value in made[0].backbone.encoders.state_dict().items())
 
     def test_no_joint_steps_train_the_relevance_of_another_model_alone(self, data, tmp_path):
         alone = ("--init", "vlp-compact", "--steps", "0", *self.SETTINGS)

@@ -16,7 +16,8 @@ from vlp_gym.data.instructions import training_phrasings
 from vlp_gym.data.views import group_views
 from vlp_gym.errors import DatasetError
 from vlp_gym.models.embedding import EmbeddingModel
-from vlp_gym.training.embedding import NEGATIVES, OBJECTIVES, EmbeddingRecipe
+from vlp_gym.objectives.liv import liv_loss
+from vlp_gym.training.embedding import NEGATIVES, OBJECTIVES, EmbeddingRecipe, negatives
 from vlp_gym.training.loop import TrainConfig, train
 
 CAMERAS = ("corner", "corner2", "corner3")
@@ -92,6 +93,7 @@ class TestSamples:
             batch = recipe(objective).batch(5)
             assert torch.equal(batch.frames, full.frames[:, chosen]), objective
             assert torch.equal(batch.others, full.others)
+            assert torch.equal(batch.foreign, full.foreign)
             assert batch.instructions == full.instructions
 
     def test_the_sentence_is_one_of_the_task(self):
@@ -108,6 +110,43 @@ class TestSamples:
         assert (others != torch.arange(6)[:, None]).all()
         assert all(len(set(row.tolist())) == NEGATIVES for row in others.flatten(0, 1))
         assert set(others.flatten().tolist()) == set(range(6))
+
+    def test_negatives_are_of_other_tasks(self):
+        tasks = ["push-v3", "reach-v3", "door-close-v3", "window-open-v3"]
+        experts = painted_tasks(tasks, each=2, size=8, tiers=("expert",))
+        made = EmbeddingRecipe(experts, "r3m", batch_size=12, samples=48)
+        found = set()
+        for number in range(20):
+            batch = made.batch(number)
+            task = read(batch.frames)[0][:, 0] // 2
+            for row in range(12):
+                expected = [other for other in range(12) if task[other] != task[row]]
+                assert batch.foreign[row].nonzero()[:, 0].tolist() == expected
+                assert set(batch.others[row].tolist()) <= set(expected)
+                found |= {(row, other) for other in batch.others[row].tolist()}
+        assert len(found) > 0.9 * 12 * 11  # any row serves any other
+
+    def test_a_batch_with_too_few_of_other_tasks(self):
+        """Another rollout of the task is the next best, then the sample's own; the sample itself is never one."""
+        rng = np.random.default_rng(0)
+        for _ in range(20):
+            tasks, rollouts = np.array(["push", "push", "push", "reach", "push"]), np.array([0, 0, 1, 2, 3])
+            others, foreign = negatives(tasks, rollouts, rng)
+            assert [sorted(row) for row in others.tolist()[:2]] == [[2, 3, 4], [2, 3, 4]]
+            assert all(3 in row for row in others[[2, 4]].tolist())
+            assert 3 not in others[3]
+            np.testing.assert_array_equal(foreign[:3], [[0, 0, 0, 1, 0]] * 3)
+            np.testing.assert_array_equal(foreign[3:], [[1, 1, 1, 0, 1], [0, 0, 0, 1, 0]])
+            others, foreign = negatives(np.array(["push"] * 4), np.array([0, 0, 1, 1]), rng)
+            assert [sorted(row) for row in others.tolist()] == [[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]]
+            np.testing.assert_array_equal(foreign, np.kron([[0, 1], [1, 0]], np.ones((2, 2))))
+            others, foreign = negatives(np.array(["push"] * 4), np.zeros(4, np.int64), rng)
+            assert (others != np.arange(4)[:, None]).all()
+            np.testing.assert_array_equal(foreign, ~np.eye(4, dtype=bool))
+
+    def test_the_negatives_go_along_to_the_device(self):
+        moved = recipe("liv").batch(0).to(torch.device("meta"))
+        assert {moved.frames.device.type, moved.others.device.type, moved.foreign.device.type} == {"meta"}
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -166,6 +205,29 @@ def test_the_loop_trains_it_and_resumes_bit_for_bit(tmp_path):
         assert torch.equal(rest.state_dict()[name], weight), name
     with pytest.raises(ValueError, match=r"'objective': \('r3m', 'triplet'\)"):
         train(tiny(), recipe("triplet"), tmp_path / "resumed", config, progress_bar=False)
+
+
+class Colours(torch.nn.Module):
+    """The mean colour of a frame; every sentence is another direction."""
+
+    frame_size = (8, 8)
+
+    def encode_frames(self, frames):
+        return torch.nn.functional.normalize(1 + frames.float().mean((1, 2)), dim=-1)[:, None]
+
+    def encode_text(self, sentences):
+        return torch.eye(3)[[len(sentence) % 3 for sentence in sentences]][:, None]
+
+
+def test_liv_is_told_which_videos_are_foreign():
+    made = recipe("liv", batch_size=6)
+    batch = made.batch(1)
+    assert batch.foreign.sum() < 30  # some are not
+    frames = Colours().encode_frames(batch.frames.flatten(0, 1))[:, 0].unflatten(0, (6, 4)).unbind(1)
+    text = Colours().encode_text(batch.instructions)[:, 0]
+    loss = made.loss(Colours(), batch, torch.Generator())["loss"].item()
+    assert loss == pytest.approx(liv_loss(*frames, text, batch.foreign).item(), abs=1e-6)
+    assert loss != pytest.approx(liv_loss(*frames, text).item(), abs=1e-3)
 
 
 class TestWhatIsRefused:

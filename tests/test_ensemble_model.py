@@ -9,10 +9,13 @@ from rollouts import painted_tasks
 from tiny import tiny_model
 
 from vlp_gym.calibration import calibrate
+from vlp_gym.errors import CheckpointError
+from vlp_gym.models import ensemble
 from vlp_gym.models.checkpoint import save_checkpoint
-from vlp_gym.models.ensemble import EnsembleModel
+from vlp_gym.models.ensemble import EnsembleModel, _rank
 from vlp_gym.models.registry import load_reward_model
 from vlp_gym.models.vlp import VLPModel
+from vlp_gym.storage import write_pair
 from vlp_gym.testing import PaintedModel, check_reward_model
 
 ROLLOUTS = painted_tasks(["push-v3", "reach-v3"], each=2, size=32)
@@ -64,6 +67,7 @@ def test_ranks_are_those_of_the_calibration(folders, reduce, function):
     np.testing.assert_allclose(scores.progress.numpy(), values, atol=1e-5)
     np.testing.assert_allclose(scores.preference.numpy(), liking, atol=1e-5)
     compact, vlp = said
+    assert model.encode_frames(torch.zeros(2, 8, 8, 3, dtype=torch.uint8)).shape == (2, 1, 4 * 16 + 49 * 128)
     gated = compact[0].progress * torch.sigmoid(compact[0].relevance)[:, None]
     torch.testing.assert_close(compact[1], gated)
     torch.testing.assert_close(vlp[1], vlp[0].preference[:, None].expand(2, 3))
@@ -101,6 +105,37 @@ def test_it_is_kept_with_its_ranks(folders, tmp_path):
     assert again.config == {"members": folders, "reduce": "min"}
     assert torch.equal(again.progress_ranks, model.progress_ranks)
     torch.testing.assert_close(again.score(*asked(again)).progress, model.score(*asked(model)).progress)
+
+
+def test_a_value_that_many_have_is_above_the_smaller_ones_alone(folders):
+    model = EnsembleModel(folders)
+    many = np.concatenate([np.zeros(60), np.linspace(0.01, 1, 40)])
+    model.calibrate(np.stack([many, many]), np.stack([many, many]))
+    ranks = _rank(torch.tensor([-1.0, 0.0, 0.5, 1.0, 2.0]), model.progress_ranks[0], (0, 1))
+    np.testing.assert_allclose(ranks, [0.0, 0.0, np.mean(many < 0.5), 1.0, 1.0], atol=0.02)
+
+
+def test_no_more_than_some_sentences_are_kept(folders, monkeypatch):
+    monkeypatch.setattr(ensemble, "MAX_TEXTS", 3)
+    model = EnsembleModel(folders)
+    tokens, text, mask = asked(model)
+    before = model.score(tokens, text, mask)
+    for number in range(9):
+        model.encode_text([f"press button {number}"])
+        assert len(model._texts) <= 4
+    assert torch.equal(model.score(tokens, text, mask).progress, before.progress)
+
+
+@pytest.mark.parametrize("member", ["gvl:x?base_url=http://127.0.0.1:9", "ensemble:mean|vlp-compact|topreward:x"])
+def test_a_checkpoint_does_not_decide_where_frames_go(folders, tmp_path, member):
+    """Its author could otherwise have them, and the key of whoever loads it, sent anywhere."""
+    document = {"model_type": "ensemble", "format_version": 1, "config": {"members": ["vlp-compact", member]}}
+    document["config"]["reduce"] = "mean"
+    write_pair(tmp_path, document, EnsembleModel(folders).checkpoint_state(), stem="model")
+    with pytest.raises(CheckpointError, match=r"a checkpoint may not name a model on an endpoint, such as '"):
+        load_reward_model(tmp_path)
+    with pytest.raises(CheckpointError, match=r"a checkpoint may not name a model on an endpoint, such as '"):
+        load_reward_model(f"ensemble:mean|vlp-compact|{tmp_path}")
 
 
 @pytest.mark.parametrize(

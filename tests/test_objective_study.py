@@ -146,6 +146,13 @@ class TestRun:
         assert trained == ["triplet-seed0", "liv-seed0", "liv-seed0"]
         assert result == finished[1]
 
+    def test_leaves_the_random_numbers_of_the_caller_alone(self, finished, folders, tmp_path):
+        torch.manual_seed(7)
+        before = torch.get_rng_state()
+        result = study(folders, tmp_path, objectives=("triplet",))
+        assert torch.equal(torch.get_rng_state(), before)
+        assert result["runs"] == finished[1]["runs"][:2]  # and does not draw from them
+
     def test_other_settings_are_refused(self, finished, folders):
         out, _ = finished
         with pytest.raises(ValueError) as caught:
@@ -185,6 +192,26 @@ class TestWhatIsRefused:
         with pytest.raises(ValueError) as caught:
             study(folders, tmp_path, seeds=())
         assert str(caught.value) == "expected at least one objective and one seed"
+
+    @pytest.mark.parametrize("steps", [0, -1])
+    def test_no_steps(self, folders, tmp_path, steps):
+        with pytest.raises(ValueError) as caught:
+            study(folders, tmp_path, steps=steps)
+        assert str(caught.value) == f"--steps: expected at least 1, got {steps}"
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("missing", [0, 1])
+    def test_a_folder_that_is_not_there(self, folders, tmp_path, missing):
+        """Nothing is built before that is known."""
+        data = [folders, folders]
+        data[missing] = [tmp_path / "nowhere"]
+        with pytest.raises(DatasetError) as caught:
+            run(*data, tmp_path / "out", steps=2, tasks=TASKS, options=TINY, progress_bar=False)
+        assert str(caught.value) == (
+            f"{tmp_path / 'nowhere'}: expected parquet shards in {tmp_path / 'nowhere' / 'data'}, found none; "
+            f"run: vlp-gym collect metaworld --out {tmp_path / 'nowhere'}"
+        )
+        assert not (tmp_path / "out").exists()
 
     def test_no_experts(self):
         rollouts = group_views(views_of(HELD_OUT, each=1, tiers=("medium", "random")))

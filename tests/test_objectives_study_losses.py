@@ -58,10 +58,10 @@ def vip(goal, gamma=GAMMA):
     return first + np.log(sum(np.exp(Z_J[b] @ goal[b] + 1 - gamma * (Z_NEXT[b] @ goal[b])) for b in range(B)) / B)
 
 
-def infonce():
+def infonce(foreign=~np.eye(B, dtype=bool)):  # noqa: B008  # nothing changes it
     total = 0.0
     for b in range(B):
-        below = sum(np.exp(Z_K[other] @ TEXT[b]) for other in range(B) if other != b) / B
+        below = sum(np.exp(Z_K[other] @ TEXT[b]) for other in range(B) if foreign[b, other]) / B
         total -= np.log(np.exp(Z_K[b] @ TEXT[b]) / below)
     return total / B
 
@@ -83,6 +83,16 @@ def test_is_the_equation(loss, inputs, expected):
     value = loss(*tensors(*inputs))
     assert value.shape == ()
     assert value.item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_videos_of_the_same_task_are_no_negatives_where_that_is_said():
+    tasks = np.array([0, 1, 0, 2, 2, 0])
+    foreign = tasks[:, None] != tasks
+    mask = torch.tensor(foreign)
+    assert infonce_loss(*tensors(Z_K, TEXT), mask).item() == pytest.approx(infonce(foreign), abs=1e-5)
+    expected = vip(Z_K) + vip(TEXT) + infonce(foreign)
+    assert liv_loss(*tensors(Z_I, Z_J, Z_NEXT, Z_K, TEXT), mask).item() == pytest.approx(expected, abs=1e-5)
+    assert abs(infonce(foreign) - infonce()) > 0.01
 
 
 def test_the_margin_and_the_discount_are_arguments():
@@ -131,3 +141,7 @@ def test_descent_brings_the_later_frame_nearer_to_the_sentence(loss, frames):
 def test_infonce_needs_another_video():
     with pytest.raises(ValueError, match=f"^{re.escape('goal: expected at least 2 videos to tell apart, got 1')}$"):
         infonce_loss(torch.ones(1, 2), torch.ones(1, 2))
+    foreign = torch.tensor([[False, True, True], [False, False, False], [True, True, False]])
+    message = "foreign: expected another video for every row, got none for row 1"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        infonce_loss(torch.ones(3, 2), torch.ones(3, 2), foreign)

@@ -7,7 +7,6 @@ import json
 import math
 import random
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,13 +21,13 @@ from tests.chat_server import ChatServer
 from vlp_gym.errors import DatasetError, InstructionError, MissingExtraError, QueryError, QueryTimeout
 from vlp_gym.models.raw_tokens import code_points, pixel_tokens, square, tokens_to_images, tokens_to_sentences
 from vlp_gym.prompting import ChatClient, Unparsed, open_chat
-from vlp_gym.prompting.asking import concurrently
 from vlp_gym.prompting.cache import PromptCache, default_folder, question_key
 from vlp_gym.prompting.client import RateLimit, candidate_logprob
 from vlp_gym.prompting.content import Chat, png_bytes
 from vlp_gym.prompting.examples import load_examples
 from vlp_gym.prompting.failures import retry_after_s
 from vlp_gym.prompting.parse import parse_choice, parse_percentages, parse_text
+from vlp_gym.prompting.workers import concurrently
 
 KEY = "sk-secret-0123456789"
 Make = Callable[..., ChatClient]
@@ -166,7 +165,9 @@ def test_a_pause_grows_and_is_jittered(make: Make) -> None:
 def test_retry_after_may_be_a_date() -> None:
     assert retry_after_s({"retry-after": "Thu, 01 Jan 1970 00:00:00 GMT"}) == 0.0
     assert retry_after_s({"retry-after": "Fri, 31 Dec 2100 23:59:59 GMT"}) > 1e9
-    assert retry_after_s({"retry-after": "soon"}) is None
+    for nonsense in ("soon", "nan", "inf", "Mon, 01 Jan 99999 00:00:00 GMT"):
+        assert retry_after_s({"retry-after": nonsense}) is None
+    assert retry_after_s({"retry-after-ms": "nan", "retry-after": "2"}) == 2.0
     assert retry_after_s({}) is None
 
 
@@ -382,23 +383,6 @@ def test_questions_overlap_up_to_the_limit(server: ChatServer, make: Make) -> No
     assert client.stats()["requests"] == 6
 
 
-def test_the_first_error_of_many_is_raised_and_the_rest_is_not_begun() -> None:
-    begun: list[int] = []
-    held = threading.Event()
-
-    def work(item: int) -> int:
-        begun.append(item)
-        if item == 0:
-            raise QueryError("first")
-        held.wait(0.05)
-        return item
-
-    with pytest.raises(QueryError, match=r"^first$"):
-        concurrently(work, range(50), 2)
-    assert len(begun) < 50
-    assert concurrently(str, [1, 2, 3], 1) == ["1", "2", "3"]
-
-
 def test_requests_keep_their_distance() -> None:
     now, slept = itertools.count(100.0, 0.1), []
     limit = RateLimit(120.0, clock=lambda: next(now), sleep=slept.append)
@@ -462,6 +446,7 @@ def test_an_endpoint_without_log_probabilities(server: ChatServer, make: Make) -
         "Sure!\n**Frame 2:** Frame Description: like Frame 1 but open\n**Task Completion Percentages:** {20.5}%\n\n"
         "- Frame 1: Frame Description: shut.\n  Task Completion Percentage: 10\nThat is 100% true.",
         "frame #1: task completion percentages: 10 % (shut)\nFRAME #2: TASK COMPLETION PERCENTAGES: 20.50%.",
+        "Frame 1: Task Completion Percentages (%): `10`\nFrame 2: Task Completion Percentages = {20.5}%, step 1 done",
     ],
 )
 def test_percentages_are_read(answer: str) -> None:
@@ -484,6 +469,18 @@ def line(number: int, percentage: Any) -> str:
         (line(1, -5) + line(2, 6), "frame 1 has the percentage -5, expected 0 to 100"),
         (line(1, "10-20") + line(2, 6), "frame 1 has 0 task completion percentages, expected 1"),
         (line(1, "ten") + line(2, 6), "frame 1 has 0 task completion percentages, expected 1"),
+        (line(1, ".5") + line(2, 6), "frame 1 has 0 task completion percentages, expected 1"),
+        (line(1, "<5") + line(2, 6), "frame 1 has 0 task completion percentages, expected 1"),
+        (line(1, "~5") + line(2, 6), "frame 1 has 0 task completion percentages, expected 1"),
+        (line(1, "\N{MINUS SIGN}5") + line(2, 6), "frame 1 has the percentage -5, expected 0 to 100"),
+        *(
+            (line(1, text) + line(2, 6), "frame 1 has a range or several numbers, expected one percentage")
+            for text in ("10%-20", "40% to 60", "{40}%\N{EN DASH}{60}", "40% or so, at most 60", "40%, to 60 ")
+        ),
+        (
+            line(1, 5) + line(2, "40% to 60 ").replace("%\n", "\n"),
+            "frame 2 has a range or several numbers, expected one percentage",
+        ),
         (
             line(1, 5).strip() + " Task Completion Percentages: 6%\n" + line(2, 6),
             "frame 1 has 2 task completion percentages, expected 1",
@@ -609,9 +606,20 @@ def test_a_name_with_an_option_that_does_not_exist_is_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"timeout_s": 0.0}, "expected timeout_s > 0 and max_retries >= 0, got 0.0 and 4"),
         ({"attempts": 0}, "attempts must be at least 1, got 0"),
-        ({"requests_per_minute": 0.0}, "requests_per_minute must be greater than 0, got 0.0"),
+        ({"timeout_s": 0.0}, "timeout_s must be finite and greater than 0, got 0.0"),
+        ({"timeout_s": math.nan}, "timeout_s must be finite and greater than 0, got nan"),
+        ({"timeout_s": math.inf}, "timeout_s must be finite and greater than 0, got inf"),
+        ({"requests_per_minute": 0.0}, "requests_per_minute must be finite and greater than 0, got 0.0"),
+        ({"requests_per_minute": math.nan}, "requests_per_minute must be finite and greater than 0, got nan"),
+        ({"temperature": math.nan}, "temperature must be finite and at least 0, got nan"),
+        ({"temperature": -0.1}, "temperature must be finite and at least 0, got -0.1"),
+        ({"max_tokens": -3}, "max_tokens must be finite and at least 1, got -3"),
+        ({"max_tokens": 0}, "max_tokens must be finite and at least 1, got 0"),
+        ({"max_retries": -1}, "max_retries must be finite and at least 0, got -1"),
+        ({"backoff_s": math.nan}, "backoff_s must be finite and at least 0, got nan"),
+        ({"prompt_price": -1.0}, "prompt_price must be finite and at least 0, got -1.0"),
+        ({"completion_price": math.inf}, "completion_price must be finite and at least 0, got inf"),
     ],
 )
 def test_numbers_out_of_range_are_refused(make: Make, options: dict[str, Any], message: str) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ from vlp_gym.models.registry import load_reward_model
 from vlp_gym.models.topreward import TOPRewardModel
 from vlp_gym.prompting import LocalChat
 from vlp_gym.prompting.content import Chat
+from vlp_gym.prompting.workers import concurrently
 from vlp_gym.testing import check_reward_model
 
 pytest.importorskip("transformers")
@@ -172,6 +177,50 @@ def test_it_is_made_by_name_and_keeps_answers_of_these_weights_only(folder: Path
     trained.values(video, "open the drawer")
     assert trained.chat.stats()["cached"] == 0
     trained.chat.close()
+
+
+def test_code_of_the_repository_is_not_run_whatever_the_terminal_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = tmp_path / "ran"
+    code = {"AutoConfig": "own.C", "AutoModelForImageTextToText": "own.M", "AutoProcessor": "own.P"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": code}))
+    (tmp_path / "processor_config.json").write_text(json.dumps({"processor_class": "P", "auto_map": code}))
+    (tmp_path / "own.py").write_text(f"open({str(mark)!r}, 'w').close()\nclass P: pass\nC = M = P\n")
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda prompt="": asked.append(prompt) or "y")
+    with pytest.raises(CheckpointError):
+        LocalChat(str(tmp_path), device="cpu")
+    assert (asked, mark.exists()) == ([], False)
+
+
+def test_what_nobody_waits_for_is_not_generated(chat: LocalChat, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves after the token in work: a thread inside torch at the end of the process would abort it."""
+    tokens, ends = threading.Semaphore(0), threading.Semaphore(0)
+    forward = type(chat._model).forward
+
+    @functools.wraps(forward)  # generate looks at the names of its arguments
+    def slow(self: Any, *args: Any, **kwargs: Any) -> Any:
+        tokens.release()
+        time.sleep(0.05)
+        return forward(self, *args, **kwargs)
+
+    def work(item: int) -> str:
+        if item:
+            assert tokens.acquire(timeout=20.0)
+            raise QueryError("the other row")
+        try:
+            return chat.ask([noise(), "what is it?"], str)
+        finally:
+            ends.release()
+
+    monkeypatch.setattr(chat, "max_tokens", 500)
+    monkeypatch.setattr(type(chat._model), "forward", slow)
+    with pytest.raises(QueryError, match=r"^the other row$"):
+        concurrently(work, [0, 1], 2)
+    assert ends.acquire(timeout=5.0)  # 500 tokens take 25 s
+    assert not chat._lock.locked()
 
 
 def test_what_is_not_there_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -23,11 +25,9 @@ LENGTH = 12
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """The folder of a base as the hub would deliver it."""
-    folder = tmp_path_factory.mktemp("base")
-    torch.manual_seed(0)
+def write_base(folder, seed=0):
+    """A base as the hub would deliver it."""
+    torch.manual_seed(seed)
     special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     text = {**SIZES, **special, "vocab_size": 32, "max_position_embeddings": LENGTH, "projection_size": 16}
     vision = {**SIZES, "image_size": 32, "patch_size": 8}
@@ -42,6 +42,11 @@ def base(tmp_path_factory):
         tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>"
     ).save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return write_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture
@@ -122,6 +127,30 @@ def test_a_checkpoint_holds_the_adapters_alone(trained, tmp_path):
         assert torch.equal(one, other)
 
 
+def test_a_training_does_not_go_on_over_another_base(base, tmp_path):
+    """Its saved state holds the adapters alone, and they would fit."""
+    pytest.importorskip("accelerate")
+    from rollouts import painted_tasks
+
+    from vlp_gym.training.embedding import EmbeddingRecipe
+    from vlp_gym.training.loop import TrainConfig, train
+
+    def go_on(name):
+        recipe = EmbeddingRecipe(painted_tasks(["push-v3"]), "triplet", batch_size=4, samples=4)
+        return train(SigLIP2Model(base=name, truncate=True), recipe, tmp_path / "run", config, progress_bar=False)
+
+    config = TrainConfig(steps=1, relevance_steps=0)
+    history = go_on(base)
+    assert go_on(base) == history
+    other = write_base(tmp_path / "other", seed=1)
+    with pytest.raises(ValueError) as caught:
+        go_on(other)
+    assert str(caught.value) == (
+        f"{tmp_path / 'run'} holds a run with other settings (then, now): {{'model.base': ({base!r}, {other!r})}}; "
+        "choose another --out"
+    )
+
+
 def test_weights_of_the_base_in_a_checkpoint_are_refused(trained):
     state = {**trained.checkpoint_state(), "model.logit_scale": torch.zeros(1)}
     with pytest.raises(RuntimeError) as caught:
@@ -151,6 +180,23 @@ def test_a_base_that_is_not_there(tmp_path, trained):
     trained.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"^no-such/base: the pretrained base is not there"):
         load_reward_model(tmp_path)
+
+
+def test_code_in_a_base_is_not_run(base, tmp_path, monkeypatch):
+    """Not even for those who would answer "y" when asked."""
+    folder = shutil.copytree(base, tmp_path / "base")
+    said = json.loads((folder / "config.json").read_text())
+    said |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
+    (folder / "config.json").write_text(json.dumps(said))
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(CheckpointError) as caught:
+        SigLIP2Model(base=str(folder))
+    assert not (tmp_path / "ran").exists()
+    assert str(caught.value).startswith(
+        f"{folder}: the pretrained base is not there (The repository {folder} contains custom code which must be "
+        "executed to correctly load the model."
+    )
 
 
 def test_a_base_of_another_kind(tmp_path):

@@ -64,7 +64,7 @@ def test_every_reward_is_what_the_painted_frame_says(lengths, stops, every, rewa
         length = lengths[min(episode, len(lengths) - 1)]
         _, info = env.reset()
         before = painted_value(0, episode, 0)
-        assert info["vlp"]["score"] == before
+        assert info["vlp"]["score"] == (before if reward != "final" else 0.0)
         shown = [before]
         for step in range(1, min(stop, length) + 1):
             _, paid, terminated, truncated, info = env.step(0)
@@ -78,11 +78,28 @@ def test_every_reward_is_what_the_painted_frame_says(lengths, stops, every, rewa
             kinds["final"] = now if over else 0.0
             assert paid == 2.0 * kinds[reward]
             assert type(paid) is float
-            assert (info["vlp"]["score"], info["vlp"]["env_reward"]) == (now, -1.0)
-            assert set(model.windows[-1]) <= set(shown), "a window spans two episodes"
+            said = now if reward != "final" or over else 0.0
+            assert (info["vlp"]["score"], info["vlp"]["env_reward"]) == (said, -1.0)
+            if reward != "final" or over:
+                assert set(model.windows[-1]) <= set(shown), "a window spans two episodes"
             before = now
     stats = env.stats()
     assert stats["submitted"] == stats["delivered"] == model.encoded - 1  # one frame was the black one
+
+
+@pytest.mark.parametrize("threshold", [None, 2.0])
+def test_the_final_reward_asks_for_one_score_an_episode(threshold):
+    """It is of a window of the whole episode; a threshold of success needs a score at each step."""
+    model = PaintedModel(window=3, history="prefix")
+    env = wrap(PaintedEnv([6, 4]), model, reward="final", success_threshold=threshold)
+    for length in (6, 4):
+        before = len(model.windows)
+        env.reset()
+        paid = [env.step(0)[1] for _ in range(length)]
+        episode = env.ticket.episode
+        assert paid == [0.0] * (length - 1) + [painted_value(0, episode, length)]
+        assert model.windows[-1] == [painted_value(0, episode, step) for step in (0, length // 2, length)]
+        assert len(model.windows) - before == (1 if threshold is None else length + 1)
 
 
 def test_a_wrong_sentence_pays_little():

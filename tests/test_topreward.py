@@ -9,11 +9,14 @@ import pytest
 import torch
 
 from tests.chat_server import ChatServer
+from vlp_gym import VLPRewardWrapper
+from vlp_gym.data.dataset import Trajectory
+from vlp_gym.dataset_scores import score_dataset
 from vlp_gym.errors import QueryError
 from vlp_gym.models.registry import load_reward_model
 from vlp_gym.models.topreward import TOPRewardModel
 from vlp_gym.prompting import ChatClient
-from vlp_gym.testing import check_reward_model
+from vlp_gym.testing import PaintedEnv, check_reward_model
 
 SENTENCE = "open the drawer"
 
@@ -52,9 +55,7 @@ def test_the_value_is_the_log_probability_of_true(model: TOPRewardModel, server:
     scores = model.score(tokens, model.encode_text([SENTENCE] * 2), mask)
     expected = [math.log(51 / 255), math.log(204 / 255)]  # the server's P("True") is the last picture's brightness
     np.testing.assert_allclose(scores.preference.numpy(), expected, rtol=1e-5)
-    assert scores.progress is not None
-    np.testing.assert_allclose(scores.progress.numpy(), np.repeat(np.array(expected)[:, None], 3, 1), rtol=1e-5)
-    assert scores.relevance is None
+    assert (scores.progress, scores.relevance) == (None, None)
     contents = [body["messages"][0]["content"] for body in server.requests]
     assert sorted(len(content) for content in contents) == [3, 4]  # padding is not shown
     for content in contents:
@@ -71,6 +72,34 @@ def test_a_video_has_a_curve(model: TOPRewardModel, server: ChatServer) -> None:
     assert sorted(len(body["messages"][0]["content"]) for body in server.requests) == [2, 3, 4]
 
 
+def test_a_demonstration_is_asked_about_frame_by_frame(model: TOPRewardModel) -> None:
+    """One question about all the frames would give them one value, and no video a success."""
+    levels = np.arange(10, 250, 24)
+    count = len(levels)
+    nothing = np.zeros((count, 0), np.float32)
+    success = np.arange(count) == count - 1
+    trajectory = Trajectory(
+        "push-v3", "expert", 0, "a", 5, False, video(*levels), np.arange(count), nothing[:, 0:1].sum(1), success,
+        np.zeros(3, np.float32), nothing,
+    )  # fmt: skip
+    (row,) = score_dataset(model, [trajectory], progress_bar=False)
+    np.testing.assert_allclose(row["value"], np.log(levels / 255), rtol=1e-5)
+    np.testing.assert_allclose(row["value"], model.values(trajectory.frames, row["instruction"]), rtol=1e-5)
+    assert row["voc"] == pytest.approx(1.0)
+    assert row["detected"]
+    assert len(set(row["weight"])) > 1
+
+
+def test_the_wrapper_pays_it_as_a_preference(model: TOPRewardModel) -> None:
+    env = VLPRewardWrapper(PaintedEnv([3]), SENTENCE, model, reward="preference")
+    env.reset(seed=0)
+    for _ in range(3):
+        reward = env.step(env.action_space.sample())[1]
+        brightness = model.encode_frames(torch.from_numpy(env.render()[None])).float().mean().item() / 255
+        assert reward == pytest.approx(math.log(brightness), rel=1e-3)
+    env.close()
+
+
 def test_an_endpoint_without_log_probabilities(model: TOPRewardModel, server: ChatServer) -> None:
     server.faults.append("no-logprobs")
     with pytest.raises(QueryError) as caught:
@@ -83,7 +112,7 @@ def test_an_endpoint_without_log_probabilities(model: TOPRewardModel, server: Ch
 def test_it_is_made_by_name(server: ChatServer, tmp_path: Path) -> None:
     model = load_reward_model(f"topreward:tiny?base_url={server.url}&cache={tmp_path}&window=4&frame_size=12")
     assert isinstance(model, TOPRewardModel)
-    assert (model.window, model.frame_size, model.value_range) == (4, (12, 12), (-math.inf, 0.0))
+    assert (model.window, model.frame_size) == (4, (12, 12))
     model.chat.close()
     with pytest.raises(ValueError) as caught:
         TOPRewardModel(model.chat, window=0)

@@ -107,6 +107,34 @@ class TestResume:
         with pytest.raises(ValueError, match=r"'focus': \(\[\], \['push-v3'\]\)"):
             run(folder)
 
+    def test_another_config_of_the_model_is_refused(self, straight, tmp_path):
+        """What a saved state leaves out, such as frozen weights, is told apart by the config alone."""
+        folder = shutil.copytree(straight[0], tmp_path / "older")
+        torch.manual_seed(0)
+        other = tiny_model(quality_weight=7.0)
+        assert straight[1].config["quality_weight"] == 12.0
+        with pytest.raises(ValueError) as caught:
+            run(folder, model=other)
+        assert str(caught.value) == (
+            f"{folder} holds a run with other settings (then, now): {{'model.quality_weight': (12.0, 7.0)}}; "
+            "choose another --out"
+        )
+        document, tensors = read_pair(folder, stem="training")
+        del document["extra"]["config"]["model"]  # as an older version saved it
+        write_pair(folder, document, tensors, stem="training")
+        _, history = run(folder, model=other)
+        assert history == straight[2]
+
+    def test_a_model_without_a_config_resumes(self, tmp_path):
+        """The tensors alone say then that it is the same."""
+        config = TrainConfig(**{**vars(CONFIG), "steps": 2})
+        histories = []
+        for _ in range(2):
+            with pytest.raises(CheckpointError, match="cannot be saved: name the backbone by a string"):
+                run(tmp_path, config, tiny_vlp())
+            histories.append(json.loads((tmp_path / "history.json").read_text()))
+        assert histories[0] == histories[1]
+
     def test_other_tasks_are_refused(self, straight):
         """A model that claims not to have seen a task must not have been trained on it before the stop."""
         folder, _, _ = straight

@@ -89,7 +89,7 @@ def drive(env, lanes, steps, *, late=False):
                 else:
                     assert rewards[index] == reward
             if not late:
-                assert (vlp["score"][index], vlp["progress"][index]) == (lane.score, lane.score)
+                assert (vlp["score"][index], vlp["progress"][index]) == (lane.said, lane.said)
             if lane.over and autoreset == SAME_STEP:
                 lane.begin()
         take(vlp.get("delivered", ()), got)

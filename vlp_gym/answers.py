@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -45,6 +45,10 @@ class FrameScore:
     relevance: float | None
 
 
+UNSCORED = FrameScore(0.0, None, None)
+"""The score of a frame that nobody asked the score of."""
+
+
 class Answer(NamedTuple):
     """The answer to one ticket: a score, or the error that came in its place."""
 
@@ -77,6 +81,8 @@ class Request:
     episode: Episode
     since_s: float
     """When it was submitted, on the monotonic clock."""
+    scored: bool = True
+    """False: the frame is encoded and kept for later windows, and the answer is `UNSCORED`."""
 
 
 @torch.inference_mode()
@@ -110,19 +116,28 @@ def answer_batch(
         encoded = model.encode_in_context(encoded, first, where=where)
     windows: list[Tensor] = []
     masks: list[NDArray[np.bool_]] = []
-    for cache, tokens in zip(caches, encoded, strict=True):
+    texts = []
+    for number, (cache, tokens) in enumerate(zip(caches, encoded, strict=True)):
         cache.append(tokens)
+        if not batch[number // views].scored:
+            continue
         indices, real = window_indices(cache.total, window, history)
         windows.append(cache.take(indices))
         masks.append(real)
-    texts = [request.episode.text for request in batch for _ in range(views)]
-    text = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)  # a copy; padding is zeros, as the models' own
-    mask = torch.from_numpy(np.stack(masks)).to(model.device)
-    rows = split_rows(model.score(torch.stack(windows), text, mask, where=where, in_context=in_context))
+        texts.append(batch[number // views].episode.text)
+    rows: Iterator[FrameScore] = iter(())
+    if windows:
+        text = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)  # a copy; padding is zeros, as the models' own
+        mask = torch.from_numpy(np.stack(masks)).to(model.device)
+        rows = iter(split_rows(model.score(torch.stack(windows), text, mask, where=where, in_context=in_context)))
     answers = []
-    for number, request in enumerate(batch):
+    for request in batch:
+        if not request.scored:
+            answers.append(Answer(request.ticket, UNSCORED))
+            continue
+        own = [next(rows) for _ in range(views)]
         try:
-            score = check_finite(_mean(rows[number * views : (number + 1) * views]), where=str(request.ticket))
+            score = check_finite(_mean(own), where=str(request.ticket))
         except QueryError as error:
             answers.append(Answer(request.ticket, None, error))
         else:

@@ -30,6 +30,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "calibrate": calibrate,
     "models": models,
 }
+RESUMABLE = ("collect", "train", "objectives")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _run(arguments)
     except KeyboardInterrupt:
-        print("vlp-gym: interrupted; what was saved is kept, and the same command goes on from there", file=sys.stderr)
+        again = ", and the same command goes on from there" if arguments[0] in RESUMABLE else ""
+        print(f"vlp-gym: interrupted; what was saved is kept{again}", file=sys.stderr)
         return 130
     except (VLPError, ValueError, FloatingPointError, OSError) as error:
         print(f"vlp-gym: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)

@@ -79,7 +79,7 @@ def advantage_weights(values: ArrayLike, *, temperature: float, max_weight: floa
         max_weight: no weight is larger; None has no limit.
 
     Returns:
-        Weights greater than 0 of the steps from frame k to frame k + 1, float64 ``[T - 1]``.
+        Weights, at least 0, of the steps from frame k to frame k + 1, float64 ``[T - 1]``.
 
     Raises:
         ValueError: if there are fewer than two values, one is not finite, temperature is negative, or a weight is

@@ -47,7 +47,7 @@ def score_dataset(
 
     Returns:
         One row a video: "task", "tier", "seed", "camera", "step" and "value" ``[T]``, "voc" (Spearman), "detected" (a
-        success, by the values), "success" (by the environment) and "weight" ``[T - 1]``.
+        success, by the values), "success" (by the environment) and "weight" ``[T - 1]``, at most 100.
 
     Raises:
         ValueError: for a threshold or temperature out of range.

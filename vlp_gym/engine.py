@@ -208,11 +208,14 @@ class QueryEngine:
                 raise QueryError(f"an earlier error has spoiled this episode; begin another ({answer.ticket})")
         return [answer.score for answer in asked if answer.score is not None]
 
-    def submit(self, tickets: Sequence[Ticket], frames: Sequence[Views]) -> None:
+    def submit(
+        self, tickets: Sequence[Ticket], frames: Sequence[Views], *, scored: Sequence[bool] | None = None
+    ) -> None:
         """Ask for scores; the answers come by `poll`, and so do the errors of the model.
 
         Arguments and other errors are those of `query`. A ticket of an episode that an error of the model has spoiled
-        is counted as cancelled at once.
+        is counted as cancelled at once. Where ``scored`` says False, the frame is encoded for the windows that come
+        later, and the answer is `vlp_gym.answers.UNSCORED`.
         """
         self._check_usable()
         if not tickets and not len(frames):
@@ -220,16 +223,16 @@ class QueryEngine:
         if len({ticket.env for ticket in tickets}) != len(tickets) or len(frames) != len(tickets):
             raise ValueError(f"expected one ticket and frame for each env, got {len(frames)} for {list(tickets)}")
         with self._asking if self.mode == "sync" else nullcontext():
-            self._submit(tickets, frames)
+            self._submit(tickets, frames, [True] * len(tickets) if scored is None else scored)
 
-    def _submit(self, tickets: Sequence[Ticket], frames: Sequence[Views]) -> None:
+    def _submit(self, tickets: Sequence[Ticket], frames: Sequence[Views], scored: Sequence[bool]) -> None:
         with self._changed:
             pending, episodes = self._book.pending, [self._book.running(ticket) for ticket in tickets]
             self._wait(lambda: not pending or len(pending) + len(tickets) <= self.slots, tickets)
             now = time.monotonic()
             requests = [
-                Request(ticket, np.array(views, np.uint8, ndmin=4), episode, now)
-                for ticket, views, episode in zip(tickets, frames, episodes, strict=True)
+                Request(ticket, np.array(views, np.uint8, ndmin=4), episode, now, asked)
+                for ticket, views, episode, asked in zip(tickets, frames, episodes, scored, strict=True)
             ]
             self._book.enqueue(requests)
             self._changed.notify_all()

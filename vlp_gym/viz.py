@@ -195,7 +195,7 @@ def plot_learning_curve(
             axes.set(title=name, xlabel=xlabel)
             axes.xaxis.set_major_formatter(_thousands)
             axes.margins(x=0.01)
-            if key == "success":
+            if key.startswith(("success", "label_accuracy")):
                 axes.set_ylim(-0.03, 1.03)
         if len(runs) > 1 or any(len(h) > 1 for h in runs.values()):
             lines: dict[str, Any] = {}

@@ -22,6 +22,11 @@ from vlp_gym.data.instructions import instructions_for
 from vlp_gym.storage import write_atomic
 from vlp_gym.viz import plot_learning_curve
 
+NAMES = {
+    "vlp": "labels of the reward model",
+    "scripted": "labels of the scripted teacher",
+    "random": "labels of a coin",
+}
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pebble_button_press.py"
 
 
@@ -29,18 +34,18 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "pebble_button_press.py"
 class Options:
     """Run the study and draw it."""
 
-    tasks: tuple[str, ...] = ("drawer-close-v3", "faucet-close-v3", "door-close-v3")
+    tasks: tuple[str, ...] = ("drawer-close-v3", "faucet-close-v3", "window-open-v3")
     """Tasks that the model never saw."""
-    labels: tuple[Literal["vlp", "scripted", "random"], ...] = ("vlp", "scripted", "random")
+    labels: tuple[Literal["vlp", "scripted", "random"], ...] = ("vlp", "scripted")
     """Who labels; "random" is the control."""
     model: str = "vlp-compact-45"
     """Reward model."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of the agents."""
-    steps: int = 8_000
+    steps: int = 12_500
     """Decisions of each."""
     out: Path = Path("runs/pebble")
-    """Where the runs, pebble.json and pebble_curves.png go."""
+    """Where the runs, pebble.json, pebble_success.png and pebble_label_accuracy.png go."""
 
 
 def main(options: Options) -> None:
@@ -61,29 +66,30 @@ def main(options: Options) -> None:
                 str(options.steps),
             ]
             subprocess.run([*command, "--out", str(folder)], check=True)
-    curves: dict[str, list[list[dict[str, Any]]]] = {}
+    curves: dict[str, list[list[dict[str, Any]]]] = {NAMES[who]: [[] for _ in options.seeds] for who in options.labels}
     table: dict[str, dict[str, Any]] = {}
     for task, labels, seed in runs:
         result = json.loads((options.out / f"{task}-{labels}-{seed}" / "result.json").read_text())
-        name = f"{task.removesuffix('-v3')}, {labels}"
-        # Of the teacher, who agrees with the return that it is asked about, no curve is needed.
-        sessions = [] if labels == "scripted" else result["sessions"]
-        curves.setdefault(name, []).append([*result["history"], *sessions])
-        row = table.setdefault(name, {"success": [], "best": [], "label_accuracy": []})
+        curve = curves[NAMES[labels]][options.seeds.index(seed)]
+        curve += [{"step": row["step"], f"success/{task}": row["success"]} for row in result["history"]]
+        row = table.setdefault(
+            f"{task.removesuffix('-v3')}, {labels}", {"success": [], "best": [], "label_accuracy": []}
+        )
         row["success"].append(result["success"])
         row["best"].append(max(evaluation["success"] for evaluation in result["history"]))
         row["label_accuracy"].append(float(np.mean([session["label_accuracy"] for session in result["sessions"]])))
+        if labels != "scripted":  # the teacher agrees with the return that it is asked about
+            curve += [{"step": s["step"], f"label_accuracy/{task}": s["label_accuracy"]} for s in result["sessions"]]
     write_atomic(options.out / "pebble.json", json.dumps(table, indent=2).encode())
     for name, row in table.items():
         print(f"{name:30}", {key: [round(value, 2) for value in values] for key, values in row.items()})
-    panels = {"success": "success rate", "label_accuracy": "label accuracy (true return)"}
-    plot_learning_curve(
-        curves,
-        options.out / "pebble_curves.png",
-        title="An agent that only hears which clip is better",
-        quantities=panels,
-        xlabel="decisions of the agent",
-    )
+    for figure, title in (
+        ("success", "Success"),
+        ("label_accuracy", "Share of labels that the true return agrees with"),
+    ):
+        panels = {f"{figure}/{task}": task.removesuffix("-v3") for task in options.tasks}
+        path = options.out / f"pebble_{figure}.png"
+        plot_learning_curve(curves, path, title=title, quantities=panels, xlabel="decisions of the agent")
 
 
 if __name__ == "__main__":

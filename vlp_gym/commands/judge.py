@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -48,7 +49,9 @@ def evaluate(
         live, trajectories, tasks=tasks, split_name=split, seed=seed, device=device, pairs_per_task=pairs_per_task
     )
     result["settings"]["model"] = model
-    out = Path("runs") / "eval" / f"{Path(model).name}-{split}" if out is None else out
+    # The last part of a path or hub id; all of a name with a family, whose tag alone would not tell models apart.
+    name = re.sub(r"[^\w.-]+", "-", model if ":" in model else Path(model).name)
+    out = Path("runs") / "eval" / f"{name}-{split}" if out is None else out
     paths = write_report(result, out)
     print(markdown(result))
     print(f"report: {' '.join(str(path) for path in paths)}")
@@ -78,7 +81,7 @@ def score(
         dataset: folder that `vlp-gym collect` filled, in place of a video.
         tasks: of the dataset; all by default.
         threshold: of the value-order correlation over which a rollout is taken for a success.
-        temperature: tau of the steps' weights, exp(tau * change of the value).
+        temperature: tau of the steps' weights, exp(tau * change of the value), at most 100.
         out: folder for curve.png, overlay.mp4 and overlay.gif, or scores.json, scores.md and scores.png;
             runs/score/NAME by default.
     """

@@ -44,6 +44,8 @@ def convert(
 
     given = {"base": base, "tokenizer": tokenizer, "vocabulary": vocabulary}
     takers = {"base": "robometer", "tokenizer": "r3m", "vocabulary": "roboclip"}
+    if system == "roboclip" and vocabulary is None:
+        raise ValueError("--vocabulary: roboclip needs the released s3d_dict.npy, or its words as .txt or .json")
     options = {name: value for name, value in given.items() if value is not None}
     if wrong := [name for name in options if takers[name] != system]:
         raise ValueError(f"--{wrong[0]}: only {takers[wrong[0]]} takes it, got it for {system}")
@@ -64,11 +66,12 @@ def calibrate(model: str, /, *, data: tuple[Path, ...], out: Path, tasks: tuple[
     from vlp_gym.calibration import calibrate as rank
     from vlp_gym.data.dataset import load_trajectories
     from vlp_gym.models.ensemble import EnsembleModel
-    from vlp_gym.models.registry import load_reward_model
+    from vlp_gym.models.registry import check_storable, load_reward_model
 
     ensemble = load_reward_model(model, device=best_device())
     if not isinstance(ensemble, EnsembleModel):
         raise ValueError(f"expected an ensemble such as 'ensemble:mean|vlp-compact|vlp-compact-45', got {model!r}")
+    check_storable(ensemble.config["members"])
     rank(ensemble, load_trajectories(*data, tasks=tasks or None))
     ensemble.save_pretrained(out)
     print(f"checkpoint: {out}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -49,7 +49,8 @@ def train(
         split: vlp and ml45 hold five tasks out each; all trains on the 50.
         leave_out: also keep these tasks out, to validate on (see `vlp-gym tune`).
         init: start from the weights of this model (a shipped name, a folder or a hub id) instead of random ones;
-            not its quality weight, motion weight and relevance shift.
+            not its quality weight, motion weight and relevance shift. Of another system that has compact's encoders,
+            rewind, embedding and joint take these alone; it must have been trained on no more tasks than they are.
         out: folder for the checkpoint, the state to go on from and the training curve; runs/SYSTEM-SPLIT by default.
         steps: optimizer steps on everything; 0 trains the relevance of a compact --init alone; by default the
             system's: 700 of compact and joint, 2,000 of embedding, 5,000 of rewind and spur, 7,810 of siglip2-lora,
@@ -150,10 +151,17 @@ def tune(*, model: Path, data: Path, tasks: tuple[str, ...]) -> None:
 
 
 def _start_from(model: nn.Module, init: str) -> None:
+    from vlp_gym.models.backbones.small import SmallBackbone
     from vlp_gym.models.registry import load_reward_model
     from vlp_gym.training.checkpoint import differing_weights
 
-    weights: dict[str, Tensor] = load_reward_model(init).state_dict()  # type: ignore[attr-defined]
-    if differing := differing_weights(model.state_dict(), weights):
+    other: Any = load_reward_model(init)
+    start: nn.Module = model
+    if type(other) is not type(model):  # of another system, the small encoders, where both have them
+        encoders = [next((m for m in each.modules() if isinstance(m, SmallBackbone)), None) for each in (model, other)]
+        if encoders[0] is not None and encoders[1] is not None:
+            start, other = encoders[0], encoders[1]
+    weights: dict[str, Tensor] = other.state_dict()
+    if differing := differing_weights(start.state_dict(), weights):
         raise ValueError(f"--init: expected a model of this architecture and size; {init} differs in {differing[:3]}")
-    model.load_state_dict(weights)
+    start.load_state_dict(weights)

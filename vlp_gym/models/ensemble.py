@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -17,6 +18,7 @@ from vlp_gym.text import normalize_instruction
 
 Reduce = Literal["mean", "min"]
 QUANTILES = 101
+MAX_TEXTS = 1_000  # sentences whose tokens are kept
 
 
 class EnsembleModel(nn.Module, CheckpointMixin):
@@ -30,7 +32,8 @@ class EnsembleModel(nn.Module, CheckpointMixin):
     Members get the same frames, as many as the member that looks at most.
 
     Args:
-        members: at least two names, folders or hub ids for `load_reward_model`.
+        members: at least two names, folders or hub ids for `load_reward_model`; a checkpoint may not name models on an
+            endpoint, see `vlp_gym.models.registry.check_storable`.
         reduce: "mean" or "min".
         models: the live members, for experiments (such an ensemble can be saved only if `members` names them).
 
@@ -67,10 +70,10 @@ class EnsembleModel(nn.Module, CheckpointMixin):
         self.frame_size = (max(model.frame_size[0] for model in models), max(model.frame_size[1] for model in models))
         for name in ("progress_ranks", "preference_ranks"):
             self.register_buffer(name, torch.zeros(len(models), QUANTILES, dtype=torch.float64))
-        self._texts: dict[tuple[int, str], Tensor] = {}
+        self._texts: dict[str, list[Tensor]] = {}
         with torch.inference_mode():
             black = torch.zeros(1, *self.frame_size, 3, dtype=torch.uint8)
-            self._shapes = [tuple(model.encode_frames(black).shape[1:]) for model in models]
+            self._shapes: list[tuple[int, ...]] = [tuple(model.encode_frames(black).shape[1:]) for model in models]
 
     @classmethod
     def from_spec(cls, spec: str) -> EnsembleModel:
@@ -111,19 +114,16 @@ class EnsembleModel(nn.Module, CheckpointMixin):
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
         """The code points of B sentences, float ``[B, L, 1]``; each member encodes a sentence once."""
         sentences = [normalize_instruction(instruction) for instruction in instructions]
-        for sentence in sentences:  # a sentence that is too long for a member is refused here
-            for number in range(len(self.members)):
-                self._text(number, sentence)
+        if len(self._texts) > MAX_TEXTS:
+            self._texts.clear()  # they are encoded again when they are asked for
+        for sentence in sentences:
+            self._encode(sentence)  # always: a sentence that is too long for a member is refused here
         return code_points(sentences).to(self.progress_ranks.device)
 
     def encode_frames(self, frames: Tensor) -> Tensor:
-        """The members' tokens one after the other, float ``[N, sum K, max D]``, filled up with zeros."""
-        tokens = []
-        wide = max(width for _, width in self._shapes)
-        for model in self.members:
-            own = model.encode_frames(frames).float().to(self.progress_ranks.device)
-            tokens.append(nn.functional.pad(own, (0, wide - own.shape[-1])))
-        return torch.cat(tokens, 1)
+        """The members' tokens side by side, float ``[N, 1, sum of K * D]``."""
+        device = self.progress_ranks.device
+        return torch.cat([model.encode_frames(frames).flatten(1).to(device) for model in self.members], 1).unsqueeze(1)
 
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
         """Score windows; shapes as in `RewardModel`. Preference and progress are both in [0, 1]."""
@@ -137,23 +137,23 @@ class EnsembleModel(nn.Module, CheckpointMixin):
     def ask(self, frames: Tensor, text: Tensor, mask: Tensor) -> list[tuple[Scores, Tensor]]:
         """What each member says, and its values of the frames, float32 ``[B, T]``, before any rank."""
         sentences = tokens_to_sentences(text)
+        encoded = [self._texts.get(sentence) or self._encode(sentence) for sentence in sentences]
         answers = []
-        tokens = frames.split([count for count, _ in self._shapes], 2)
+        tokens = frames[:, :, 0].split([math.prod(shape) for shape in self._shapes], 2)
         for number, (model, own) in enumerate(zip(self.members, tokens, strict=True)):
-            texts = [self._text(number, sentence) for sentence in sentences]
-            padded = nn.utils.rnn.pad_sequence(texts, batch_first=True)
-            scores = model.score(own[..., : self._shapes[number][1]], padded, mask)
+            padded = nn.utils.rnn.pad_sequence([texts[number].to(frames.device) for texts in encoded], batch_first=True)
+            scores = model.score(own.unflatten(2, self._shapes[number]), padded, mask)
             value = scores.preference[:, None].expand(mask.shape) if scores.progress is None else scores.progress
             if scores.progress is not None and scores.relevance is not None:
                 value = value * torch.sigmoid(scores.relevance)[:, None]
             answers.append((scores, value.float()))
         return answers
 
-    def _text(self, number: int, sentence: str) -> Tensor:
-        if (number, sentence) not in self._texts:
-            with torch.no_grad():
-                self._texts[number, sentence] = self.members[number].encode_text([sentence])[0]
-        return self._texts[number, sentence]
+    def _encode(self, sentence: str) -> list[Tensor]:
+        """A sentence's tokens by member, ``[L, D]`` each; they are kept."""
+        with torch.no_grad():
+            self._texts[sentence] = [model.encode_text([sentence])[0] for model in self.members]
+        return self._texts[sentence]
 
     def _reduce(self, ranks: list[Tensor]) -> Tensor:
         values = torch.stack(ranks)
@@ -169,7 +169,8 @@ def _rank(values: Tensor, quantiles: Tensor, bounds: tuple[float, float]) -> Ten
         bounds: the smallest and the largest value there can be.
     """
     if quantiles[-1] > quantiles[0]:
-        above = torch.searchsorted(quantiles, values.double().contiguous(), right=True).clamp(1, len(quantiles) - 1)
+        # The first of equal quantiles: a value that many have is above those alone that are smaller.
+        above = torch.searchsorted(quantiles, values.double().contiguous()).clamp(1, len(quantiles) - 1)
         low, high = quantiles[above - 1], quantiles[above]
         within = ((values - low) / (high - low).clamp(min=1e-300)).clamp(0, 1)
         return ((above - 1 + within) / (len(quantiles) - 1)).float()

@@ -14,11 +14,11 @@ from torch import Tensor
 from vlp_gym.models.base import History, Scores
 from vlp_gym.models.raw_tokens import code_points, pixel_tokens, square, tokens_to_images, tokens_to_sentences
 from vlp_gym.models.resize import resize_frames
-from vlp_gym.prompting.asking import concurrently
 from vlp_gym.prompting.content import Chat, Image
 from vlp_gym.prompting.examples import Example, check_example, load_examples
 from vlp_gym.prompting.parse import parse_percentages
 from vlp_gym.prompting.spec import Options, open_chat
+from vlp_gym.prompting.workers import concurrently
 
 FORMAT = "Frame {i}: Frame Description: {}, Task Completion Percentages: {}%"
 

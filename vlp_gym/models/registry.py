@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Iterable
+from contextvars import ContextVar
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -61,6 +63,10 @@ _FAMILIES = {
     ),
 }
 
+_ON_ENDPOINTS = ("gvl", "rl-vlm-f", "topreward")
+_in_checkpoint: ContextVar[bool] = ContextVar("_in_checkpoint", default=False)
+"""Whether what is loaded was named by a checkpoint, not by the user."""
+
 
 class ModelInfo(NamedTuple):
     """One row of `vlp-gym models`."""
@@ -94,6 +100,8 @@ def load_reward_model(name: str | os.PathLike[str], *, device: str | torch.devic
         return extensions[text].load()(device=device)
     family, colon, spec = text.partition(":")
     if colon and family in _FAMILIES:
+        if _in_checkpoint.get():
+            check_storable([text])
         model: Any = _class(_FAMILIES[family][0]).from_spec(spec)
         if isinstance(model, torch.nn.Module):
             model.to(device).eval()
@@ -119,7 +127,24 @@ def load_folder(folder: str | Path, *, device: str | torch.device = "cpu") -> An
     model_type = read_model_config(folder)["model_type"]
     if model_type not in _CLASSES:
         raise CheckpointError(f"{folder}: expected a model_type of {sorted(_CLASSES)}, got {model_type!r}")
-    return load_checkpoint(_class(_CLASSES[model_type]), folder, device=device)
+    outer = _in_checkpoint.set(True)
+    try:
+        return load_checkpoint(_class(_CLASSES[model_type]), folder, device=device)
+    finally:
+        _in_checkpoint.reset(outer)
+
+
+def check_storable(names: Iterable[str]) -> None:
+    """Raise CheckpointError if a checkpoint may not name one of these models.
+
+    A model on an endpoint would send frames, and the key of whoever loads the checkpoint, where its author chose.
+    """
+    for name in names:
+        if any(f"{family}:" in name for family in _ON_ENDPOINTS):
+            raise CheckpointError(
+                f"a checkpoint may not name a model on an endpoint, such as {name!r}: it would decide where your "
+                "frames and your key go; name it yourself, as in model='ensemble:mean|...'"
+            )
 
 
 def available_models() -> list[ModelInfo]:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from vlp_gym.models.base import History, Scores
 from vlp_gym.models.raw_tokens import code_points, pixel_tokens, square, tokens_to_images, tokens_to_sentences
-from vlp_gym.prompting.asking import concurrently
 from vlp_gym.prompting.content import Chat, Image
 from vlp_gym.prompting.parse import parse_choice, parse_text
 from vlp_gym.prompting.spec import open_chat
+from vlp_gym.prompting.workers import concurrently
 
 CHANCES = {0: 1.0, 1: 0.0, -1: 0.5}  # the answer -> P(the first picture is better)
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -210,11 +211,12 @@ def read_vocabulary(path: str | Path) -> list[str]:
     try:
         if path.suffix == ".npy":
             array = np.load(path, allow_pickle=False)
-            words = array.tolist() if array.dtype.kind == "U" and array.ndim == 1 else None
+            is_list = isinstance(array, np.ndarray) and array.dtype.kind == "U" and array.ndim == 1
+            words = array.tolist() if is_list else None
         else:
             text = path.read_text(encoding="utf-8")
             words = json.loads(text) if path.suffix == ".json" else text.splitlines()
-    except (OSError, ValueError) as error:  # a pickled array, bad JSON and bad UTF-8 are ValueErrors
+    except (OSError, EOFError, ValueError, BadZipFile) as error:  # a pickled array, bad JSON and UTF-8: ValueError
         raise CheckpointError(
             f"{path}: cannot be read as a list of words ({error}); expected an .npy file of strings that is no pickle, "
             "a text file with one word a line, or a .json list"

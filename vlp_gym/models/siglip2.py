@@ -107,14 +107,14 @@ def _pretrained(base: str) -> tuple[Any, Any]:
     except ImportError as error:
         raise MissingExtraError('SigLIP2 with LoRA needs: pip install "vlp_gym[vlm]"') from error
     try:
-        kind = AutoConfig.from_pretrained(base).model_type
+        kind = AutoConfig.from_pretrained(base, trust_remote_code=False).model_type
         if kind != "siglip":
             raise CheckpointError(
                 f"{base}: expected a SigLIP or SigLIP2 of one fixed resolution (model_type 'siglip'), got {kind!r}; "
                 f"take {BASE} or another -patch16-NNN"
             )
-        model = SiglipModel.from_pretrained(base, dtype=torch.float32, use_safetensors=True)
-        return model, AutoTokenizer.from_pretrained(base)
+        model = SiglipModel.from_pretrained(base, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+        return model, AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(

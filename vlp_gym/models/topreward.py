@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,9 +12,9 @@ from torch import Tensor
 from vlp_gym.models.base import History, Scores
 from vlp_gym.models.raw_tokens import code_points, pixel_tokens, square, tokens_to_images, tokens_to_sentences
 from vlp_gym.models.resize import resize_frames
-from vlp_gym.prompting.asking import concurrently
 from vlp_gym.prompting.content import Chat
 from vlp_gym.prompting.spec import open_chat
+from vlp_gym.prompting.workers import concurrently
 
 ANSWER = "True"
 
@@ -30,8 +29,9 @@ class TOPRewardModel:
     **The question goes through the model's chat template**, because chat endpoints offer nothing else; the paper puts
     it without one, and to a model that takes the frames as a video.
 
-    ``score`` asks once about each window, so the value of the newest frame stands at all of its frames; `values`
-    gives the curve of a video. ``preference`` is the same value.
+    ``score`` asks once about each window, and the value is its ``preference``; there is no ``progress``, because the
+    values of the window's earlier frames were not asked for. A wrapper pays it with ``reward="preference"``. `values`
+    gives the curve of a video.
 
     Args:
         chat: who is asked; the endpoint must give ``top_logprobs``.
@@ -44,12 +44,11 @@ class TOPRewardModel:
 
     Example:
         >>> model = TOPRewardModel.from_spec("qwen3-vl?base_url=http://127.0.0.1:8000/v1&cache=none")
-        >>> model.window, model.history, model.value_range
-        (16, 'prefix', (-inf, 0.0))
+        >>> model.window, model.history
+        (16, 'prefix')
     """
 
     history: History = "prefix"
-    value_range = (-math.inf, 0.0)
 
     def __init__(
         self, chat: Chat, *, window: int = 16, frame_size: int | tuple[int, int] = 224, max_concurrency: int = 8
@@ -83,15 +82,14 @@ class TOPRewardModel:
         """Ask about each window of pixels ``[B, T, K, 3]``; padding is not shown.
 
         Returns:
-            Scores with ``preference`` ``[B]``, a log-probability, at most 0, and the same in ``progress`` ``[B, T]``.
+            Scores with ``preference`` ``[B]``, a log-probability, at most 0; ``progress`` and ``relevance`` are None.
         """
         images, real = tokens_to_images(frames, self.frame_size), mask.cpu().numpy()
         rows = [
             (row[keep], sentence) for row, keep, sentence in zip(images, real, tokens_to_sentences(text), strict=True)
         ]
         answers = concurrently(lambda row: self._ask(*row), rows, self.max_concurrency)
-        newest = torch.tensor(answers, device=frames.device)
-        return Scores(preference=newest, progress=newest[:, None].repeat(1, mask.shape[1]))
+        return Scores(preference=torch.tensor(answers, device=frames.device))
 
     def values(self, video: NDArray[np.uint8], instruction: str) -> NDArray[np.float64]:
         """The value at every frame of a finished video, from the frames up to it: one question a frame.

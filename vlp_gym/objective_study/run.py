@@ -81,7 +81,7 @@ def run(
         out: folder; gets ``study.json``, ``study.md``, ``study.png``, and a folder for each run with its checkpoint.
         objectives: of `OBJECTIVES`.
         seeds: of initial weights, samples and augmentation; the objectives share each of them.
-        steps: optimizer steps; the paper's 5 epochs are 7,810.
+        steps: optimizer steps, at least 1; the paper's 5 epochs are 7,810.
         backbone: "compact" trains `EmbeddingModel` from random weights, "siglip2" adapters of `SigLIP2Model`.
         tasks: to train on; `training_tasks` by default.
         demonstrations: of each task, those with the smallest seeds; the paper's are 3; None takes all.
@@ -96,8 +96,8 @@ def run(
 
     Raises:
         ValueError: if a task that is judged on, or kept out beside them, is to be trained on; for an unknown objective;
-            if ``out`` holds a study with other settings.
-        DatasetError: if a folder, a task, a tier or a view is missing.
+            for fewer than 1 step; if ``out`` holds a study with other settings.
+        DatasetError: if a folder, a task, a tier or a view is missing; before the first model is built.
         CheckpointError: if the pretrained backbone is not there.
     """
     chosen = list(training_tasks() if tasks is None else tasks)
@@ -107,6 +107,8 @@ def run(
         raise ValueError(f"objectives: expected some of {', '.join(OBJECTIVES)}, got {', '.join(unknown)}")
     if not objectives or not seeds:
         raise ValueError("expected at least one objective and one seed")
+    if steps < 1:
+        raise ValueError(f"--steps: expected at least 1, got {steps}")
     out = Path(out)
     settings: dict[str, Any] = {
         "backbone": backbone,
@@ -139,19 +141,26 @@ def run(
     jobs = [(name, seed) for seed in dict.fromkeys(seeds) for name in names]
     if backbone == "siglip2":  # its seeds differ in nothing before the training
         jobs = [job for job in jobs if job[0] != UNTRAINED or job[1] == seeds[0]]
-    runs = []
-    for name, seed in tqdm(jobs, desc="study", unit="run", disable=not progress_bar):
-        folder = out / f"{name}-seed{seed}"
+    planned = []
+    for name, seed in jobs:
         rate = learning_rate(_SYSTEMS[backbone][0], name)
         own = {**settings, "objective": name, "seed": seed, "learning_rate": rate}
-        result = _read(folder / "result.json", own)
+        planned.append((own, _read(out / f"{name}-seed{seed}" / "result.json", own)))
+    if any(result is None for _, result in planned):
+        learned_from()  # a folder that is not there is missed now, not after hours
+        judged_on()
+    runs = []
+    for own, result in tqdm(planned, desc="study", unit="run", disable=not progress_bar):
+        name, seed = own["objective"], own["seed"]
+        folder = out / f"{name}-seed{seed}"
         if result is None:
-            torch.manual_seed(seed)
-            model = _SYSTEMS[backbone][1](**settings["options"])
-            if name != UNTRAINED:
-                recipe = EmbeddingRecipe(learned_from(), name, views=views, seed=seed)
-                config = TrainConfig(steps=steps, relevance_steps=0, seed=seed, learning_rate=rate)
-                train(model, recipe, folder, config, progress_bar=progress_bar)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                model = _SYSTEMS[backbone][1](**settings["options"])
+                if name != UNTRAINED:
+                    recipe = EmbeddingRecipe(learned_from(), name, views=views, seed=seed)
+                    config = TrainConfig(steps=steps, relevance_steps=0, seed=seed, learning_rate=own["learning_rate"])
+                    train(model, recipe, folder, config, progress_bar=progress_bar)
             result = {"settings": own, "figures": judge(model)}
             _write(folder / "result.json", result)
         figures = result["figures"]

@@ -12,6 +12,7 @@ from vlp_gym.models.registry import load_reward_model
 from vlp_gym.preferences.labelers import Kind, ModelLabeler, ScriptedLabeler, agreement
 from vlp_gym.preferences.segments import Segments
 
+UNDECIDED = 0.01  # a pairwise model's P(first > second) so near to 0.5 is skipped
 _BLOCK = 10  # pairs that a model is asked about at a time
 
 
@@ -47,7 +48,10 @@ def ask(
     if source == "scripted":
         yield slice(None), ScriptedLabeler(seed=seed)(first, second)
         return
-    labeler = ModelLabeler(load_reward_model(source, device=device), instruction, kind=kind)
+    model = load_reward_model(source, device=device)
+    # What a pairwise model cannot decide is no "equal" (RL-VLM-F drops it).
+    margin = UNDECIDED if kind == "preference" and hasattr(model, "prefer") else 0.0
+    labeler = ModelLabeler(model, instruction, kind=kind, margin=margin)
     with tqdm(desc="labelling", unit="pair", total=len(first)) as bar:
         for start in range(0, len(first), _BLOCK):
             block = slice(start, start + _BLOCK)

@@ -7,16 +7,15 @@ import math
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from vlp_gym.errors import QueryError
 from vlp_gym.prompting.cache import PromptCache, question_key
 from vlp_gym.prompting.content import Content
 from vlp_gym.prompting.parse import Unparsed
+from vlp_gym.prompting.workers import leave_if_abandoned
 
-Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 COUNTERS = ("requests", "retries", "cached", "unparsed", "prompt_tokens", "completion_tokens")
@@ -78,6 +77,7 @@ class Asking:
             for attempt in range(1, self.attempts + 1):
                 # A model at temperature 0 repeats itself unless the question changes.
                 again = [] if attempt == 1 else [f"Attempt {attempt}: {reason}. Keep exactly to the format asked for."]
+                leave_if_abandoned()
                 said = send([*content, *again])
                 try:
                     value = read(said)
@@ -118,16 +118,3 @@ class Asking:
         """The counters, by the names in `COUNTERS`."""
         with self._counting:
             return {name: self._counts[name] for name in COUNTERS}
-
-
-def concurrently(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> list[Result]:
-    """Results in the order of the items, of which `workers` are in work at a time; the first error is raised.
-
-    >>> concurrently(abs, [-1, 2, -3], 2)
-    [1, 2, 3]
-    """
-    items = list(items)
-    if workers <= 1 or len(items) <= 1:
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(min(workers, len(items)), thread_name_prefix="vlp-gym-prompt") as pool:
-        return list(pool.map(function, items))

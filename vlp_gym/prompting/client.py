@@ -15,13 +15,17 @@ from vlp_gym.errors import MissingExtraError, QueryError
 from vlp_gym.prompting.asking import Asking
 from vlp_gym.prompting.cache import DEFAULT
 from vlp_gym.prompting.content import Content, Image, png_bytes
-from vlp_gym.prompting.failures import Failure, NoCompletion, diagnose
+from vlp_gym.prompting.failures import Failure, NoCompletion, diagnose, masked
+from vlp_gym.prompting.workers import leave_if_abandoned, pause
 
 Result = TypeVar("Result")
 
 TOP_LOGPROBS = 20  # the most that the protocol gives
+# Of a body that is no JSON or no completion, which openai lets through as it is; the last if it is nested too deeply.
+NO_JSON = (ValueError, RecursionError)
 BACKOFF_CAP_S = 8.0
 RETRY_AFTER_CAP_S = 60.0
+MOST_TOKENS = 10**9  # of one request; what says more counts nothing
 
 
 class ChatClient:
@@ -67,8 +71,17 @@ class ChatClient:
         prompt_price: float = 0.0,
         completion_price: float = 0.0,
     ) -> None:
-        if timeout_s <= 0 or max_retries < 0:
-            raise ValueError(f"expected timeout_s > 0 and max_retries >= 0, got {timeout_s} and {max_retries}")
+        _require("timeout_s", timeout_s, above=0)
+        _require("requests_per_minute", requests_per_minute, above=0)
+        for name, value, least in (
+            ("temperature", temperature, 0),
+            ("max_tokens", max_tokens, 1),
+            ("max_retries", max_retries, 0),
+            ("backoff_s", backoff_s, 0),
+            ("prompt_price", prompt_price, 0),
+            ("completion_price", completion_price, 0),
+        ):
+            _require(name, value, least=least)
         self.name = model
         self.timeout_s, self.max_retries, self.backoff_s = timeout_s, max_retries, backoff_s
         self._options = {
@@ -107,53 +120,45 @@ class ChatClient:
         self._client.close()
 
     def _complete(self, content: Content) -> str:
-        # A refusal and an answer that was filtered have no content; they are read, and refused, like an empty one.
-        return str(self._request(content, self._options).message.content or "")
+        return self._request(content, self._options, _text)
 
     def _first_token(self, content: Content, candidates: Sequence[str]) -> list[float]:
-        choice = self._request(
-            content, {**self._options, "max_tokens": 1, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
-        )
-        listed = getattr(choice, "logprobs", None)
-        if listed is None or not listed.content or not listed.content[0].top_logprobs:
+        options = {**self._options, "max_tokens": 1, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
+        top = self._request(content, options, _top_logprobs)
+        if not top:
             raise QueryError(
                 f"{self.base_url} gives no log-probabilities of {self.name!r}; take an endpoint that has top_logprobs, "
                 "such as vLLM"
             )
-        top = [(entry.token, float(entry.logprob)) for entry in listed.content[0].top_logprobs]
         return [candidate_logprob(top, candidate) for candidate in candidates]
 
-    def _request(self, content: Content, options: dict[str, Any]) -> Any:
-        """The first choice of a chat completion."""
+    def _request(self, content: Content, options: dict[str, Any], read: Callable[[Any], Result]) -> Result:
+        """What `read` makes of the first choice of a chat completion; it raises NoCompletion if that is none."""
         import openai
 
         messages = [{"role": "user", "content": [_part(part) for part in content]}]
         for attempt in range(self.max_retries + 1):
             self._limit.wait()
+            leave_if_abandoned()
             self._asking.count(requests=1, retries=int(attempt > 0))
             try:
                 completion = self._client.chat.completions.create(model=self.name, messages=messages, **options)
-                return self._first_choice(completion)
-            # ValueError: the body is no JSON, or no completion; openai lets the former through as it is.
-            except (openai.OpenAIError, ValueError) as error:
-                failure = diagnose(error, self.name, self.timeout_s)
-                wait_s = self._wait_s(attempt, failure.retry_after_s)
-                over = attempt == self.max_retries or wait_s > RETRY_AFTER_CAP_S
-                if over or not failure.passing:
-                    raise failure.error(self._describe(failure, attempt + 1)) from error
-            time.sleep(wait_s)
+                self._count_tokens(completion)
+                return read(_first_choice(completion))
+            except (openai.OpenAIError, *NO_JSON) as error:
+                failure = diagnose(error, self.name, self.timeout_s, self._client.api_key)
+            wait_s = self._wait_s(attempt, failure.retry_after_s)
+            over = attempt == self.max_retries or wait_s > RETRY_AFTER_CAP_S
+            if over or not failure.passing:
+                # Outside the except block: a traceback must not show the exception of openai, which may quote the key.
+                raise failure.error(self._describe(failure, attempt + 1))
+            pause(wait_s)
         raise AssertionError("unreachable")
 
-    def _first_choice(self, completion: Any) -> Any:
-        choices = getattr(completion, "choices", None)
-        if not choices or getattr(choices[0], "message", None) is None:
-            raise NoCompletion(f"got {type(completion).__name__} without choices")
+    def _count_tokens(self, completion: Any) -> None:
         usage = getattr(completion, "usage", None)
-        self._asking.count(
-            prompt_tokens=getattr(usage, "prompt_tokens", 0) or 0,
-            completion_tokens=getattr(usage, "completion_tokens", 0) or 0,
-        )
-        return choices[0]
+        counts = {name: getattr(usage, name, 0) for name in ("prompt_tokens", "completion_tokens")}
+        self._asking.count(**{name: n for name, n in counts.items() if type(n) is int and 0 <= n <= MOST_TOKENS})
 
     def _wait_s(self, attempt: int, retry_after_s: float | None) -> float:
         if retry_after_s is not None:
@@ -162,16 +167,14 @@ class ChatClient:
 
     def _describe(self, failure: Failure, requests: int) -> str:
         times = "" if requests == 1 else f", {requests} times"
-        message = f"{self.base_url} {failure.what}{times}; {failure.advice}"
-        key = self._client.api_key  # a server may quote it
-        return message.replace(key, "***") if len(key) > 4 else message
+        return masked(f"{self.base_url} {failure.what}{times}; {failure.advice}", self._client.api_key)
 
 
 class RateLimit:
     """Lets callers pass at least 60 / `per_minute` seconds apart, whatever thread they come from.
 
     Args:
-        per_minute: greater than 0; None lets everyone pass.
+        per_minute: finite and greater than 0; None lets everyone pass.
         clock: seconds, never going back.
         sleep: waits so many seconds.
     """
@@ -180,10 +183,8 @@ class RateLimit:
         self,
         per_minute: float | None,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] = pause,
     ) -> None:
-        if per_minute is not None and per_minute <= 0:
-            raise ValueError(f"requests_per_minute must be greater than 0, got {per_minute}")
         self._interval_s = 0.0 if per_minute is None else 60.0 / per_minute
         self._clock, self._sleep = clock, sleep
         self._next = -math.inf
@@ -218,6 +219,51 @@ def candidate_logprob(top: Sequence[tuple[str, float]], candidate: str) -> float
     return min(least, math.log1p(-mass)) if mass < 1.0 else min(least, 0.0)
 
 
+def _first_choice(completion: Any) -> Any:
+    """The choice, whose message is an object; the `openai` package passes on whatever JSON the server sent."""
+    choices = getattr(completion, "choices", None)
+    if not isinstance(choices, list) or not choices:
+        raise NoCompletion(f"got {type(completion).__name__} without choices")
+    message = getattr(choices[0], "message", None)
+    if not hasattr(message, "content"):
+        raise NoCompletion(f"got a choice with {'no message' if message is None else repr(type(message).__name__)}")
+    return choices[0]
+
+
+def _text(choice: Any) -> str:
+    """What the model said. A refusal and an answer that was filtered have no content; they are read as empty."""
+    text = choice.message.content
+    if text is not None and not isinstance(text, str):
+        raise NoCompletion(f"got a message whose content is {type(text).__name__}, not text")
+    return text or ""
+
+
+def _top_logprobs(choice: Any) -> list[tuple[str, float]]:
+    """The most likely first tokens and their log-probabilities; empty if the endpoint gives none."""
+    first = getattr(getattr(choice, "logprobs", None), "content", None)
+    listed = getattr(first[0], "top_logprobs", None) if isinstance(first, list) and first else None
+    if not isinstance(listed, list):
+        return []
+    top: list[tuple[str, float]] = []
+    for entry in listed:
+        token, logprob = getattr(entry, "token", None), getattr(entry, "logprob", None)
+        # Rounding may leave a little over 0; the lowest finite number is how some servers say "impossible".
+        if not (isinstance(token, str) and isinstance(logprob, (int, float)) and -1e308 <= logprob <= 1e-3):
+            raise NoCompletion(f"got the token {str(token)[:20]!r} with the log-probability {str(logprob)[:20]}")
+        top.append((token, float(logprob)))
+    return top
+
+
+def _require(name: str, value: float | None, *, least: float | None = None, above: float | None = None) -> None:
+    """Raise ValueError unless a number is finite and in its range, or None."""
+    if value is None:
+        return
+    fits = math.isfinite(value) and (least is None or value >= least) and (above is None or value > above)
+    if not fits:
+        wanted = f"at least {least:g}" if above is None else f"greater than {above:g}"
+        raise ValueError(f"{name} must be finite and {wanted}, got {value}")
+
+
 def _part(part: str | Image) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
@@ -230,7 +276,9 @@ def _open(base_url: str | None, timeout_s: float) -> Any:
         import openai
     except ImportError as error:
         raise MissingExtraError('a chat endpoint needs the package openai: pip install "vlp_gym[prompt]"') from error
-    key = os.environ.get("OPENAI_API_KEY")
+    key = os.environ.get("OPENAI_API_KEY", "").strip()  # of a file's last line end, too
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError("OPENAI_API_KEY holds characters that no header may have; set it anew")
     if not key:
         if not (base_url or os.environ.get("OPENAI_BASE_URL")):
             raise ValueError(

@@ -11,20 +11,21 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from vlp_gym.errors import DatasetError, MissingExtraError
+from vlp_gym.errors import DatasetError
+from vlp_gym.models.goal_images import SUFFIXES, read_picture
 
 Example: TypeAlias = "tuple[NDArray[np.uint8], Sequence[float]]"
 """Frames of one video, uint8 ``[T, H, W, 3]``, and the task completion of each, T percentages in [0, 100]."""
 
 _NAME = re.compile(r"(.+)-(\d+(?:\.\d+)?)")
-_PICTURES = (".png", ".jpg", ".jpeg")
 
 
 def load_examples(folder: str | os.PathLike[str]) -> list[Example]:
     """Read pictures named ``VIDEO-PERCENTAGE.png`` (or .jpg), such as ``drawer-0.png`` and ``drawer-62.5.png``.
 
     Args:
-        folder: pictures of one video have one size; other files are left alone.
+        folder: pictures of one video have one size, see `vlp_gym.models.goal_images.read_picture`; other files are left
+            alone.
 
     Returns:
         One example a video, by name, its frames by percentage.
@@ -33,14 +34,14 @@ def load_examples(folder: str | os.PathLike[str]) -> list[Example]:
         DatasetError: the folder has no such picture, or one cannot be read, or sizes or percentages do not fit.
         MissingExtraError: if Pillow is not installed.
     """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise MissingExtraError('examples need Pillow: pip install "vlp_gym[prompt]"') from error
     videos: dict[str, list[tuple[float, Path]]] = {}
-    for path in sorted(Path(folder).glob("*")):
+    try:
+        paths = sorted(Path(folder).glob("*"))
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{folder}: the folder cannot be read ({error})") from error
+    for path in paths:
         match = _NAME.fullmatch(path.stem)
-        if match and path.suffix.lower() in _PICTURES:
+        if match and path.suffix.lower() in SUFFIXES:
             videos.setdefault(match[1], []).append((float(match[2]), path))
     if not videos:
         raise DatasetError(f"{folder}: expected pictures such as drawer-0.png and drawer-62.5.png, found none")
@@ -48,10 +49,10 @@ def load_examples(folder: str | os.PathLike[str]) -> list[Example]:
     for name, rows in videos.items():
         rows.sort()
         try:
-            frames = [np.asarray(Image.open(path).convert("RGB")) for _, path in rows]
+            frames = [read_picture(path) for _, path in rows]
             examples.append((np.stack(frames), [percentage for percentage, _ in rows]))
             check_example(*examples[-1])
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             raise DatasetError(f"{folder}: the pictures of {name!r} are no example ({error})") from error
     return examples
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -35,8 +36,15 @@ class Failure:
     error: type[QueryError] = QueryError
 
 
-def diagnose(error: Exception, model: str, timeout_s: float) -> Failure:
-    """Judge an exception of the `openai` package, or a ValueError for a body that is no chat completion."""
+def diagnose(error: Exception, model: str, timeout_s: float, key: str) -> Failure:
+    """Judge an exception of the `openai` package, or another one for a body that is no chat completion.
+
+    Args:
+        error: what was raised; it may quote the key.
+        model: its name.
+        timeout_s: how long it had.
+        key: which is in none of the words of the result.
+    """
     import openai
 
     if isinstance(error, openai.APITimeoutError):  # first: it is a connection error, too
@@ -47,18 +55,28 @@ def diagnose(error: Exception, model: str, timeout_s: float) -> Failure:
         )
     if isinstance(error, openai.APIConnectionError):
         cause = error.__cause__ or error
-        return Failure(f"could not be reached ({cause})", "start the server, or correct base_url")
+        return Failure(f"could not be reached ({_short(cause, key)})", "start the server, or correct base_url")
     if isinstance(error, openai.APIStatusError):
-        return _of_status(error, model)
+        return _of_status(error, model, key)
     return Failure(
-        f"sent no chat completion ({error})",
+        f"sent no chat completion ({_short(error, key)})",
         "base_url must be an OpenAI-compatible endpoint, whose address usually ends in /v1",
     )
 
 
-def _of_status(error: Any, model: str) -> Failure:
+def masked(text: str, key: str) -> str:
+    """A text without the key; one of up to 4 characters, such as "none", is no secret.
+
+    >>> masked("no such key: sk-123", "sk-123")
+    'no such key: ***'
+    """
+    return text.replace(key, "***") if len(key) > 4 else text
+
+
+def _of_status(error: Any, model: str, key: str) -> Failure:
     status = int(error.status_code)
-    what = f"answered {status} ({_said(error)})"
+    message = error.body.get("message") if isinstance(error.body, dict) else None
+    what = f"answered {status} ({_short(message or error.message, key)})"
     if status in (401, 403):
         return Failure(what, f"set OPENAI_API_KEY to a key that may use {model!r}", passing=False)
     if status == 404:
@@ -74,21 +92,25 @@ def _of_status(error: Any, model: str) -> Failure:
 
 
 def retry_after_s(headers: Any) -> float | None:
-    """Seconds that a server asks to wait: Retry-After-Ms, or Retry-After as a number or a date."""
+    """Seconds that a server asks to wait: Retry-After-Ms, or Retry-After as a number or a date; None for anything else.
+
+    >>> retry_after_s({"retry-after": "2.5"}), retry_after_s({"retry-after": "nan"})
+    (2.5, None)
+    """
+    for name, unit_s in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers[name]) * unit_s
+        except (KeyError, ValueError):
+            continue
+        if math.isfinite(seconds):
+            return max(seconds, 0.0)
     try:
-        return max(float(headers["retry-after-ms"]) / 1000.0, 0.0)
-    except (KeyError, ValueError):
-        pass
-    text = headers.get("retry-after", "")
-    try:
-        return max(float(text), 0.0)
-    except ValueError:
-        date = email.utils.parsedate_tz(text)
+        date = email.utils.parsedate_tz(headers.get("retry-after", ""))
         return None if date is None else max(email.utils.mktime_tz(date) - time.time(), 0.0)
+    except (ValueError, TypeError, IndexError, OverflowError):  # a year that no calendar has
+        return None
 
 
-def _said(error: Any) -> str:
-    """The server's own words, short."""
-    body = error.body
-    message = body.get("message") if isinstance(body, dict) else None
-    return " ".join(str(message or error.message).split())[:200]
+def _short(words: Any, key: str) -> str:
+    """Words of a server, on one line and without the key, which would be no longer found in part."""
+    return " ".join(masked(str(words), key).split())[:200]

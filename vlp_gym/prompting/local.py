@@ -15,6 +15,7 @@ from vlp_gym.errors import CheckpointError, MissingExtraError, QueryError
 from vlp_gym.prompting.asking import Asking
 from vlp_gym.prompting.cache import DEFAULT
 from vlp_gym.prompting.content import Content, to_pil
+from vlp_gym.prompting.workers import leave_if_abandoned
 
 Result = TypeVar("Result")
 
@@ -78,11 +79,19 @@ class LocalChat:
 
     @torch.inference_mode()
     def _generate(self, content: Content) -> str:
+        from transformers import StoppingCriteriaList
+
         inputs = self._inputs(content)
         length = inputs["input_ids"].shape[1]
         with self._lock:
+            leave_if_abandoned()
             # No sampling: it would draw from the global generators, which belong to the agent.
-            output = self._model.generate(**inputs, max_new_tokens=self.max_tokens, do_sample=False)
+            output = self._model.generate(
+                **inputs,
+                max_new_tokens=self.max_tokens,
+                do_sample=False,
+                stopping_criteria=StoppingCriteriaList([_go_on_if_awaited]),
+            )
         self._asking.count(requests=1, prompt_tokens=length, completion_tokens=output.shape[1] - length)
         return str(self._processor.batch_decode(output[:, length:], skip_special_tokens=True)[0])
 
@@ -91,6 +100,7 @@ class LocalChat:
         inputs = self._inputs(content)
         ids = [self._token_ids(candidate) for candidate in candidates]
         with self._lock:
+            leave_if_abandoned()
             logits: Tensor = self._model(**inputs).logits[0, -1]
         self._asking.count(requests=1, prompt_tokens=inputs["input_ids"].shape[1])
         logprobs = logits.double().log_softmax(-1)
@@ -119,6 +129,12 @@ class LocalChat:
         return ids
 
 
+def _go_on_if_awaited(ids: Tensor, scores: Any, **_: Any) -> Tensor:
+    """After each token: True would end a row's answer; where nobody waits for it the call is left."""
+    leave_if_abandoned()
+    return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+
 def _load(name: str, device: str, dtype: str) -> tuple[Any, Any]:
     try:
         from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -127,8 +143,11 @@ def _load(name: str, device: str, dtype: str) -> tuple[Any, Any]:
             'a local chat model needs the package transformers: pip install "vlp_gym[vlm]"'
         ) from error
     try:
-        processor = AutoProcessor.from_pretrained(name)
-        model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, use_safetensors=True)
+        # False, not left out: transformers would ask on the terminal, and run the repository's code on a "y".
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            name, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
     except ImportError as error:  # what a model needs beyond transformers, such as torchvision
         raise MissingExtraError(f"{name!r} needs another package: {error}") from error
     except (OSError, ValueError, RuntimeError) as error:

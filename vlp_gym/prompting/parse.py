@@ -7,9 +7,12 @@ import re
 # A line that begins with "Frame 3", whatever Markdown stands before it.
 _FRAME = re.compile(r"^[^\w\n]*frame\s*#?(\d+)\b", re.IGNORECASE | re.MULTILINE)
 # "Task Completion Percentages: {40}%"; without the per cent sign the number must end its line, so "10-20" is none.
+# What may stand between is listed, because ".5%", "<5%" and "~5%" are not 5.
 _PERCENTAGE = re.compile(
-    r"completion\s+percentages?\W*?(-?\d+(?:\.\d+)?)\s*\}?\s*(?:%|\W*$)", re.IGNORECASE | re.MULTILINE
+    r"completion\s+percentages?[\s:=*_`\"'|%()\[\]{]*(-?\d+(?:\.\d+)?)\s*\}?\s*(?:%|\W*$)", re.IGNORECASE | re.MULTILINE
 )
+# In the rest of its line, another: "10%-20%", "40% to 60", "40% (or 50%)".
+_ANOTHER = re.compile(r"^\W*(?:(?:to|or|and|through)\b\W*)?\d|\d\s*\}?\s*%", re.IGNORECASE)
 _CHOICE = re.compile(r"(?<![\w.+-])(-1|0|1)(?![\w%]|\.\d)")
 
 
@@ -42,15 +45,19 @@ def parse_percentages(answer: str, count: int) -> list[float]:
     found: dict[int, float] = {}
     for match, end in zip(starts, ends, strict=True):
         number = int(match[1])
-        said = _PERCENTAGE.findall(answer[match.end() : end])
+        section = answer[match.end() : end].replace("\N{MINUS SIGN}", "-")
+        said = list(_PERCENTAGE.finditer(section))
         if not 1 <= number <= count:
             raise Unparsed(f"frame {number} was not among the frames 1 to {count}")
         if number in found:
             raise Unparsed(f"frame {number} appears twice")
         if len(said) != 1:
             raise Unparsed(f"frame {number} has {len(said)} task completion percentages, expected 1")
-        if not 0.0 <= (percentage := float(said[0])) <= 100.0:
-            raise Unparsed(f"frame {number} has the percentage {said[0]}, expected 0 to 100")
+        rest = section[said[0].end() :].partition("\n")[0]
+        if _ANOTHER.search(rest):
+            raise Unparsed(f"frame {number} has a range or several numbers, expected one percentage")
+        if not 0.0 <= (percentage := float(said[0][1])) <= 100.0:
+            raise Unparsed(f"frame {number} has the percentage {said[0][1]}, expected 0 to 100")
         found[number] = percentage
     if missing := [number for number in range(1, count + 1) if number not in found]:
         raise Unparsed(f"frames {missing} of {count} are missing")

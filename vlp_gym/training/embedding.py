@@ -2,6 +2,8 @@
 
 A sample is a demonstration and four of its frames, i < j < j + 1 <= k, which is what the most demanding of the
 objectives asks for; each takes those that its equation names. Every draw is made before the objective is looked at.
+Negatives are samples of other tasks: a frame of the same task, let alone of the same video, shows what the sentence
+says.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vlp_gym.data.dataset import Trajectory
@@ -36,14 +39,14 @@ def _vip_both(i: Tensor, j: Tensor, after: Tensor, k: Tensor, text: Tensor) -> T
     return vip_text_loss(i, j, after, text) + vip_loss(i, j, after, k)
 
 
-# objective -> the frames that it takes (of i, j, j + 1, k), and the loss of their embeddings, the text's and `others`
+# objective -> the frames that it takes (of i, j, j + 1, k), and the loss of their embeddings, the text's and the batch
 _LOSSES: dict[str, tuple[tuple[int, ...], Callable[..., Tensor]]] = {
     "triplet": ((0, 1), lambda i, j, text, _: triplet_loss(i, j, text)),
-    "tcn-text": ((0, 1), tcn_text_loss),
-    "r3m": ((0, 1, 3), r3m_loss),
+    "tcn-text": ((0, 1), lambda i, j, text, batch: tcn_text_loss(i, j, text, batch.others)),
+    "r3m": ((0, 1, 3), lambda i, j, k, text, batch: r3m_loss(i, j, k, text, batch.others)),
     "vip-text": ((0, 1, 2), lambda i, j, after, text, _: vip_text_loss(i, j, after, text)),
     "vip-text+vip": ((0, 1, 2, 3), lambda i, j, after, k, text, _: _vip_both(i, j, after, k, text)),
-    "liv": ((0, 1, 2, 3), lambda i, j, after, k, text, _: liv_loss(i, j, after, k, text)),
+    "liv": ((0, 1, 2, 3), lambda i, j, after, k, text, batch: liv_loss(i, j, after, k, text, batch.foreign)),
 }
 OBJECTIVES = tuple(_LOSSES)
 """The configurations that "Revisiting the learning objectives of vision-language reward models" compares."""
@@ -55,17 +58,20 @@ class EmbeddingBatch:
 
     Attributes:
         frames: uint8 ``[B, M, H, W, 3]``, of each sample the M frames that the objective takes, in the order of time.
-        others: int64 ``[B, 3]``, for each sample the samples that give its negatives.
+        others: int64 ``[B, 3]``, for each sample three others that give its negatives; see `negatives`.
+        foreign: bool ``[B, B]``, for each sample all that may; likewise.
         instructions: B sentences.
     """
 
     frames: Tensor
     others: Tensor
+    foreign: Tensor
     instructions: list[str]
 
     def to(self, device: torch.device) -> EmbeddingBatch:
         """The same batch on another device."""
-        return replace(self, frames=self.frames.to(device), others=self.others.to(device))
+        moved = {name: getattr(self, name).to(device) for name in ("frames", "others", "foreign")}
+        return replace(self, **moved)
 
 
 class EmbeddingRecipe:
@@ -108,6 +114,7 @@ class EmbeddingRecipe:
             raise ValueError(f"batch_size: expected {NEGATIVES + 1} to {samples} (the samples), got {batch_size}")
         self.rollouts = group_views(done)
         self.cameras = list(self.rollouts[0])
+        self.tasks = np.array([rollout[self.cameras[0]].task for rollout in self.rollouts])
         self.chosen, self.objective = _LOSSES[objective]
         self.batch_size, self.samples, self.views, self.seed = batch_size, samples, views, seed
         self.settings: dict[str, Any] = {
@@ -126,7 +133,8 @@ class EmbeddingRecipe:
         order = np.random.default_rng([self.seed, 1, epoch]).permutation(self.samples)
         rng = np.random.default_rng([self.seed, 2, number])
         frames, sentences = [], []
-        for sample in order[place * self.batch_size : (place + 1) * self.batch_size]:
+        chosen = order[place * self.batch_size : (place + 1) * self.batch_size]
+        for sample in chosen:
             rollout, steps = self.sample(int(sample))
             cameras = rng.integers(len(self.cameras), size=4)
             if self.views == "sample":
@@ -134,9 +142,9 @@ class EmbeddingRecipe:
             shown = [rollout[self.cameras[camera]].frames[step] for camera, step in zip(cameras, steps, strict=True)]
             frames.append(np.stack([shown[which] for which in self.chosen]))
             sentences.append(str(rng.choice(training_phrasings(rollout[self.cameras[0]].task))))
-        ahead = np.stack([1 + rng.permutation(self.batch_size - 1)[:NEGATIVES] for _ in frames])
-        others = (np.arange(self.batch_size)[:, None] + ahead) % self.batch_size
-        return EmbeddingBatch(torch.from_numpy(np.stack(frames)), torch.from_numpy(others), sentences)
+        numbers = chosen % len(self.rollouts)
+        others, foreign = (torch.from_numpy(rows) for rows in negatives(self.tasks[numbers], numbers, rng))
+        return EmbeddingBatch(torch.from_numpy(np.stack(frames)), others, foreign, sentences)
 
     def sample(self, number: int) -> tuple[dict[str, Trajectory], tuple[int, int, int, int]]:
         """Sample `number` of the pool: a demonstration by camera, and its time steps i, j, j + 1 and k."""
@@ -165,4 +173,25 @@ class EmbeddingRecipe:
         by_time = embedded[:, 0].float().unflatten(0, (size, count)).unbind(1)
         text = encode.encode_text(batch.instructions)[:, 0].float()
         nearer = ((by_time[1] - by_time[0]) * text).sum(-1).detach() > 0
-        return {"loss": self.objective(*by_time, text, batch.others), "ordered": nearer.float().mean()}
+        return {"loss": self.objective(*by_time, text, batch), "ordered": nearer.float().mean()}
+
+
+def negatives(
+    tasks: NDArray[np.str_], rollouts: NDArray[np.int64], rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Which rows of a batch are set against which: those of another task.
+
+    A row that finds too few of them makes do with other rollouts of its task, and then with its own.
+
+    Args:
+        tasks: of B rows, ``[B]``, B more than `NEGATIVES`.
+        rollouts: their numbers, int64 ``[B]``; a rollout has one task.
+        rng: draws.
+
+    Returns:
+        For each row `NEGATIVES` different others, int64 ``[B, NEGATIVES]``, and all those of the farthest kind that
+        the batch has for it, bool ``[B, B]``. Never the row itself.
+    """
+    near = (tasks[:, None] == tasks).astype(np.int8) + (rollouts[:, None] == rollouts) + np.eye(len(tasks), dtype=bool)
+    drawn = np.argsort(near + rng.random(near.shape), axis=1)[:, :NEGATIVES]
+    return drawn, near == near.min(1, keepdims=True)

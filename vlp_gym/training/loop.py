@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vlp_gym.data.dataset import Trajectory
-from vlp_gym.errors import MissingExtraError
+from vlp_gym.errors import CheckpointError, MissingExtraError
 from vlp_gym.models.checkpoint import save_checkpoint
 from vlp_gym.models.compact import CompactRewardModel
 from vlp_gym.storage import write_atomic
@@ -120,7 +120,7 @@ def train(
         One row of figures a step.
 
     Raises:
-        ValueError: if the folder holds a run with other settings or tasks.
+        ValueError: if the folder holds a run with other settings or tasks, or of a model with another config.
         FloatingPointError: if the loss is not finite.
         MissingExtraError: without accelerate.
     """
@@ -139,7 +139,7 @@ def train(
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99))
     model.to(accelerator.device).train()
     history: list[dict[str, float]] = []
-    settings = {**asdict(config), "focus": list(config.focus), **recipe.settings}
+    settings = {**asdict(config), "focus": list(config.focus), **recipe.settings, **_model_settings(model)}
     if (folder / "training.json").exists():
         _, extra = load_training_state(folder, model=model, optimizer=optimizer, generators={"augment": generator})
         history = extra["history"]
@@ -225,10 +225,20 @@ class _DistributedLoss(nn.Module):
         return self.recipe.loss(self.model, batch, generator)
 
 
+def _model_settings(model: nn.Module) -> dict[str, Any]:
+    """The model's config: a saved state leaves frozen weights out, and only their name says which they were."""
+    try:
+        return {"model": model.config}
+    except (AttributeError, CheckpointError):  # as of a VLPModel around a live backbone
+        return {}
+
+
 def _check_same_settings(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
     before = {**asdict(TrainConfig()), "focus": [], **before}  # an older state may know fewer
-    free = ("save_every", "half")
+    free = ("save_every", "half", "model")
     changed = {key: (before[key], now[key]) for key in now if key not in free and before[key] != now[key]}
+    own, model = before.get("model", {}), now.get("model", {})
+    changed |= {f"model.{key}": (own[key], model[key]) for key in model if key in own and own[key] != model[key]}
     if changed:
         raise ValueError(f"{folder} holds a run with other settings (then, now): {changed}; choose another --out")
 

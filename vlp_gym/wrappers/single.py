@@ -51,7 +51,7 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
         reward: "progress" pays the score; "delta" its change since the step before; "potential" gamma * score' - score,
             with 0 for the score' of a terminal state; these three need a model with progress, whose score is progress *
             sigmoid(relevance). "preference" pays the preference score f, of any sign and size; "final" pays it at the
-            last step of the episode, and 0 before that.
+            last step of the episode, and 0 before that, where no score is asked for (without a success_threshold).
         scale: factor on that.
         gamma: the agent's discount, for "potential".
         env_reward_weight: the environment's own reward, times this, is added.

@@ -197,8 +197,9 @@ class RewardStream:
             QueryError, TypeError: if the model fails ("sync").
             QueryTimeout: if no slot is free for too long ("async").
         """
-        tickets, frames = [], []
-        for number, views, _, _, env_reward in transitions:
+        tickets, frames, scored = [], [], []
+        only_the_last = self.shaping.kind == "final" and self.shaping.success_threshold is None
+        for number, views, terminated, truncated, env_reward in transitions:
             lane = self._lanes[number]
             if lane.ticket.step > 0:
                 try:
@@ -208,11 +209,12 @@ class RewardStream:
             if views is not None:
                 frames.append(self._own(lane, views))
                 tickets.append(lane.ticket)
+                scored.append(terminated or truncated or not only_the_last)
         lanes = [self._lanes[transition.lane] for transition in transitions]
         try:
             for lane, transition in zip(lanes, transitions, strict=True):  # the frames themselves are not kept
                 lane.waiting.append((lane.ticket, transition._replace(views=None if transition.views is None else ())))
-            self.engine.submit(tickets, frames)
+            self.engine.submit(tickets, frames, scored=scored)
         except BaseException:  # these steps never get back to the agent
             for lane in lanes:
                 lane.waiting = deque(step for step in lane.waiting if step[0] != lane.ticket)

@@ -58,7 +58,7 @@ class DinoMiniLMBackbone(nn.Module):
         self.vision = _load(transformers.Dinov2Model, "dinov2", frame_encoder)
         self.language = _load(transformers.BertModel, "bert", text_encoder, add_pooling_layer=False)
         with _explained(text_encoder):
-            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(text_encoder)
+            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(text_encoder, trust_remote_code=False)
         patch = self.vision.config.patch_size
         if frame_size < patch or frame_size % patch:
             raise ValueError(f"frame_size: expected a multiple of {patch} pixels, got {frame_size}")
@@ -128,11 +128,13 @@ def _load(model_class: Any, expected: str, name: str, **options: Any) -> Any:
     import transformers
 
     with _explained(name):
-        config = transformers.AutoConfig.from_pretrained(name)
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     if config.model_type != expected:
         raise CheckpointError(f"{name}: expected a model of type {expected!r}, got {config.model_type!r}")
     with _explained(name):
-        model, report = model_class.from_pretrained(name, use_safetensors=True, output_loading_info=True, **options)
+        model, report = model_class.from_pretrained(
+            name, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
+        )
     # transformers only warns of these, and goes on with random weights.
     if absent := sorted(str(key) for entry in ("missing_keys", "mismatched_keys") for key in report[entry]):
         raise CheckpointError(

@@ -36,8 +36,9 @@ def load_base(name: str, kind: Kind, precision: Precision) -> tuple[Any, Any]:
     model_class = getattr(import_transformers(), _CLASSES[kind])
     with _delivery(name, "weights"):
         model, report = model_class.from_pretrained(
-            name, config=config, dtype=getattr(torch, precision), use_safetensors=True, output_loading_info=True
-        )
+            name, config=config, dtype=getattr(torch, precision), use_safetensors=True, trust_remote_code=False,
+            output_loading_info=True,
+        )  # fmt: skip
     lacking = sorted({*report["missing_keys"], *(str(entry) for entry in report["mismatched_keys"])})
     if lacking:  # transformers only warns, and fills them with random numbers
         raise CheckpointError(
