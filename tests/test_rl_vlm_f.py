@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,19 +21,6 @@ from vlp_gym.prompting import ChatClient
 from vlp_gym.testing import check_reward_model
 
 SENTENCE = "open the drawer"
-
-
-@pytest.fixture
-def server() -> Iterator[ChatServer]:
-    with ChatServer() as running:
-        yield running
-
-
-@pytest.fixture
-def chat(server: ChatServer, tmp_path: Path) -> Iterator[ChatClient]:
-    client = ChatClient("tiny", base_url=server.url, cache=tmp_path, backoff_s=0.001)
-    yield client
-    client.close()
 
 
 @pytest.fixture

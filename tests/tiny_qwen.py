@@ -55,13 +55,15 @@ def special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
     return {**ids, "video_token_id": len(tokenizer) + SPARE - 1}
 
 
-def tiny_qwen2_5(folder: Path, seed: int = 0, **text: int) -> str:
-    """A Qwen2.5-VL; 28 pixels a token, windows of 2 x 2 tokens in its first vision layer."""
+def tiny_qwen2_5(folder: Path, seed: int = 0, width: int = 32, layers: int = 2) -> str:
+    """A Qwen2.5-VL; 28 pixels a token, windows of 2 x 2 tokens in its first vision layer. `width` of the language."""
     tokenizer = tiny_tokenizer()
-    vision = {**VISION, "patch_size": 14, "window_size": 56, "fullatt_block_indexes": [1]}
+    rope = {**TEXT["rope_parameters"], "mrope_section": [width // 16, width // 32, width // 32]}
+    text = {"hidden_size": width, "intermediate_size": width * 3 // 2, "head_dim": width // 4, "rope_parameters": rope}
+    seen = {"hidden_size": width // 2, "intermediate_size": width * 3 // 4, "out_hidden_size": width}
     config = Qwen2_5_VLConfig(
-        text_config={**TEXT, **text, "vocab_size": len(tokenizer) + SPARE},
-        vision_config=vision,
+        text_config={**TEXT, **text, "num_hidden_layers": layers, "vocab_size": len(tokenizer) + SPARE},
+        vision_config={**VISION, **seen, "patch_size": 14, "window_size": 56, "fullatt_block_indexes": [1]},
         tie_word_embeddings=True,
         **special_ids(tokenizer),
     )

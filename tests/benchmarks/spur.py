@@ -48,10 +48,14 @@ class Options:
     """Frames a video."""
     frame_size: int = 112
     """Pixels; (frame_size / 28)^2 tokens a frame."""
-    lora_rank: int | None = 16
-    """Of the adapters; None trains the whole language model."""
-    learning_rate: float = 5e-3
-    """Much above the paper's 2e-5: the adapters start from a random network."""
+    width: int = 64
+    """Of the language model, a multiple of 32."""
+    layers: int = 3
+    """Of the language model."""
+    lora_rank: int | None = None
+    """Of adapters; None trains the whole language model, which is random, as adapters alone would not mend."""
+    learning_rate: float = 1e-3
+    """Much above the paper's 2e-5, which starts from a language model that can read."""
     seed: int = 0
     """Of weights and pairs."""
 
@@ -60,7 +64,7 @@ def main(options: Options) -> None:
     """Train, print the figures, and write them."""
     rollouts = load_trajectories(options.data)
     seen, unseen = split(rollouts)
-    base = tiny_qwen2_5(options.out / "base", seed=options.seed)
+    base = tiny_qwen2_5(options.out / "base", options.seed, options.width, options.layers)
     torch.manual_seed(options.seed)
     model = SPURModel(
         base, window=options.frames, frame_size=options.frame_size, lora_rank=options.lora_rank, dropout=0.0

@@ -48,7 +48,7 @@ def collect(
         push_to_hub: dataset on the Hugging Face hub, as org/name, that the shards are uploaded to.
     """
     from vlp_gym.data.collect import CollectConfig, collect_metaworld
-    from vlp_gym.data.instructions import instructions_for
+    from vlp_gym.data.instructions import full_name, instructions_for
 
     counts = {"per-tier": per_tier, "near-miss": near_miss, "explore": explore, "agent": agent}
     for name, value in counts.items():
@@ -62,7 +62,7 @@ def collect(
         raise ValueError(f"--varied-share: expected 0 to 1, got {varied_share}")
     if workers is not None and workers < 1:
         raise ValueError(f"--workers: expected at least 1, got {workers}")
-    names = [task if task.endswith("-v3") else f"{task}-v3" for task in tasks]
+    names = [full_name(task) for task in tasks]
     # An unknown task or model is refused before anything is written.
     for name in names:
         instructions_for(name)

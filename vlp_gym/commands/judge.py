@@ -142,6 +142,7 @@ def _score_dataset(
     import json
 
     from vlp_gym.data.dataset import load_trajectories
+    from vlp_gym.data.instructions import full_name
     from vlp_gym.dataset_scores import plot_scores, score_dataset, summarize
     from vlp_gym.models.registry import load_reward_model
     from vlp_gym.storage import write_atomic
@@ -150,7 +151,7 @@ def _score_dataset(
     sentence = None if instruction is None else normalize_instruction(instruction)
     device = best_device()
     live = load_reward_model(model, device=device)
-    names = [task if task.endswith("-v3") else f"{task}-v3" for task in tasks]
+    names = [full_name(task) for task in tasks]
     rows = score_dataset(
         live, load_trajectories(dataset, tasks=names or None),
         instruction=sentence, threshold=threshold, temperature=temperature, device=device,

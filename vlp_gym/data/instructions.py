@@ -28,6 +28,16 @@ FORMAT_VERSION = 1
 
 Split = Literal["vlp", "ml45", "all"]
 
+
+def full_name(task: str) -> str:
+    """A task's name with its version, which may be left out.
+
+    >>> full_name("button-press"), full_name("button-press-v3")
+    ('button-press-v3', 'button-press-v3')
+    """
+    return task if task.endswith("-v3") else f"{task}-v3"
+
+
 TEST_TASKS = ("button-press-v3", "door-close-v3", "drawer-close-v3", "faucet-close-v3", "window-open-v3")
 """The five tasks that VLP holds out."""
 

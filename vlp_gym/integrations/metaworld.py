@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from vlp_gym.data.instructions import full_name
 from vlp_gym.errors import MissingExtraError
 from vlp_gym.rendering import FastRender, Quality, choose_gl_backend, roll_camera
 
@@ -117,7 +118,7 @@ def scripted_policy(task: str) -> Any:
 
 
 def _full_name(task: str) -> str:
-    task = task if task.endswith("-v3") else task + "-v3"
+    task = full_name(task)
     names = metaworld_tasks()
     if task not in names:
         near = difflib.get_close_matches(task, names, n=3) or list(names[:3])

@@ -128,6 +128,21 @@ class CheckpointMixin(PyTorchModelHubMixin, library_name="vlp_gym", license="mit
 
     model_type: str
     config: dict[str, Any]
+    left_out = "the base"
+    """What errors call the weights that ``checkpoint_state()`` leaves out, where a model has that method."""
+
+    def load_checkpoint_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what a checkpoint holds; what it leaves out stays as it is.
+
+        Raises:
+            RuntimeError: for a missing, unexpected or misshaped tensor, or one of those that are left out.
+        """
+        assert isinstance(self, nn.Module)
+        stored = stored_state(self).keys()
+        rest = {name: tensor for name, tensor in self.state_dict().items() if name not in stored}
+        if overlap := rest.keys() & state.keys():
+            raise RuntimeError(f"expected no weights of {self.left_out}, got {sorted(overlap)}")
+        self.load_state_dict({**rest, **state}, strict=True)
 
     def save_pretrained(  # type: ignore[override]  # one option more (dtype), and no free-form config
         self,

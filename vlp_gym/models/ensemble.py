@@ -85,11 +85,6 @@ class EnsembleModel(nn.Module, CheckpointMixin):
         """The ranks; members are named in the config."""
         return {"progress_ranks": self.progress_ranks, "preference_ranks": self.preference_ranks}
 
-    def load_checkpoint_state(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `checkpoint_state`."""
-        for name, values in state.items():
-            getattr(self, name).copy_(values)
-
     def calibrate(self, progress: NDArray[np.float64], preference: NDArray[np.float64]) -> None:
         """Take what the members say of many videos as the scale of their ranks.
 

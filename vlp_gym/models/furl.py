@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -123,11 +123,6 @@ class FuRLModel(nn.Module, CheckpointMixin):
     def checkpoint_state(self) -> dict[str, Tensor]:
         """The heads; the base comes back by its name."""
         return {key: value.detach() for key, value in self.state_dict().items() if not key.startswith("base.")}
-
-    def load_checkpoint_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `checkpoint_state` gave."""
-        rest = {key: value for key, value in self.state_dict().items() if key.startswith("base.")}
-        self.load_state_dict({**rest, **state}, strict=True)
 
 
 class FuRLTrainer:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlp_gym.models.base import History, Scores
-from vlp_gym.models.raw_tokens import code_points, pixel_tokens, square, tokens_to_images, tokens_to_sentences
+from vlp_gym.models.raw_tokens import code_points, pixel_tokens, square, tokens_to_sentences, windows_shown
 from vlp_gym.models.resize import resize_frames
 from vlp_gym.prompting.content import Chat, Image
 from vlp_gym.prompting.examples import Example, check_example, load_examples
@@ -100,14 +100,11 @@ class GVLModel:
         Returns:
             Scores with ``progress`` ``[B, T]`` in [0, 1] and ``preference`` ``[B]``, that of the newest frame.
         """
-        images, real = tokens_to_images(frames, self.frame_size), mask.cpu().numpy()
-        rows = [
-            (row[keep], sentence) for row, keep, sentence in zip(images, real, tokens_to_sentences(text), strict=True)
-        ]
+        rows = windows_shown(frames, text, mask, self.frame_size)
         answers = concurrently(lambda row: self._ask(*row), rows, self.max_concurrency)
         progress = torch.zeros(mask.shape)
-        for values, keep, answer in zip(progress, real, answers, strict=True):
-            values[torch.from_numpy(keep)] = torch.from_numpy(answer).float()
+        for values, real, answer in zip(progress, mask.cpu(), answers, strict=True):
+            values[real] = torch.from_numpy(answer).float()
         progress = progress.to(frames.device)
         return Scores(preference=progress[:, -1].clone(), progress=progress)
 

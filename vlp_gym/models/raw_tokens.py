@@ -42,6 +42,21 @@ def tokens_to_images(tokens: Tensor, frame_size: tuple[int, int]) -> NDArray[np.
     return images.reshape(*images.shape[:-2], *frame_size, 3)
 
 
+def windows_shown(
+    frames: Tensor, text: Tensor, mask: Tensor, frame_size: tuple[int, int]
+) -> list[tuple[NDArray[np.uint8], str]]:
+    """What B windows of these tokens show: the real frames, uint8 ``[t, H, W, 3]``, and the sentence, of each.
+
+    Args:
+        frames: as `pixel_tokens` gives them, ``[B, T, H * W, 3]``.
+        text: as `code_points` gives it, ``[B, L, 1]``.
+        mask: bool ``[B, T]``, True where the frame is real.
+        frame_size: (H, W) in pixels.
+    """
+    rows = zip(tokens_to_images(frames, frame_size), mask.cpu().numpy(), tokens_to_sentences(text), strict=True)
+    return [(images[real], sentence) for images, real, sentence in rows]
+
+
 def code_points(instructions: Sequence[str]) -> Tensor:
     """Sentences as their Unicode code points, float32 ``[B, L, 1]``; padding is zero.
 

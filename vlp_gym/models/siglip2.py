@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -90,14 +90,6 @@ class SigLIP2Model(nn.Module, CheckpointMixin):
     def checkpoint_state(self) -> dict[str, Tensor]:
         """The tensors that a checkpoint holds: the adapters."""
         return {key: value.detach() for key, value in self.state_dict().items() if ".lora_" in key}
-
-    def load_checkpoint_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `checkpoint_state` gave; a missing, unexpected or misshaped tensor is a RuntimeError."""
-        adapters = self.checkpoint_state().keys()
-        rest = {key: value for key, value in self.state_dict().items() if key not in adapters}
-        if overlap := rest.keys() & state.keys():
-            raise RuntimeError(f"expected no weights of the base, got {sorted(overlap)}")
-        self.load_state_dict({**rest, **state}, strict=True)
 
 
 def _pretrained(base: str) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlp_gym.models.base import History, Scores
-from vlp_gym.models.raw_tokens import code_points, pixel_tokens, square, tokens_to_images, tokens_to_sentences
+from vlp_gym.models.raw_tokens import code_points, pixel_tokens, square, tokens_to_sentences, windows_shown
 from vlp_gym.models.resize import resize_frames
 from vlp_gym.prompting.content import Chat
 from vlp_gym.prompting.spec import open_chat
@@ -84,10 +84,7 @@ class TOPRewardModel:
         Returns:
             Scores with ``preference`` ``[B]``, a log-probability, at most 0; ``progress`` and ``relevance`` are None.
         """
-        images, real = tokens_to_images(frames, self.frame_size), mask.cpu().numpy()
-        rows = [
-            (row[keep], sentence) for row, keep, sentence in zip(images, real, tokens_to_sentences(text), strict=True)
-        ]
+        rows = windows_shown(frames, text, mask, self.frame_size)
         answers = concurrently(lambda row: self._ask(*row), rows, self.max_concurrency)
         return Scores(preference=torch.tensor(answers, device=frames.device))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -70,6 +70,7 @@ class VLPModel(nn.Module, CheckpointMixin):
     """
 
     model_type = "vlp"
+    left_out = "a restorable backbone"
     history: History = "prefix"
     backbone: Backbone
 
@@ -189,14 +190,6 @@ class VLPModel(nn.Module, CheckpointMixin):
             for key, value in self.state_dict().items()
             if not (self.backbone.restorable and key.startswith("backbone."))
         }
-
-    def load_checkpoint_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `checkpoint_state` gave; a missing, unexpected or misshaped tensor is a RuntimeError."""
-        stored = self.checkpoint_state().keys()
-        rest = {key: value for key, value in self.state_dict().items() if key not in stored}
-        if overlap := rest.keys() & state.keys():
-            raise RuntimeError(f"expected no weights of a restorable backbone, got {sorted(overlap)}")
-        self.load_state_dict({**rest, **state}, strict=True)
 
     def _self_attend(self, frames: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Tokens after self-attention, ``[B, T*K, D_v]`` and ``[B, L, D_l]``, and which of them are real."""

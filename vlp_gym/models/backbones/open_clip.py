@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from vlp_gym.errors import CheckpointError, MissingExtraError
+from vlp_gym.models.frame_wise import square_pictures
 from vlp_gym.text import check_length, normalize_instruction
 
 
@@ -83,12 +83,7 @@ class OpenClipBackbone(nn.Module):
         Raises:
             TypeError: the frames are not uint8 ``[N, H, W, 3]``.
         """
-        if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
-            raise TypeError(f"expected uint8 frames [N, H, W, 3], got {frames.dtype} {list(frames.shape)}")
-        images = frames.to(self.mean.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
-        if images.shape[-2:] != self.frame_size:
-            images = F.interpolate(images, self.frame_size, mode="bicubic", antialias=True, align_corners=False)
-            images = images.clamp(0, 1)  # bicubic overshoots at edges; an 8-bit image, which CLIP saw, cannot
+        images = square_pictures(frames, self.frame_size, self.mean.device)
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
             return self._patches((images - self.mean) / self.std)
 
