@@ -185,6 +185,12 @@ class TestErrors:
                 ["--batch-size", "4"],
                 "--batch-size: expected at least 1, with rewind, embedding, siglip2-lora, spur; got 4 for compact",
             ),
+            (
+                ["--freeze-encoders", "--init", "vlp-compact"],
+                "--freeze-encoders: expected with rewind, --backbone small and --init; "
+                "got compact, --backbone None and --init vlp-compact",
+            ),
+            (["--uneven", "0.5"], "--uneven: expected a share from 0 to 1, with rewind; got 0.5 for compact"),
             (["--leave-out", "push"], "--leave-out: expected training tasks of split vlp, got push"),
             (
                 ["--tasks-per-batch", "2", "--focus", "window-open-v3"],
@@ -347,6 +353,22 @@ class TestTrainAndEvaluate:
         assert run("train", "rewind", "--data", data, *options) == 0
         shipped = registry.load_reward_model("vlp-compact-45").backbone.state_dict()
         assert all(torch.equal(value, shipped[name]) for name, value in made[0].backbone.encoders.state_dict().items())
+        assert not made[0].backbone.frozen
+        assert run("train", "rewind", "--data", data, *options, "--freeze-encoders") == 0
+        assert made[1].backbone.frozen
+
+    def test_freezing_needs_encoders_that_know_something(self, data, tmp_path, capsys):
+        for options in (("--backbone", "small"), ("--init", "vlp-compact-45")):
+            assert run("train", "rewind", "--data", data, "--out", tmp_path, "--freeze-encoders", *options) == 2
+            assert "--freeze-encoders: expected with rewind, --backbone small and --init" in capsys.readouterr().err
+
+    def test_the_recipe_gets_the_uneven_share(self, data, tmp_path, monkeypatch):
+        from vlp_gym.training import loop
+
+        made = []
+        monkeypatch.setattr(loop, "train", lambda model, recipe, *_: made.append(recipe))
+        assert run("train", "rewind", "--data", data, "--backbone", "small", "--uneven", "0.25", "--out", tmp_path) == 0
+        assert made[0].settings["p_uneven"] == 0.25
 
     def test_no_joint_steps_train_the_relevance_of_another_model_alone(self, data, tmp_path):
         alone = ("--init", "vlp-compact", "--steps", "0", *self.SETTINGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -162,6 +163,34 @@ class TestBatch:
             share = np.mean([sentence in training_phrasings(task) for sentence in told])
             assert share == pytest.approx(1 / 3, abs=0.04)
 
+    def test_an_uneven_pace_says_nothing_of_the_progress(self):
+        """Frames stand or are passed over, in order and from the first one on; each keeps its progress.
+
+        At an even pace the k-th of the shown frames tells how far it is; at an uneven one much less.
+        """
+
+        def clips(p_uneven):
+            mine = recipe(window=40, p_rewind=0.0, wrong_share=0.0, p_uneven=p_uneven, clips=50)
+            for number in range(10):
+                batch = mine.batch(number)
+                for frames, mask, progress in zip(batch.frames, batch.mask, batch.progress, strict=True):
+                    yield shown(frames)[1][mask], progress[mask].numpy()
+
+        correlations = []
+        for p_uneven in (0.0, 1.0):
+            counts, targets, stands = [], [], []
+            for index, progress in clips(p_uneven):
+                assert (np.diff(index) >= 0).all()
+                expected = np.minimum((index - index[0] + 1) / (WAY - index[0]), 1)
+                np.testing.assert_allclose(progress, expected, atol=1e-6)
+                counts.extend(range(len(index)))
+                targets.extend(progress)
+                stands.append((np.diff(index) == 0).mean())
+            correlations.append(np.corrcoef(counts, targets)[0, 1])
+            assert (np.mean(stands) > 0.4) == bool(p_uneven)
+        assert correlations[0] > 0.75
+        assert correlations[1] < 0.5
+
     @pytest.mark.parametrize("share", [0.0, 1.0])
     def test_shares_at_their_ends(self, share):
         batch = recipe(window=40, p_rewind=share, wrong_share=share).batch(0)
@@ -191,6 +220,7 @@ class TestBatch:
             ),
             (ROLLOUTS, {"clips": 0}, "clips: expected at least 1, got 0"),
             (ROLLOUTS, {"p_rewind": 1.5}, "p_rewind: expected a probability in [0, 1], got 1.5"),
+            (ROLLOUTS, {"p_uneven": 2}, "p_uneven: expected a probability in [0, 1], got 2"),
             (ROLLOUTS, {"wrong_share": -1}, "wrong_share: expected a probability in [0, 1], got -1"),
         ):
             with pytest.raises(ValueError) as caught:
@@ -226,26 +256,40 @@ class TestLoss:
         model = tiny(frame_size=16)
         assert recipe().loss(model, recipe().batch(0), torch.Generator())["loss"].isfinite()
 
-    def test_frozen_encoders_see_the_frames_themselves(self):
-        class Frozen(ReWiNDModel):
-            def encode_frames(self, frames):
-                assert frames.dtype == torch.uint8
-                self.saw = frames
-                return torch.zeros(len(frames), 1, self.backbone.frame_dim)
-
-        torch.manual_seed(0)
-        model = Frozen("small", frame_size=32, channels=8, hidden=16, layers=1, heads=2, feed_forward=16)
-        model.backbone = torch.nn.Module()
-        model.backbone.frame_dim, model.backbone.encode_text = (
-            4 * 32,
-            lambda sentences: torch.ones(len(sentences), 1, 96),
+    @pytest.mark.parametrize("size", [32, 16])
+    def test_frozen_encoders_see_each_frame_once_and_as_it_is(self, size, monkeypatch):
+        """The tokens of a batch are those of its frames, to the half precision in which they are kept."""
+        model, mine = tiny(freeze_encoders=True, dropout=0.0, frame_size=size).train(), recipe()
+        seen = []
+        encode = model.backbone.encode_frozen
+        monkeypatch.setattr(
+            model.backbone, "encode_frozen", lambda frames: (seen.append(len(frames)), encode(frames))[1]
         )
-        batch = recipe().batch(0)
         generator = torch.Generator()
         before = generator.get_state()
-        recipe().loss(model, batch, generator)
-        assert torch.equal(model.saw, batch.frames.flatten(0, 1))
+        for number in (0, 1):
+            batch = mine.batch(number)
+            loss = mine.loss(model, batch, generator)["loss"]
+            tokens = model.encode_frames(batch.frames.flatten(0, 1)).unflatten(0, (8, 6))
+            progress = model.score(tokens, model.encode_text(batch.instructions), batch.mask).progress
+            torch.testing.assert_close(
+                loss, ((progress - batch.progress) ** 2)[batch.mask].mean(), rtol=1e-3, atol=1e-5
+            )
+        assert sum(seen) == sum(len(demonstration.frames) for demonstration in DEMONSTRATIONS)
         assert torch.equal(generator.get_state(), before)  # nothing was augmented
+        other = tiny(seed=1, freeze_encoders=True, dropout=0.0, frame_size=size).eval()
+        assert mine.loss(other, batch, generator)["loss"] != loss  # another model's encoders see them anew
+
+    def test_frozen_encoders_stay_what_they_are(self, tmp_path):
+        model = tiny(freeze_encoders=True)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        train(model, recipe(), tmp_path, TrainConfig(steps=3, learning_rate=1e-2), progress_bar=False)
+        changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+        assert not any(name.startswith("backbone.encoders.") for name in changed)
+        assert {"backbone.cell.0.weight", "video_proj.weight", "progress_head.4.weight"} <= changed
+        loaded = load_reward_model(tmp_path)
+        assert loaded.backbone.frozen
+        assert torch.equal(loaded.backbone.cell[0].weight, model.backbone.cell[0].weight)
 
     def test_another_model_is_refused(self):
         with pytest.raises(TypeError, match=r"^expected a ReWiNDModel, got CompactRewardModel$"):
@@ -287,6 +331,14 @@ class TestTraining:
 
         loaded = load_reward_model(tmp_path / "stopped")
         assert torch.equal(loaded.video_proj.weight, straight.video_proj.weight)
+
+    def test_another_model_does_not_go_on(self, tmp_path):
+        """It says what is different, not how many tensors are."""
+        self.run(tmp_path, steps=1)
+        with pytest.raises(
+            ValueError, match=re.escape("(then, now): {'model.freeze_encoders': (False, True)}; choose")
+        ):
+            self.run(tmp_path, tiny(freeze_encoders=True), steps=1)
 
     def test_another_recipe_is_refused(self, tmp_path):
         self.run(tmp_path, steps=1)

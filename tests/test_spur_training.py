@@ -282,6 +282,31 @@ class TestTraining:
         loaded = load_reward_model(tmp_path)
         assert torch.equal(both_orders(loaded, fresh)[0], after)
 
+    @pytest.mark.parametrize("lora_rank", [None, 2])
+    def test_checkpointing_gives_the_same_gradients_for_fewer_kept_activations(self, base, lora_rank):
+        def gradients(checkpointing):
+            model, kept = make(base, lora_rank=lora_rank).train(), 0
+            if checkpointing:
+                model.gradient_checkpointing_enable()
+
+            def keep(tensor):
+                nonlocal kept
+                kept += tensor.numel()
+                return tensor
+
+            recipe = SPURRecipe(ROLLOUTS, batch_size=4, frames=4)
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                loss = recipe.loss(model, recipe.batch(0), torch.Generator())["loss"]
+            loss.backward()
+            return kept, {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+
+        (whole, plain), (part, checkpointed) = gradients(False), gradients(True)
+        assert part < whole / 2
+        assert plain.keys() == checkpointed.keys()
+        assert len(plain) > 8
+        for name, gradient in plain.items():
+            torch.testing.assert_close(checkpointed[name], gradient, msg=name)
+
     def test_resumes(self, base, tmp_path):
         """Three steps at once, and two steps, a stop and one more, give the same weights."""
         config = TrainConfig(steps=3, relevance_steps=0, learning_rate=1e-3, save_every=2)

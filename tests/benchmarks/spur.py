@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from scipy.stats import spearmanr
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny_qwen import tiny_qwen2_5
@@ -28,6 +30,7 @@ from vlp_gym.models.spur import SPURModel
 from vlp_gym.storage import write_atomic
 from vlp_gym.training.loop import TrainConfig, train
 from vlp_gym.training.spur import STRATEGIES, SPURRecipe
+from vlp_gym.viz import COLOURS, figure_file
 
 EVALUATION_BATCHES = 16
 
@@ -39,7 +42,7 @@ class Options:
     data: Path
     """A folder of `vlp-gym collect`."""
     out: Path = Path("runs/spur")
-    """Gets the random base, the checkpoint, training.png with the curve, and spur.json."""
+    """Gets the random base, the checkpoint, training.png with the curve, spur.json and spur.png."""
     steps: int = 1500
     """Optimizer steps."""
     batch_size: int = 16
@@ -71,22 +74,24 @@ def main(options: Options) -> None:
     )
     common: dict[str, Any] = {"batch_size": options.batch_size, "frames": options.frames}
     held_out = SPURRecipe(unseen, **common, seed=options.seed + 1)
-    before = evaluate(model, held_out)
+    before, untrained = evaluate(model, held_out)
     config = TrainConfig(
         steps=options.steps, relevance_steps=0, learning_rate=options.learning_rate, weight_decay=0.0, warmup=0.1,
         seed=options.seed, save_every=max(1, options.steps),
     )  # fmt: skip
     started = time.perf_counter()
     history = train(model, SPURRecipe(seen, **common, seed=options.seed), options.out, config)
+    after, trained = evaluate(model, held_out)
     few = max(1, len(history) // 20)
     result = {
         "rollouts": {"trained on": len(seen), "held out": len(unseen)},
         "loss": {part: [round(mean(history[:few], part), 4), round(mean(history[-few:], part), 4)] for part in PARTS},
         "held out, before": before,
-        "held out, after": evaluate(model, held_out),
+        "held out, after": after,
         "seconds": round(time.perf_counter() - started),
     }
     write_atomic(options.out / "spur.json", json.dumps(result, indent=2).encode())
+    draw(history, untrained, trained, options.out / "spur.png")
     print(json.dumps(result, indent=2))
 
 
@@ -109,34 +114,66 @@ def split(rollouts: list[Trajectory]) -> tuple[list[Trajectory], list[Trajectory
 
 
 @torch.inference_mode()
-def evaluate(model: SPURModel, recipe: SPURRecipe) -> dict[str, float]:
-    """Preference accuracy (each strategy's, too), how far the two orders are from adding up to 1, progress error."""
+def evaluate(model: SPURModel, recipe: SPURRecipe) -> tuple[dict[str, float], Tensor]:
+    """Preference accuracy (each strategy's, too), whether the two orders of a pair agree, and how right progress is.
+
+    Returns:
+        The figures, and P(a > b) and P(b > a) of each pair, ``[2, pairs]``.
+    """
     model.eval()
-    right, gaps, errors, strategies = [], [], [], []
+    probabilities, labels, strategies, errors, orders = [], [], [], [], []
     for number in range(EVALUATION_BATCHES):
         batch = recipe.batch(number)
         tokens = model.encode_frames(batch.frames.flatten(0, 2)).unflatten(0, batch.mask.shape)
         text, (mask_a, mask_b) = model.encode_text(batch.instructions), batch.mask.unbind(1)
-        progress, logit = model.pair_logits(tokens[:, 0], tokens[:, 1], text, mask_a, mask_b)
+        logits, logit = model.pair_logits(tokens[:, 0], tokens[:, 1], text, mask_a, mask_b)
         _, turned = model.pair_logits(tokens[:, 1], tokens[:, 0], text, mask_b, mask_a)
-        first = logit.sigmoid()
-        right.append((first > 0.5) == (batch.label > 0.5))
-        gaps.append((first + turned.sigmoid() - 1).abs())
-        errors.append((progress.sigmoid() - batch.progress[:, 0]).square().flatten())
+        probabilities.append(torch.stack([logit, turned]).sigmoid())
+        labels.append(batch.label)
         strategies.append(batch.strategy)
-    correct, strategy = torch.cat(right).float(), torch.cat(strategies)
+        for progress, target in zip(logits.sigmoid(), batch.progress[:, 0], strict=True):
+            known = ~target.isnan()
+            errors.append((progress - target)[known].square())
+            if len(target[known].unique()) > 1:  # not under another task's sentence
+                orders.append(spearmanr(progress[known], target[known]).statistic)
+    both, strategy = torch.cat(probabilities, 1), torch.cat(strategies)
+    first, turned = both
+    correct = ((first > 0.5) == (torch.cat(labels) > 0.5)).float()
+    excess = first + turned - 1
     by_strategy = {
         f"accuracy, {name}": round(correct[strategy == index].mean().item(), 3)
         for index, name in enumerate(STRATEGIES)
         if (strategy == index).any()
     }
-    return {
+    figures = {
         "pairs": len(correct),
         "accuracy": round(correct.mean().item(), 3),
         **by_strategy,
-        "mean |P(a,b) + P(b,a) - 1|": round(torch.cat(gaps).mean().item(), 4),
-        "progress error (MSE)": round(torch.cat(errors).nanmean().item(), 4),
+        "both orders prefer the same video": round(((first > 0.5) != (turned > 0.5)).float().mean().item(), 3),
+        "P(a,b) + P(b,a) - 1": round(excess.mean().item(), 4),
+        "its standard error": round((excess.std() / len(excess) ** 0.5).item(), 4),
+        "its mean absolute value": round(excess.abs().mean().item(), 4),
+        "progress error (MSE)": round(torch.cat(errors).mean().item(), 4),
+        "progress, rank correlation with the target": round(float(np.mean(orders)), 3),
     }
+    return figures, both
+
+
+def draw(history: list[dict[str, float]], before: Tensor, after: Tensor, path: Path) -> None:
+    """The loss and its parts, and each held-out pair asked in both orders, before and after training."""
+    width = max(1, len(history) // 50)
+    with figure_file(9.6, 3.2, path) as figure:
+        curve, *squares = figure.subplots(1, 3)
+        for part, colour in zip(PARTS, COLOURS, strict=False):
+            values = np.convolve([row[part] for row in history], np.ones(width) / width, "valid")
+            curve.plot(np.arange(len(values)) + width, values, color=colour, label=part)
+        curve.set(title=f"loss, mean of {width} steps", xlabel="step", ylim=(0, None))
+        curve.legend()
+        for axes, title, both in zip(squares, ("untrained", "trained"), (before, after), strict=True):
+            axes.plot([0, 1], [1, 0], color="0.7", linewidth=1)
+            axes.scatter(*both, s=10, alpha=0.5, color=COLOURS[0])
+            axes.set(title=title, xlabel="P(a > b), asked as (a, b)", ylabel="P(b > a), asked as (b, a)")
+            axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
 
 
 if __name__ == "__main__":

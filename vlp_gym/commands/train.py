@@ -33,6 +33,8 @@ def train(
     batch_size: int | None = None,
     save_every: int = 50,
     backbone: str | None = None,
+    freeze_encoders: bool = False,
+    uneven: float = 0.0,
     objective: Objective = "triplet",
     quality_weight: float = 12.0,
     motion_weight: float = 0.25,
@@ -65,8 +67,13 @@ def train(
             clips of theirs.
         batch_size: of the other systems, clips, samples or pairs in a batch; 32 by default, of spur 16.
         save_every: steps between two saved states.
-        backbone: of vlp, as open_clip:NAME/PRETRAINED; of rewind, dinov2+minilm or small, which needs no download; of
-            siglip2-lora and spur, a hub id or a folder.
+        backbone: of vlp, as open_clip:NAME/PRETRAINED; of rewind, dinov2+minilm or small, which needs no download and
+            comes with half the paper's width and the change since the first frame; of siglip2-lora and spur, a hub id
+            or a folder.
+        freeze_encoders: of rewind with --backbone small, leave the encoders that --init gave as they are; each frame
+            is then encoded but once. Those of dinov2+minilm are always left so.
+        uneven: of rewind, share of clips played at an uneven pace, so that the number of frames so far does not tell
+            the progress; the paper's 0.
         objective: of embedding and siglip2-lora.
         quality_weight: of compact, the share of quality in its preference; `vlp-gym tune` finds it.
         motion_weight: of compact, the share of the motion in its relevance, likewise.
@@ -86,6 +93,13 @@ def train(
     if backbone is not None and not own.backbone:
         takers = [name for name, other in SYSTEMS.items() if other.backbone]
         raise ValueError(f"--backbone: only {', '.join(takers)} take one, got {backbone!r} for {system}")
+    if freeze_encoders and (system != "rewind" or backbone != "small" or init is None):
+        raise ValueError(
+            "--freeze-encoders: expected with rewind, --backbone small and --init; "
+            f"got {system}, --backbone {backbone} and --init {init}"
+        )
+    if not 0 <= uneven <= 1 or (uneven and system != "rewind"):
+        raise ValueError(f"--uneven: expected a share from 0 to 1, with rewind; got {uneven} for {system}")
     steps = own.steps if steps is None else steps
     relevance_alone = system == "compact" and init is not None and relevance_steps > 0
     if steps < (0 if relevance_alone else 1):
@@ -117,7 +131,8 @@ def train(
     torch.manual_seed(seed)
     model, recipe = build(
         system, trajectories,
-        backbone=backbone or own.backbone, objective=objective, batch_size=batch_size or own.batch_size, seed=seed,
+        backbone=backbone or own.backbone, freeze_encoders=freeze_encoders, uneven=uneven, objective=objective,
+        batch_size=batch_size or own.batch_size, seed=seed,
         quality_weight=quality_weight, motion_weight=motion_weight, relevance_shift=relevance_shift,
     )  # fmt: skip
     if init is not None:

@@ -46,6 +46,7 @@ class ReWiNDModel(nn.Module, CheckpointMixin):
         from_first: also give the model what changed since the first frame, ``[F_t, F_t - F_first]``; beyond the paper.
         frame_size: side of the square that the frames become, pixels; None takes the backbone's own (224, small 112).
         channels: of the small backbone's grid.
+        freeze_encoders: keep the small backbone's encoders as they are; the paper's are always.
         frame_encoder: hub id or folder of the DINOv2 model.
         text_encoder: hub id or folder of the MiniLM model.
         truncate: cut sentences that are too long for the backbone instead of raising.
@@ -69,6 +70,7 @@ class ReWiNDModel(nn.Module, CheckpointMixin):
         from_first: bool = False,
         frame_size: int | None = None,
         channels: int = 128,
+        freeze_encoders: bool = False,
         frame_encoder: str = FRAME_ENCODER,
         text_encoder: str = TEXT_ENCODER,
         truncate: bool = False,
@@ -85,6 +87,7 @@ class ReWiNDModel(nn.Module, CheckpointMixin):
             "from_first": from_first,
             "frame_size": frame_size,
             "channels": channels,
+            "freeze_encoders": freeze_encoders,
             "frame_encoder": frame_encoder,
             "text_encoder": text_encoder,
             "truncate": truncate,
@@ -92,7 +95,7 @@ class ReWiNDModel(nn.Module, CheckpointMixin):
         if backbone == "dinov2+minilm":
             self.backbone = DinoMiniLMBackbone(frame_encoder, text_encoder, frame_size or 224, truncate=truncate)
         elif backbone == "small":
-            self.backbone = SmallGrid(frame_size or 112, channels, truncate=truncate)
+            self.backbone = SmallGrid(frame_size or 112, channels, frozen=freeze_encoders, truncate=truncate)
         else:
             raise ValueError(f'expected a backbone "dinov2+minilm" or "small", got {backbone!r}')
         self.window, self.from_first = window, from_first
@@ -187,18 +190,27 @@ class SmallGrid(nn.Module):
     Args:
         frame_size: side of the square that the frames are resized to, pixels, divisible by 16.
         channels: of the grid.
+        frozen: train the numbers of each cell, but not the encoders.
         truncate: cut sentences over 64 words instead of raising.
     """
 
     restorable = False
 
-    def __init__(self, frame_size: int, channels: int, *, truncate: bool = False) -> None:
+    def __init__(self, frame_size: int, channels: int, *, frozen: bool = False, truncate: bool = False) -> None:
         super().__init__()
-        self.encoders = SmallBackbone(frame_size, channels, truncate=truncate)
+        self.frozen = frozen
+        self.encoders = SmallBackbone(frame_size, channels, truncate=truncate).requires_grad_(not frozen)
         self.cell = nn.Sequential(nn.Linear(channels, CELL), nn.ReLU())
         self.frame_size = self.encoders.frame_size
         self.frame_dim = CELL * (frame_size // 16) ** 2
         self.text_dim = self.encoders.text_dim
+
+    def train(self, mode: bool = True) -> SmallGrid:
+        """Switch to training mode, which frozen encoders refuse: batch normalisation would change them."""
+        super().train(mode)
+        if self.frozen:
+            self.encoders.eval()
+        return self
 
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
         """Encode B sentences as float ``[B, 1, text_dim]``."""
@@ -206,12 +218,17 @@ class SmallGrid(nn.Module):
 
     def encode_frames(self, frames: Tensor) -> Tensor:
         """Encode uint8 frames ``[N, H, W, 3]`` of any size as float ``[N, 1, frame_dim]``."""
-        return self._token(self.encoders.encode_frames(frames))
+        return self.tokens(self.encoders.encode_frames(frames))
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Encode float pixels ``[N, 3, *frame_size]`` in [0, 1]; where training puts its augmented frames."""
-        return self._token(self.encoders.encode_pixels(pixels))
+        return self.tokens(self.encoders.encode_pixels(pixels))
 
-    def _token(self, grid: Tensor) -> Tensor:
+    def encode_frozen(self, frames: Tensor) -> Tensor:
+        """What frozen encoders make of uint8 frames ``[N, H, W, 3]``, float ``[N, K, channels]``."""
+        return self.encoders.encode_frames(frames)
+
+    def tokens(self, grid: Tensor) -> Tensor:
+        """The trained rest of the way, from `encode_frozen` to float ``[N, 1, frame_dim]``."""
         token: Tensor = self.cell(grid).flatten(1).unsqueeze(1)
         return token

@@ -92,6 +92,12 @@ class SPURModel(nn.Module, CheckpointMixin):
         """(H, W) in pixels that the vision tower sees."""
         return self.backbone.frame_size
 
+    def gradient_checkpointing_enable(self) -> None:
+        """In training keep no layer's activations but compute them again on the way back: slower, far less memory."""
+        model = self.backbone.model
+        newer = getattr(model, "activation_checkpointing_enable", None)  # transformers 5.x deprecates the old name
+        (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
         """The prompt's token numbers + 1, float32 ``[B, L, 1]``; padding is zero. They are embedded in `score`."""
         return self.backbone.pack([PROMPT.format(sentence) for sentence in self.backbone.sentences(instructions)])

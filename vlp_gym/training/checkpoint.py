@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,7 @@ def load_training_state(
     model: nn.Module,
     optimizer: Optimizer,
     generators: Mapping[str, np.random.Generator | torch.Generator] | None = None,
+    check: Callable[[dict[str, Any]], None] | None = None,
 ) -> tuple[int, dict[str, Any]]:
     """Put a saved state back; on the CPU the training then goes on bit for bit.
 
@@ -85,6 +86,7 @@ def load_training_state(
         model: of the same architecture.
         optimizer: over the same parameters, of the same class.
         generators: the same names as at saving; their states are set in place.
+        check: given the ``extra`` that was saved, raises whatever speaks against going on, before all else.
 
     Returns:
         The number of steps done, and the ``extra`` that was saved.
@@ -98,6 +100,8 @@ def load_training_state(
     if document.get("format_version") != FORMAT_VERSION:
         found = document.get("format_version")
         raise CheckpointError(f"{where}: expected format_version {FORMAT_VERSION}, got {found!r}")
+    if check is not None:
+        check(document["extra"])
     weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
     groups = [{k: tuple(v) if k == "betas" else v for k, v in group.items()} for group in document["param_groups"]]
     state: dict[int, dict[str, Any]] = {int(index): dict(v) for index, v in document["optimizer_scalars"].items()}

@@ -141,9 +141,11 @@ def train(
     history: list[dict[str, float]] = []
     settings = {**asdict(config), "focus": list(config.focus), **recipe.settings, **_model_settings(model)}
     if (folder / "training.json").exists():
-        _, extra = load_training_state(folder, model=model, optimizer=optimizer, generators={"augment": generator})
+        _, extra = load_training_state(
+            folder, model=model, optimizer=optimizer, generators={"augment": generator},
+            check=lambda extra: _check_same_settings(extra["config"], settings, folder),
+        )  # fmt: skip
         history = extra["history"]
-        _check_same_settings(extra["config"], settings, folder)
     wrapped = _DistributedLoss(model, recipe)
     wrapped, optimizer = accelerator.prepare(wrapped, optimizer)
     relevance = model.relevance_parameters() if isinstance(model, CompactRewardModel) else []

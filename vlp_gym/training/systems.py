@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -37,6 +37,9 @@ SYSTEMS = {
     "spur": System("Qwen/Qwen2.5-VL-3B-Instruct", 2e-5, 5_000, 16),
 }
 
+SMALL_REWIND: dict[str, Any] = {"hidden": 256, "feed_forward": 1024, "from_first": True}
+"""With encoders this small the paper's width overfits, and progress is hard to see without the change so far."""
+
 
 def learning_rate(system: str, objective: str) -> float:
     """The highest learning rate; LIV's loss makes SigLIP2 unstable beyond 1e-5 (learning objectives, appendix A.1)."""
@@ -48,6 +51,8 @@ def build(
     trajectories: Sequence[Trajectory],
     *,
     backbone: str,
+    freeze_encoders: bool,
+    uneven: float,
     objective: str,
     batch_size: int,
     seed: int,
@@ -61,6 +66,7 @@ def build(
         system: a key of `SYSTEMS`.
         trajectories: of the training tasks.
         backbone: of vlp, rewind, siglip2-lora and spur.
+        freeze_encoders, uneven: of rewind.
         objective: of embedding and siglip2-lora.
         batch_size: of all but compact, vlp and joint.
         seed: of the recipe.
@@ -84,13 +90,16 @@ def build(
         from vlp_gym.models.rewind import ReWiNDModel
         from vlp_gym.training.rewind import RewindRecipe
 
-        model = ReWiNDModel(backbone)
-        return model, RewindRecipe(trajectories, window=model.window, clips=batch_size, seed=seed)
+        options = SMALL_REWIND if backbone == "small" else {}
+        model = ReWiNDModel(backbone, freeze_encoders=freeze_encoders, **options)
+        rewind = RewindRecipe(trajectories, window=model.window, clips=batch_size, p_uneven=uneven, seed=seed)
+        return model, rewind
     if system == "spur":
         from vlp_gym.models.spur import SPURModel
         from vlp_gym.training.spur import SPURRecipe
 
         spur = SPURModel(backbone)
+        spur.gradient_checkpointing_enable()  # a batch of the paper's pairs would not fit one GPU otherwise
         return spur, SPURRecipe(trajectories, batch_size=batch_size, frames=spur.window, seed=seed)
     from vlp_gym.training.embedding import EmbeddingRecipe
 

@@ -41,6 +41,7 @@ class DinoMiniLMBackbone(nn.Module):
     """
 
     restorable = True
+    frozen = True
 
     def __init__(
         self,
@@ -93,6 +94,14 @@ class DinoMiniLMBackbone(nn.Module):
         images = images[..., top : top + side, left : left + side]
         tokens: Tensor = self.vision(pixel_values=(images - 0.5) / 0.5).last_hidden_state
         return tokens[:, :1]
+
+    def encode_frozen(self, frames: Tensor) -> Tensor:
+        """The same as `encode_frames`: there is nothing here that is trained."""
+        return self.encode_frames(frames)
+
+    def tokens(self, encoded: Tensor) -> Tensor:
+        """The way from `encode_frozen` to `encode_frames`, on which nothing happens."""
+        return encoded
 
     @torch.no_grad()
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
