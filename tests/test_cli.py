@@ -191,6 +191,14 @@ class TestErrors:
                 "got compact, --backbone None and --init vlp-compact",
             ),
             (["--uneven", "0.5"], "--uneven: expected a share from 0 to 1, with rewind; got 0.5 for compact"),
+            (
+                ["--tasks", "push-v3", "window-open-v3"],
+                "--tasks: expected training tasks of split vlp, got window-open-v3",
+            ),
+            (
+                ["--tasks", "push-v3", "--leave-out", "push-v3"],
+                "--leave-out: nothing is left to train on, got push-v3",
+            ),
             (["--leave-out", "push"], "--leave-out: expected training tasks of split vlp, got push"),
             (
                 ["--tasks-per-batch", "2", "--focus", "window-open-v3"],
@@ -312,15 +320,22 @@ class TestTrainAndEvaluate:
             str(report / name) for name in ("results.json", "results.md", "results.png")
         )
 
-    @pytest.mark.parametrize("left_out", [(), TRAIN_TASKS[:1]])
-    def test_only_training_tasks_are_read(self, data, tmp_path, monkeypatch, left_out):
+    @pytest.mark.parametrize(
+        ("options", "read"),
+        [
+            ((), TRAIN_TASKS),
+            (("--leave-out", TRAIN_TASKS[0]), TRAIN_TASKS[1:]),
+            (("--tasks", *TRAIN_TASKS), TRAIN_TASKS),
+            (("--tasks", TRAIN_TASKS[0]), TRAIN_TASKS[:1]),
+        ],
+    )
+    def test_only_training_tasks_are_read(self, data, tmp_path, monkeypatch, options, read):
         from vlp_gym.training import loop
 
         seen = []
         monkeypatch.setattr(loop, "train", lambda model, trajectories, out, config: seen.extend(trajectories))
-        options = ("--leave-out", *left_out) if left_out else ()
         assert run("train", "compact", "--data", data, "--out", tmp_path / "run", *options) == 0
-        assert {t.task for t in seen} == set(TRAIN_TASKS) - set(left_out)
+        assert {t.task for t in seen} == set(read)
 
     def test_the_seed_decides_the_weights(self, data, tmp_path, monkeypatch):
         from vlp_gym.training import loop

@@ -19,6 +19,7 @@ def train(
     *,
     data: tuple[Path, ...],
     split: SplitName = "vlp",
+    tasks: tuple[str, ...] = (),
     leave_out: tuple[str, ...] = (),
     init: str | None = None,
     out: Path | None = None,
@@ -49,6 +50,7 @@ def train(
             siglip2-lora, a cosine over SigLIP2 with adapters; spur, Qwen2.5-VL with heads for progress and preference.
         data: folders that `vlp-gym collect` filled, one or more; of embedding and siglip2-lora one a camera.
         split: vlp and ml45 hold five tasks out each; all trains on the 50.
+        tasks: train on these of the split alone; by default on all that it does not hold out.
         leave_out: also keep these tasks out, to validate on (see `vlp-gym tune`).
         init: start from the weights of this model (a shipped name, a folder or a hub id) instead of random ones;
             not its quality weight, motion weight and relevance shift. Of another system that has compact's encoders,
@@ -122,9 +124,12 @@ def train(
         focus=focus, half=half,
     )  # fmt: skip
     chosen = train_tasks(split)
-    if unknown := set(leave_out) - set(chosen):
-        raise ValueError(f"--leave-out: expected training tasks of split {split}, got {', '.join(sorted(unknown))}")
-    kept = [task for task in chosen if task not in leave_out]
+    for option, named in (("--tasks", tasks), ("--leave-out", leave_out)):
+        if unknown := set(named) - set(chosen):
+            raise ValueError(f"{option}: expected training tasks of split {split}, got {', '.join(sorted(unknown))}")
+    kept = [task for task in tasks or chosen if task not in leave_out]
+    if not kept:
+        raise ValueError(f"--leave-out: nothing is left to train on, got {', '.join(leave_out)}")
     if unknown := set(focus) - set(kept):
         raise ValueError(f"--focus: expected tasks that are trained on, got {', '.join(sorted(unknown))}")
     trajectories = load_trajectories(*data, tasks=kept)
