@@ -31,6 +31,7 @@ from vlp_gym.models.checkpoint import (
     fetch_folder,
     is_hub_id,
     load_checkpoint,
+    load_state,
     load_weights,
     read_model_config,
     save_checkpoint,
@@ -67,6 +68,10 @@ class Partial(Tiny):
 
     def load_checkpoint_state(self, state: dict[str, Tensor]) -> None:
         self.second.load_state_dict(state)
+
+
+class Renamed(Partial):
+    load_checkpoint_state = None
 
 
 def state_bytes(model: nn.Module) -> dict[str, bytes]:
@@ -597,6 +602,16 @@ def test_saving_does_not_disturb_the_training(tmp_path: Path) -> None:
         saving.train(1)
         saving.save(tmp_path)
     assert saving.losses == whole.losses
+
+
+def test_names_of_its_own_need_a_way_back(tmp_path: Path) -> None:
+    model = Renamed()
+    before = state_bytes(model)
+    with pytest.raises(
+        TypeError, match=r"^Renamed\.checkpoint_state\(\) has names of its own, such as bias: expected a"
+    ):
+        load_state(model, model.checkpoint_state(), "here")
+    assert state_bytes(model) == before
 
 
 def test_training_state_of_something_else_changes_nothing(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ class TestOracle:
     def test_controls(self, result):
         sigmoid = 1 / (1 + math.exp(-4))
         assert result["mean"]["control_frozen"] == 0.0
-        assert result["mean"]["control_frozen_rise"] == 0.0
+        assert result["mean"]["control_frozen_drift"] == 0.0
         assert abs(result["mean"]["control_shuffled_shown"]) < 0.5
         assert result["mean"]["control_shuffled_true"] > 0.98
         assert result["mean"]["control_reversed"] < -0.98
@@ -137,9 +137,14 @@ class TestFaultyModels:
     def test_a_clock_is_caught_by_the_controls(self):
         figures = run(Oracle(bias=10.0), tasks=TASKS[:1])["mean"]
         assert figures["control_frozen"] > 0.5
-        assert figures["control_frozen_rise"] > 0.5
+        assert figures["control_frozen_drift"] > 0.5
         assert figures["control_reversed"] > -0.5
         assert figures["voc_expert_spearman"] > 0.9  # and by the VOC alone it is not
+
+    def test_drift_either_way_counts(self):
+        """Up or down over a frozen video: neither is right, and the one does not make up for the other."""
+        for bias in (0.02, -0.02):
+            assert run(Oracle(bias=bias), tasks=TASKS[:1])["mean"]["control_frozen_drift"] > 0
 
     def test_a_blind_model_has_no_ivp(self):
         figures = run(Oracle(blind=True))["mean"]

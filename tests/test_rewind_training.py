@@ -11,6 +11,7 @@ import torch
 
 pytest.importorskip("accelerate")
 
+from accelerate.state import AcceleratorState
 from rollouts import SUCCESS_AT, painted, painted_tasks
 from tiny import tiny_model
 
@@ -43,6 +44,14 @@ def shown(frames):
     """Of painted clips ``[..., H, W, 3]``: which rollout, and which frame of it."""
     rollout, index = np.asarray(frames)[..., 0, 0, 0] / 20, np.asarray(frames)[..., 0, 0, 1] / 8
     return rollout.astype(int), index.astype(int)
+
+
+@pytest.fixture
+def accelerate_state():
+    """Accelerate keeps the precision of a process's first training; a test with another one starts afresh."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 class TestClips:
@@ -258,32 +267,38 @@ class TestLoss:
 
     @pytest.mark.parametrize("size", [32, 16])
     def test_frozen_encoders_see_each_frame_once_and_as_it_is(self, size, monkeypatch):
-        """The tokens of a batch are those of its frames, to the half precision in which they are kept."""
-        model, mine = tiny(freeze_encoders=True, dropout=0.0, frame_size=size).train(), recipe()
+        """A prepared recipe gives what they make of the frames of the same clips, and the loss is the same."""
+        model, mine = tiny(freeze_encoders=True, dropout=0.0, frame_size=size), recipe()
+        before = {name: value.clone() for name, value in model.state_dict().items()}
         seen = []
         encode = model.backbone.encode_frozen
         monkeypatch.setattr(
             model.backbone, "encode_frozen", lambda frames: (seen.append(len(frames)), encode(frames))[1]
         )
+        mine.prepare(model, progress_bar=False)
         generator = torch.Generator()
-        before = generator.get_state()
+        drawn = generator.get_state()
         for number in (0, 1):
-            batch = mine.batch(number)
-            loss = mine.loss(model, batch, generator)["loss"]
-            tokens = model.encode_frames(batch.frames.flatten(0, 1)).unflatten(0, (8, 6))
-            progress = model.score(tokens, model.encode_text(batch.instructions), batch.mask).progress
-            torch.testing.assert_close(
-                loss, ((progress - batch.progress) ** 2)[batch.mask].mean(), rtol=1e-3, atol=1e-5
-            )
+            batch, plain = mine.batch(number), recipe().batch(number)
+            assert (batch.frames.dtype, plain.frames.dtype) == (torch.float32, torch.uint8)
+            assert (batch.instructions, batch.mask.tolist()) == (plain.instructions, plain.mask.tolist())
+            parts = [mine.loss(model, each, generator) for each in (batch, plain)]
+            torch.testing.assert_close(*parts)
         assert sum(seen) == sum(len(demonstration.frames) for demonstration in DEMONSTRATIONS)
-        assert torch.equal(generator.get_state(), before)  # nothing was augmented
-        other = tiny(seed=1, freeze_encoders=True, dropout=0.0, frame_size=size).eval()
-        assert mine.loss(other, batch, generator)["loss"] != loss  # another model's encoders see them anew
+        assert torch.equal(generator.get_state(), drawn)  # nothing was augmented
+        for name, value in model.state_dict().items():  # not even by batch normalisation
+            assert torch.equal(value, before[name]), name
 
-    def test_frozen_encoders_stay_what_they_are(self, tmp_path):
+        mine.prepare(tiny(), progress_bar=False)
+        assert mine.batch(0).frames.dtype == torch.uint8  # encoders that are trained see the frames anew each time
+
+    @pytest.mark.parametrize("precision", ["no", "bf16"])
+    def test_frozen_encoders_stay_what_they_are(self, tmp_path, precision, accelerate_state):
         model = tiny(freeze_encoders=True)
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        train(model, recipe(), tmp_path, TrainConfig(steps=3, learning_rate=1e-2), progress_bar=False)
+        train(
+            model, recipe(), tmp_path, TrainConfig(steps=3, learning_rate=1e-2, precision=precision), progress_bar=False
+        )
         changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
         assert not any(name.startswith("backbone.encoders.") for name in changed)
         assert {"backbone.cell.0.weight", "video_proj.weight", "progress_head.4.weight"} <= changed
@@ -339,6 +354,12 @@ class TestTraining:
             ValueError, match=re.escape("(then, now): {'model.freeze_encoders': (False, True)}; choose")
         ):
             self.run(tmp_path, tiny(freeze_encoders=True), steps=1)
+
+    def test_another_system_does_not_go_on(self, tmp_path):
+        clips = TrainConfig(steps=1, relevance_steps=0, tasks_per_batch=2, clips_per_task=3)
+        train(tiny_model(), painted_tasks(TASKS, each=1, size=32), tmp_path, clips, progress_bar=False)
+        with pytest.raises(ValueError, match=re.escape("'recipe': (None, 'rewind')")):
+            self.run(tmp_path)
 
     def test_another_recipe_is_refused(self, tmp_path):
         self.run(tmp_path, steps=1)

@@ -65,9 +65,9 @@ def evaluate(
       evaluated task, whatever their tiers; the sibling IVP experts only, over the experts of the opposite task, whose
       trajectories may be among ``trajectories`` without being among ``tasks``.
     - *Controls* run on experts: the middle frame repeated (a VOC knows directions only, and takes the least drift for a
-      rise; how far the value rises, over how far it does on the real video, is told beside it); all frames after the
-      first shuffled (first one left out of the correlation); the whole reversed; other tasks' sentences on the
-      wrapper's reward at the last frame (progress x sigmoid(relevance), ratio of means).
+      rise; beside it stands how far the value drifts over how far it rises on the real video, if it does rise); all
+      frames after the first shuffled (first one left out of the correlation); the whole reversed; other tasks'
+      sentences on the wrapper's reward at the last frame (progress x sigmoid(relevance), ratio of means).
 
     Args:
         model: the model to judge; moved to ``device`` and put in eval mode if it is a module.
@@ -255,8 +255,8 @@ def _measure_controls(
 ) -> dict[str, float | None]:
     experts = [curves[i] for i in plan.videos["expert"]]
     frozen = [metrics.voc(c.frozen)["spearman"] for c in experts if c.frozen is not None]
-    stood = [float(c.frozen[-1] - c.frozen[0]) for c in experts if c.frozen is not None]
-    rose = [float(c.value[-1] - c.value[0]) for c in experts]
+    drift = [abs(float(c.frozen[-1] - c.frozen[0])) for c in experts if c.frozen is not None]
+    rise = [float(c.value[-1] - c.value[0]) for c in experts if c.frozen is not None]
     backwards = [metrics.voc(c.reversed)["spearman"] for c in experts if c.reversed is not None]
     shown, true = [], []
     for c in experts:
@@ -282,7 +282,7 @@ def _measure_controls(
                 changes.append(float(value[first[0] + 1 :].mean() - value[first[0]]))
     return {
         "control_frozen": _mean(frozen),
-        "control_frozen_rise": _ratio(stood, rose),
+        "control_frozen_drift": _ratio(drift, rise),
         "control_shuffled_shown": _mean(shown),
         "control_shuffled_true": _mean(true),
         "control_reversed": _mean(backwards),

@@ -46,7 +46,7 @@ FIGURES: dict[str, dict[str, str]] = {
     },
     "Bias controls": {
         "control_frozen": "VOC of a frozen video (0 is right)",
-        "control_frozen_rise": "Rise of the value over a frozen video / over the real one (0 is right)",
+        "control_frozen_drift": "Drift over a frozen video / rise over the real one (0 is right)",
         "control_shuffled_shown": "VOC of a shuffled video, order shown (0 is right)",
         "control_shuffled_true": "VOC of a shuffled video, true order",
         "control_reversed": "VOC of a reversed video, order shown (negative is right)",

@@ -1,7 +1,7 @@
 """Does SPUR's training work on real clips? A tiny random Qwen2.5-VL, trained by the paper's recipe, no download.
 
 vlp-gym collect metaworld --out runs/data
-python tests/benchmarks/spur.py --data runs/data --steps 1500 --out runs/spur
+python tests/benchmarks/spur.py --data runs/data
 
 The figures say that loss, sampling and gradients are right, not how good SPUR is: the network is ten thousand times
 smaller than the paper's, and its vision tower random.
@@ -41,8 +41,9 @@ class Options:
 
     data: Path
     """A folder of `vlp-gym collect`."""
-    out: Path = Path("runs/spur")
-    """Gets the random base, the checkpoint, training.png with the curve, spur.json and spur.png."""
+    out: Path | None = None
+    """Gets the random base, the checkpoint, training.png with the curve, spur.json and spur.png; runs/spur-SEED by
+    default."""
     steps: int = 1500
     """Optimizer steps."""
     batch_size: int = 16
@@ -56,7 +57,7 @@ class Options:
     layers: int = 3
     """Of the language model."""
     lora_rank: int | None = None
-    """Of adapters; None trains the whole language model, which is random, as adapters alone would not mend."""
+    """Of adapters; None trains the whole language model: adapters alone would not mend a random one."""
     learning_rate: float = 1e-3
     """Much above the paper's 2e-5, which starts from a language model that can read."""
     seed: int = 0
@@ -67,7 +68,10 @@ def main(options: Options) -> None:
     """Train, print the figures, and write them."""
     rollouts = load_trajectories(options.data)
     seen, unseen = split(rollouts)
-    base = tiny_qwen2_5(options.out / "base", options.seed, options.width, options.layers)
+    out = options.out or Path("runs") / f"spur-{options.seed}"
+    # A checkpoint in the folder rests on its base: another seed or size must not overwrite it.
+    folder = out / f"base-{options.seed}-{options.width}-{options.layers}"
+    base = tiny_qwen2_5(folder, options.seed, options.width, options.layers)
     torch.manual_seed(options.seed)
     model = SPURModel(
         base, window=options.frames, frame_size=options.frame_size, lora_rank=options.lora_rank, dropout=0.0
@@ -80,7 +84,7 @@ def main(options: Options) -> None:
         seed=options.seed, save_every=max(1, options.steps),
     )  # fmt: skip
     started = time.perf_counter()
-    history = train(model, SPURRecipe(seen, **common, seed=options.seed), options.out, config)
+    history = train(model, SPURRecipe(seen, **common, seed=options.seed), out, config)
     after, trained = evaluate(model, held_out)
     few = max(1, len(history) // 20)
     result = {
@@ -90,8 +94,8 @@ def main(options: Options) -> None:
         "held out, after": after,
         "seconds": round(time.perf_counter() - started),
     }
-    write_atomic(options.out / "spur.json", json.dumps(result, indent=2).encode())
-    draw(history, untrained, trained, options.out / "spur.png")
+    write_atomic(out / "spur.json", json.dumps(result, indent=2).encode())
+    draw(history, untrained, trained, out / "spur.png")
     print(json.dumps(result, indent=2))
 
 

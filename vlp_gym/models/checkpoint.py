@@ -128,21 +128,6 @@ class CheckpointMixin(PyTorchModelHubMixin, library_name="vlp_gym", license="mit
 
     model_type: str
     config: dict[str, Any]
-    left_out = "the base"
-    """What errors call the weights that ``checkpoint_state()`` leaves out, where a model has that method."""
-
-    def load_checkpoint_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what a checkpoint holds; what it leaves out stays as it is.
-
-        Raises:
-            RuntimeError: for a missing, unexpected or misshaped tensor, or one of those that are left out.
-        """
-        assert isinstance(self, nn.Module)
-        stored = stored_state(self).keys()
-        rest = {name: tensor for name, tensor in self.state_dict().items() if name not in stored}
-        if overlap := rest.keys() & state.keys():
-            raise RuntimeError(f"expected no weights of {self.left_out}, got {sorted(overlap)}")
-        self.load_state_dict({**rest, **state}, strict=True)
 
     def save_pretrained(  # type: ignore[override]  # one option more (dtype), and no free-form config
         self,
@@ -275,8 +260,13 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> Non
     own = getattr(model, "load_checkpoint_state", None)
     if own is not None:
         own(cast)
+    elif renamed := sorted(cast.keys() - model.state_dict().keys()):
+        raise TypeError(
+            f"{type(model).__name__}.checkpoint_state() has names of its own, such as {renamed[0]}: "
+            "expected a load_checkpoint_state() that takes them back"
+        )
     else:
-        model.load_state_dict(cast, strict=True)
+        model.load_state_dict(cast, strict=False)  # none is missing; what a checkpoint leaves out stays as it is
 
 
 def _listed(names: list[str], limit: int = 8) -> str:

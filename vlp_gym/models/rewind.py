@@ -23,8 +23,9 @@ class ReWiNDModel(nn.Module, CheckpointMixin):
 
     The sentence's embedding and those of the frames, each through a linear layer of its own, make one sequence. A
     causal transformer reads it: a frame sees the sentence, the frames before it and itself. An MLP turns each frame's
-    state into its progress. Nothing says where in the sequence a frame stands but a bias on the first one, so that the
-    model cannot read the clock. `RewindRecipe` trains it.
+    state into its progress. Nothing says where in the sequence a frame stands but a bias on the first one, the paper's
+    means against reading a clock; yet the more frames there are, the less the first one counts, and that shows.
+    `RewindRecipe` trains it.
 
     ``history`` is "prefix": the model looks at the whole episode so far, subsampled to ``window`` frames, and the
     reward is the progress at the newest of them, as in the paper.
@@ -53,7 +54,6 @@ class ReWiNDModel(nn.Module, CheckpointMixin):
     """
 
     model_type = "rewind"
-    left_out = "frozen encoders"
     history: History = "prefix"
     backbone: DinoMiniLMBackbone | SmallGrid
 
@@ -200,6 +200,8 @@ class SmallGrid(nn.Module):
         super().__init__()
         self.frozen = frozen
         self.encoders = SmallBackbone(frame_size, channels, truncate=truncate).requires_grad_(not frozen)
+        if frozen:
+            self.encoders.eval()
         self.cell = nn.Sequential(nn.Linear(channels, CELL), nn.ReLU())
         self.frame_size = self.encoders.frame_size
         self.frame_dim = CELL * (frame_size // 16) ** 2

@@ -70,7 +70,6 @@ class VLPModel(nn.Module, CheckpointMixin):
     """
 
     model_type = "vlp"
-    left_out = "a restorable backbone"
     history: History = "prefix"
     backbone: Backbone
 

@@ -28,6 +28,7 @@ from vlp_gym.objectives.triplet import triplet_loss
 from vlp_gym.objectives.vip import vip_loss
 from vlp_gym.objectives.vip_text import vip_text_loss
 from vlp_gym.training.augment import augment_clips
+from vlp_gym.training.loop import Recipe
 
 SAMPLES = 50_000  # different ones, evenly over the demonstrations
 BATCH = 32
@@ -74,7 +75,7 @@ class EmbeddingBatch:
         return replace(self, **moved)
 
 
-class EmbeddingRecipe:
+class EmbeddingRecipe(Recipe):
     """Batches of samples and the loss of one objective; a `vlp_gym.training.loop.Recipe`.
 
     Args:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from vlp_gym.models.checkpoint import save_checkpoint
 from vlp_gym.models.compact import CompactRewardModel
 from vlp_gym.storage import write_atomic
 from vlp_gym.training.checkpoint import load_training_state, save_training_state
-from vlp_gym.training.clips import ClipSampler
+from vlp_gym.training.clips import ClipBatch, ClipSampler
 from vlp_gym.training.losses import batch_loss
 
 
@@ -59,7 +60,7 @@ class TrainConfig:
     half: bool = False
 
 
-class Recipe(Protocol):
+class Recipe(ABC):
     """What a system learns from: batches by their number, and the loss of each.
 
     Attributes:
@@ -68,16 +69,19 @@ class Recipe(Protocol):
 
     settings: dict[str, Any]
 
+    def prepare(self, model: nn.Module, *, progress_bar: bool) -> None:  # noqa: B027  # most have nothing to do
+        """Called once before the first batch, with the weights that training starts or goes on from."""
+
+    @abstractmethod
     def batch(self, number: int) -> Any:
         """Batch `number` of an endless sequence, the same whatever was drawn before; it has ``to(device)``."""
-        ...
 
+    @abstractmethod
     def loss(self, model: nn.Module, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
         """ "loss" to minimise, and its parts by name, all scalars; `generator` is on the CPU."""
-        ...
 
 
-class ClipRecipe:
+class ClipRecipe(Recipe):
     """How `CompactRewardModel` and `VLPModel` learn; arguments as those of `train`."""
 
     def __init__(self, trajectories: Sequence[Trajectory], config: TrainConfig, window: int) -> None:
@@ -90,8 +94,11 @@ class ClipRecipe:
             focus=config.focus,
         )
         self.settings = {"focus": self.sampler.focus, "tasks": self.sampler.tasks}
-        self.batch = self.sampler.batch
         self.relevance_only = False
+
+    def batch(self, number: int) -> ClipBatch:
+        """See `ClipSampler.batch`."""
+        return self.sampler.batch(number)
 
     def loss(self, model: nn.Module, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
         """See `batch_loss`."""
@@ -143,9 +150,10 @@ def train(
     if (folder / "training.json").exists():
         _, extra = load_training_state(
             folder, model=model, optimizer=optimizer, generators={"augment": generator},
-            check=lambda extra: _check_same_settings(extra["config"], settings, folder),
+            check=lambda extra: _check_same_settings(extra.get("config", {}), settings, folder),
         )  # fmt: skip
         history = extra["history"]
+    recipe.prepare(model, progress_bar=progress_bar and accelerator.is_main_process)
     wrapped = _DistributedLoss(model, recipe)
     wrapped, optimizer = accelerator.prepare(wrapped, optimizer)
     relevance = model.relevance_parameters() if isinstance(model, CompactRewardModel) else []
@@ -173,7 +181,7 @@ def train(
                 for parameter in trained:
                     parameter.requires_grad_(id(parameter) in alone)
                 model.get_submodule("backbone.stem").eval()  # progress and quality stay exactly what they are
-                recipe.relevance_only = True  # type: ignore[union-attr]
+                recipe.relevance_only = True  # type: ignore[attr-defined]
             started = time.perf_counter()
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * schedule(step, config)
@@ -238,7 +246,7 @@ def _model_settings(model: nn.Module) -> dict[str, Any]:
 def _check_same_settings(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
     before = {**asdict(TrainConfig()), "focus": [], **before}  # an older state may know fewer
     free = ("save_every", "half", "model")
-    changed = {key: (before[key], now[key]) for key in now if key not in free and before[key] != now[key]}
+    changed = {key: (before.get(key), now[key]) for key in now if key not in free and before.get(key) != now[key]}
     own, model = before.get("model", {}), now.get("model", {})
     changed |= {f"model.{key}": (own[key], model[key]) for key in model if key in own and own[key] != model[key]}
     if changed:

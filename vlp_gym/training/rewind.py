@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,20 +14,15 @@ from tqdm import tqdm
 
 from vlp_gym.data.dataset import Trajectory
 from vlp_gym.data.instructions import training_phrasings
-from vlp_gym.models.backbones.dino_minilm import DinoMiniLMBackbone
 from vlp_gym.models.resize import resize_frames
 from vlp_gym.models.rewind import ReWiNDModel, SmallGrid
 from vlp_gym.objectives.rewind import rewind_loss
 from vlp_gym.training.augment import augment_clips
+from vlp_gym.training.loop import Recipe
 from vlp_gym.windows import window_indices
 
 FRAMES_AT_ONCE = 64  # that frozen encoders look at
 SHORTEST = 3  # frames of a demonstration that a clip shows at least (the authors' code)
-
-
-class _Demonstration(NamedTuple):
-    trajectory: Trajectory
-    first: int  # number of its first frame among all frames of all demonstrations
 
 
 @dataclass(frozen=True)
@@ -35,8 +30,8 @@ class RewindBatch:
     """B clips of T frames with a sentence each.
 
     Attributes:
-        frames: uint8 ``[B, T, H, W, 3]``.
-        numbers: int64 ``[B, T]``, which they are among all frames of all demonstrations.
+        frames: uint8 ``[B, T, H, W, 3]``; or, after `RewindRecipe.prepare` with frozen encoders, what these make of
+            them, float ``[B, T, ...]``.
         mask: bool ``[B, T]``, False where a clip is shorter and its first frame is repeated in front of it.
         progress: float ``[B, T]`` in [0, 1], how far the demonstration is; 0 where the sentence is another task's.
         matched: bool ``[B]``, the sentence is the demonstration's own.
@@ -44,7 +39,6 @@ class RewindBatch:
     """
 
     frames: Tensor
-    numbers: Tensor
     mask: Tensor
     progress: Tensor
     matched: Tensor
@@ -56,7 +50,7 @@ class RewindBatch:
         return RewindBatch(**tensors, instructions=self.instructions)
 
 
-class RewindRecipe:
+class RewindRecipe(Recipe):
     """Batches and loss of ReWiND's training (section 3.2 and the authors' code); a `Recipe` of the training loop.
 
     Only demonstrations teach: experts that get their task done. A clip begins and ends anywhere in one; its progress is
@@ -66,10 +60,10 @@ class RewindRecipe:
     no progress at all. Each clip is then subsampled to the window, as an episode is in use.
 
     What frozen encoders make of the demonstrations is computed once, before the first step, as the authors do, and kept
-    in half precision. Encoders that are trained see augmented pixels instead, beyond the authors.
+    in memory. Encoders that are trained see augmented pixels instead, beyond the authors.
 
-    Also beyond them: clips at an uneven pace, in which time passes while nothing happens. The net has no other clock
-    than the number of frames before, and at an even pace that number alone tells most of the progress.
+    Also beyond them: clips at an uneven pace, in which time passes while nothing happens. Each frame's state depends on
+    how many came before it, and at an even pace that number alone tells much of the progress.
 
     Args:
         trajectories: of the training tasks only; all but experts that succeed are passed over.
@@ -100,12 +94,10 @@ class RewindRecipe:
                 raise ValueError(f"{name}: expected a probability in [0, 1], got {share}")
         if clips < 1:
             raise ValueError(f"clips: expected at least 1, got {clips}")
-        self.demonstrations: dict[str, list[_Demonstration]] = {t: [] for t in sorted({t.task for t in trajectories})}
-        first = 0
+        self.demonstrations: dict[str, list[Trajectory]] = {task: [] for task in sorted({t.task for t in trajectories})}
         for trajectory in trajectories:
             if trajectory.tier == "expert" and trajectory.success.any() and len(trajectory.frames) >= SHORTEST:
-                self.demonstrations[trajectory.task].append(_Demonstration(trajectory, first))
-                first += len(trajectory.frames)
+                self.demonstrations[trajectory.task].append(trajectory)
         self.tasks = list(self.demonstrations)
         if len(self.tasks) < 2:
             raise ValueError(f"expected trajectories of at least two tasks, got {self.tasks}")
@@ -115,9 +107,7 @@ class RewindRecipe:
             )
         self.window, self.clips, self.seed = window, clips, seed
         self.p_rewind, self.wrong_share, self.p_uneven = p_rewind, wrong_share, p_uneven
-        self._frozen: tuple[DinoMiniLMBackbone | SmallGrid, Tensor] | None = (
-            None  # a backbone, and what it makes of all frames
-        )
+        self._encoded: dict[str, list[Tensor]] | None = None  # the demonstrations as frozen encoders see them
         self.settings: dict[str, Any] = {
             "recipe": "rewind",
             "tasks": self.tasks,
@@ -129,13 +119,32 @@ class RewindRecipe:
             "recipe_seed": seed,
         }
 
+    @torch.no_grad()
+    def prepare(self, model: nn.Module, *, progress_bar: bool = True) -> None:
+        """Let frozen encoders look at every demonstration; with encoders that are trained there is nothing to do."""
+        backbone = _rewind(model).backbone
+        self._encoded = None
+        if not backbone.frozen:
+            return
+        device = next(model.parameters()).device
+        encoded: dict[str, list[Tensor]] = {task: [] for task in self.tasks}
+        count = sum(map(len, self.demonstrations.values()))
+        with tqdm(total=count, desc="encoding", unit="demonstration", disable=not progress_bar) as bar:
+            for task, demonstrations in self.demonstrations.items():
+                for demonstration in demonstrations:
+                    parts = torch.from_numpy(demonstration.frames).split(FRAMES_AT_ONCE)
+                    encoded[task].append(torch.cat([backbone.encode_frozen(part.to(device)).cpu() for part in parts]))
+                    bar.update()
+        self._encoded = encoded
+
     def batch(self, number: int) -> RewindBatch:
         """Batch `number` of the endless sequence that the seed defines, the same whatever was drawn before."""
         rng = np.random.default_rng([self.seed, number])
-        frames, numbers, masks, progress, matched, instructions = [], [], [], [], [], []
+        frames, masks, progress, matched, instructions = [], [], [], [], []
         for _ in range(self.clips):
             task = str(rng.choice(self.tasks))
-            demonstration, first = self.demonstrations[task][rng.integers(len(self.demonstrations[task]))]
+            which = int(rng.integers(len(self.demonstrations[task])))
+            demonstration = self.demonstrations[task][which]
             index, target = clip_frames(demonstration, rewound=bool(rng.random() < self.p_rewind), rng=rng)
             if rng.random() < self.p_uneven:
                 shown = uneven_pace(len(index), int(rng.integers(SHORTEST, 2 * self.window + 1)), rng)
@@ -144,14 +153,15 @@ class RewindRecipe:
             right = bool(rng.random() >= self.wrong_share)
             told = task if right else str(rng.choice([other for other in self.tasks if other != task]))
             instructions.append(str(rng.choice(training_phrasings(told))))
-            frames.append(demonstration.frames[index[chosen]])
-            numbers.append(first + index[chosen])
+            if self._encoded is None:
+                frames.append(torch.from_numpy(demonstration.frames[index[chosen]]))
+            else:
+                frames.append(self._encoded[task][which][index[chosen]])
             progress.append(target[chosen] * right)
             masks.append(mask)
             matched.append(right)
         return RewindBatch(
-            frames=torch.from_numpy(np.stack(frames)),
-            numbers=torch.from_numpy(np.stack(numbers)),
+            frames=torch.stack(frames),
             mask=torch.from_numpy(np.stack(masks)),
             progress=torch.from_numpy(np.stack(progress).astype(np.float32)),
             matched=torch.tensor(matched),
@@ -169,35 +179,27 @@ class RewindRecipe:
         Raises:
             TypeError: for any other model.
         """
-        if not isinstance(model, ReWiNDModel):
-            raise TypeError(f"expected a ReWiNDModel, got {type(model).__name__}")
-        clips, time = batch.mask.shape
-        backbone = model.backbone
-        if backbone.frozen:
-            encoded = self._encoded(backbone, batch.frames.device)[batch.numbers.flatten().cpu()]
-            tokens = backbone.tokens(encoded.to(batch.frames.device).float())
-        else:
-            assert isinstance(backbone, SmallGrid)  # the others' are always frozen
-            resized = resize_frames(batch.frames.flatten(0, 1), model.frame_size).unflatten(0, (clips, time))
+        model = _rewind(model)
+        backbone, clips, time = model.backbone, *batch.mask.shape
+        frames = batch.frames.flatten(0, 1)
+        if frames.dtype != torch.uint8:
+            tokens = backbone.tokens(frames)
+        elif isinstance(backbone, SmallGrid) and not backbone.frozen:
+            resized = resize_frames(frames, model.frame_size).unflatten(0, (clips, time))
             tokens = backbone.encode_pixels(augment_clips(resized, generator))
+        else:
+            tokens = backbone.encode_frames(frames)
         text = model.encode_text(batch.instructions)
         scores = model.score(tokens.unflatten(0, (clips, time)), text, batch.mask)
         assert scores.progress is not None
         parts = rewind_loss(scores.progress, batch.progress, batch.mask, batch.matched)
         return {"loss": parts.total, "matched": parts.matched, "mismatched": parts.mismatched}
 
-    @torch.no_grad()
-    def _encoded(self, backbone: DinoMiniLMBackbone | SmallGrid, device: torch.device) -> Tensor:
-        """What frozen encoders make of all frames of all demonstrations, float16 ``[F, ...]`` on the CPU."""
-        if self._frozen is None or self._frozen[0] is not backbone:
-            found = [demonstration for of_task in self.demonstrations.values() for demonstration in of_task]
-            found.sort(key=lambda demonstration: demonstration.first)
-            encoded = []
-            for trajectory, _ in tqdm(found, desc="encoding", unit="demonstration", leave=False, disable=None):
-                for frames in torch.from_numpy(trajectory.frames).split(FRAMES_AT_ONCE):
-                    encoded.append(backbone.encode_frozen(frames.to(device)).half().cpu())
-            self._frozen = backbone, torch.cat(encoded)
-        return self._frozen[1]
+
+def _rewind(model: nn.Module) -> ReWiNDModel:
+    if not isinstance(model, ReWiNDModel):
+        raise TypeError(f"expected a ReWiNDModel, got {type(model).__name__}")
+    return model
 
 
 def clip_frames(

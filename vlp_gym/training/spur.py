@@ -15,7 +15,7 @@ from vlp_gym.data.dataset import Trajectory
 from vlp_gym.data.instructions import training_phrasings
 from vlp_gym.models.spur import SPURModel
 from vlp_gym.objectives.spur import spur_loss
-from vlp_gym.training.loop import TrainConfig
+from vlp_gym.training.loop import Recipe, TrainConfig
 from vlp_gym.windows import window_indices
 
 STRATEGIES = ("expertise", "task", "rewind", "subsequence")
@@ -91,7 +91,7 @@ def cut(rollout: int, first: int, done: int | None, times: NDArray[np.int64]) ->
     return Clip(rollout, first + times - 1, progress)
 
 
-class SPURRecipe:
+class SPURRecipe(Recipe):
     """Batches of pairs and their loss, for `vlp_gym.training.loop.train`; batch n depends on the seed and n alone.
 
     The four strategies, and which of the two videos is preferred:

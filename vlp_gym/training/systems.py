@@ -99,7 +99,7 @@ def build(
         from vlp_gym.training.spur import SPURRecipe
 
         spur = SPURModel(backbone)
-        spur.gradient_checkpointing_enable()  # a batch of the paper's pairs would not fit one GPU otherwise
+        spur.gradient_checkpointing_enable()  # the paper's batch is 32 videos of up to 512 tokens
         return spur, SPURRecipe(trajectories, batch_size=batch_size, frames=spur.window, seed=seed)
     from vlp_gym.training.embedding import EmbeddingRecipe
 
