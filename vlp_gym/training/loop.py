@@ -153,11 +153,12 @@ def train(
             check=lambda extra: _check_same_settings(extra.get("config", {}), settings, folder),
         )  # fmt: skip
         history = extra["history"]
-    recipe.prepare(model, progress_bar=progress_bar and accelerator.is_main_process)
     wrapped = _DistributedLoss(model, recipe)
     wrapped, optimizer = accelerator.prepare(wrapped, optimizer)
     relevance = model.relevance_parameters() if isinstance(model, CompactRewardModel) else []
     total = config.steps + (config.relevance_steps if relevance else 0)
+    if len(history) < total:
+        recipe.prepare(model, progress_bar=progress_bar and accelerator.is_main_process)
     bar = tqdm(
         total=total, initial=len(history), desc="training", unit="step",
         disable=not (progress_bar and accelerator.is_main_process),
