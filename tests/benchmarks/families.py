@@ -103,8 +103,9 @@ def _roboclip() -> Any:
 
 def _rewind() -> Any:
     from vlp_gym.models.rewind import ReWiNDModel
+    from vlp_gym.training.systems import SMALL_REWIND
 
-    model = ReWiNDModel("small")
+    model = ReWiNDModel("small", **SMALL_REWIND)
     return model, _told(model)
 
 
