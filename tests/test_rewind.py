@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -16,6 +14,7 @@ pytest.importorskip("transformers")
 
 import transformers
 
+from tests.own_code import with_own_code
 from vlp_gym.errors import CheckpointError, InstructionError
 from vlp_gym.models.backbones.dino_minilm import DinoMiniLMBackbone
 from vlp_gym.models.base import prefer
@@ -302,15 +301,11 @@ def test_what_is_wrong_with_encoders_is_said(encoders, tmp_path):
 @pytest.mark.parametrize("encoder", ["frame_encoder", "text_encoder"])
 def test_code_beside_encoders_is_not_run(encoders, tmp_path, monkeypatch, encoder):
     """Not even for those who would answer "y" when asked."""
-    folder = shutil.copytree(encoders[encoder], tmp_path / "encoder")
-    said = json.loads((folder / "config.json").read_text())
-    said |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
-    (folder / "config.json").write_text(json.dumps(said))
-    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
-    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    folder = tmp_path / "encoder"
+    ran = with_own_code(encoders[encoder], folder, monkeypatch)
     with pytest.raises(CheckpointError) as caught:
         DinoMiniLMBackbone(**{**encoders, encoder: str(folder)})
-    assert not (tmp_path / "ran").exists()
+    assert not ran.exists()
     assert str(caught.value).startswith(
         f"{folder}: neither a folder with such a model nor one that the hub delivered (The repository {folder} "
         "contains custom code which must be executed to correctly load the model."

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ pytest.importorskip("peft")
 
 from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402  # needs the lines above
 
+from tests.own_code import with_own_code  # noqa: E402
 from vlp_gym.errors import CheckpointError, InstructionError  # noqa: E402
 from vlp_gym.models.checkpoint import load_state  # noqa: E402
 from vlp_gym.models.registry import load_reward_model  # noqa: E402
@@ -184,15 +183,11 @@ def test_a_base_that_is_not_there(tmp_path, trained):
 
 def test_code_in_a_base_is_not_run(base, tmp_path, monkeypatch):
     """Not even for those who would answer "y" when asked."""
-    folder = shutil.copytree(base, tmp_path / "base")
-    said = json.loads((folder / "config.json").read_text())
-    said |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
-    (folder / "config.json").write_text(json.dumps(said))
-    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
-    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    folder = tmp_path / "base"
+    ran = with_own_code(base, folder, monkeypatch)
     with pytest.raises(CheckpointError) as caught:
         SigLIP2Model(base=str(folder))
-    assert not (tmp_path / "ran").exists()
+    assert not ran.exists()
     assert str(caught.value).startswith(
         f"{folder}: the pretrained base is not there (The repository {folder} contains custom code which must be "
         "executed to correctly load the model."
