@@ -29,7 +29,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
 
 from vlp_gym import VLPReplayBuffer, VLPRewardCallback, VLPRewardWrapper, load_reward_model, make_metaworld
-from vlp_gym.integrations.metaworld import scripted_policy
+from vlp_gym.metaworld.env import scripted_policy
 from vlp_gym.video import overlay_video
 from vlp_gym.viz import plot_learning_curve, plot_reward_curves
 

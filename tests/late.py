@@ -9,7 +9,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from vlp_gym.engine import QueryEngine
-from vlp_gym.integrations.sb3_vec import VLPVecReward
+from vlp_gym.integrations.sb3.vec import VLPVecReward
 from vlp_gym.testing import PaintedEnv, PaintedModel, painted_value
 from vlp_gym.wrappers import VLPRewardWrapper
 from vlp_gym.wrappers.capture import capture_frames

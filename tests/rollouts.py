@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vlp_gym.data.dataset import AGENT, ALL_TIERS, EXPLORE, NEAR_MISS, TIERS, Trajectory, shard_path, write_shard
+from vlp_gym.data.shards import shard_path, write_shard
+from vlp_gym.data.trajectory import AGENT, ALL_TIERS, EXPLORE, NEAR_MISS, TIERS, Trajectory
 
 STRIDE = 5
 SUCCESS_AT = 12  # frame at which an expert succeeds

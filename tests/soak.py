@@ -15,15 +15,15 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from tqdm import tqdm
 
 from tests.late import SENTENCE, SeenEnv
-from vlp_gym.answers import Ticket
 from vlp_gym.engine import QueryEngine
+from vlp_gym.engine.tickets import Ticket
 from vlp_gym.errors import QueryError
-from vlp_gym.integrations.sb3_buffers import VLPReplayBuffer
-from vlp_gym.integrations.sb3_source import RewardSource
-from vlp_gym.models.base import Scores
+from vlp_gym.integrations.sb3.buffers import VLPReplayBuffer
+from vlp_gym.integrations.sb3.source import RewardSource
+from vlp_gym.models.protocol import Scores
+from vlp_gym.rewards.stream import Delivery
 from vlp_gym.testing import PaintedModel
 from vlp_gym.wrappers import VLPRewardWrapper
-from vlp_gym.wrappers.stream import Delivery
 
 EPISODES = 1024
 """Episodes that can be told apart by their paint; then the numbers start again."""

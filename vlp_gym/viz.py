@@ -213,7 +213,7 @@ def plot_evaluation(
     """Draw an evaluation: a bar for the mean over tasks and a dot for each task, one panel for each group.
 
     Args:
-        result: what `vlp_gym.evaluation.evaluate` returned.
+        result: what `vlp_gym.evaluation.evaluate.evaluate` returned.
         figures: group -> name in the result -> title.
         path: picture to write, replaced atomically.
         title: above the picture; the model's name and the split by default.

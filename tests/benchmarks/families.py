@@ -103,7 +103,7 @@ def _roboclip() -> Any:
 
 def _rewind() -> Any:
     from vlp_gym.models.rewind import ReWiNDModel
-    from vlp_gym.training.systems import SMALL_REWIND
+    from vlp_gym.training.recipes.registry import SMALL_REWIND
 
     model = ReWiNDModel("small", **SMALL_REWIND)
     return model, _told(model)

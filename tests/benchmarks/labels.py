@@ -16,8 +16,8 @@ import tyro
 from measure import alternate, machine, spread, timed
 
 from vlp_gym import load_reward_model
-from vlp_gym.answers import Answer, FrameScore, Ticket
 from vlp_gym.engine import QueryEngine
+from vlp_gym.engine.tickets import Answer, FrameScore, Ticket
 from vlp_gym.preferences.labelers import ModelLabeler
 from vlp_gym.preferences.segments import SegmentStore
 from vlp_gym.storage import write_atomic

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlp_gym.models.base import ContextualModel
+from vlp_gym.models.protocol import ContextualModel
 
 
 def machine() -> str:

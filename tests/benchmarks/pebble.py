@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from vlp_gym.data.instructions import instructions_for
+from vlp_gym.metaworld.instructions import instructions_for
 from vlp_gym.storage import write_atomic
 from vlp_gym.viz import plot_learning_curve
 

@@ -20,7 +20,7 @@ from measure import alternate, machine, spread, timed
 from scipy.stats import spearmanr
 
 from vlp_gym import VLPRewardWrapper, load_reward_model, make_metaworld
-from vlp_gym.integrations.metaworld import scripted_policy
+from vlp_gym.metaworld.env import scripted_policy
 from vlp_gym.storage import write_atomic
 
 

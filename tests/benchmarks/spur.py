@@ -25,11 +25,13 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny_qwen import tiny_qwen2_5
 
-from vlp_gym.data.dataset import Trajectory, load_trajectories
+from vlp_gym.data.shards import load_trajectories
+from vlp_gym.data.trajectory import Trajectory
 from vlp_gym.models.spur import SPURModel
 from vlp_gym.storage import write_atomic
-from vlp_gym.training.loop import TrainConfig, train
-from vlp_gym.training.spur import STRATEGIES, SPURRecipe
+from vlp_gym.training.loop import train
+from vlp_gym.training.recipe import TrainConfig
+from vlp_gym.training.recipes.spur import STRATEGIES, SPURRecipe
 from vlp_gym.viz import COLOURS, figure_file
 
 EVALUATION_BATCHES = 16

@@ -47,8 +47,9 @@ def collect(
         workers: processes; one a core by default.
         push_to_hub: dataset on the Hugging Face hub, as org/name, that the shards are uploaded to.
     """
-    from vlp_gym.data.collect import CollectConfig, collect_metaworld
-    from vlp_gym.data.instructions import full_name, instructions_for
+    from vlp_gym.metaworld.collect import collect_metaworld
+    from vlp_gym.metaworld.config import CollectConfig
+    from vlp_gym.metaworld.instructions import full_name, instructions_for
 
     counts = {"per-tier": per_tier, "near-miss": near_miss, "explore": explore, "agent": agent}
     for name, value in counts.items():

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from vlp_gym.commands.device import best_device
-
 
 def models() -> None:
     """List the reward models that can be named: the shipped ones, and those of other packages."""
@@ -40,7 +38,7 @@ def convert(
         tokenizer: of r3m, the folder or hub id of DistilBERT's tokenizer, if not the published one.
         vocabulary: of roboclip, the released s3d_dict.npy.
     """
-    from vlp_gym.models.convert import convert as turn
+    from vlp_gym.models.published.convert import convert as turn
 
     given = {"base": base, "tokenizer": tokenizer, "vocabulary": vocabulary}
     takers = {"base": "robometer", "tokenizer": "r3m", "vocabulary": "roboclip"}
@@ -63,10 +61,10 @@ def calibrate(model: str, /, *, data: tuple[Path, ...], out: Path, tasks: tuple[
         out: folder for the ensemble.
         tasks: of the data; all by default.
     """
-    from vlp_gym.calibration import calibrate as rank
-    from vlp_gym.data.dataset import load_trajectories
+    from vlp_gym.data.shards import load_trajectories
+    from vlp_gym.evaluation.calibration import calibrate as rank
     from vlp_gym.models.ensemble import EnsembleModel
-    from vlp_gym.models.registry import check_storable, load_reward_model
+    from vlp_gym.models.registry import best_device, check_storable, load_reward_model
 
     ensemble = load_reward_model(model, device=best_device())
     if not isinstance(ensemble, EnsembleModel):

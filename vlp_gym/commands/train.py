@@ -84,12 +84,12 @@ def train(
     """
     import torch
 
-    from vlp_gym.data.dataset import load_trajectories
-    from vlp_gym.data.instructions import train_tasks
-    from vlp_gym.training.loop import TrainConfig
+    from vlp_gym.data.shards import load_trajectories
+    from vlp_gym.metaworld.instructions import train_tasks
     from vlp_gym.training.loop import train as run_training
-    from vlp_gym.training.systems import SYSTEMS, build
-    from vlp_gym.training.systems import learning_rate as own_rate
+    from vlp_gym.training.recipe import TrainConfig
+    from vlp_gym.training.recipes.registry import SYSTEMS, build
+    from vlp_gym.training.recipes.registry import learning_rate as own_rate
 
     own = SYSTEMS[system]
     if backbone is not None and not own.backbone:
@@ -155,10 +155,10 @@ def tune(*, model: Path, data: Path, tasks: tuple[str, ...]) -> None:
         data: folder that `vlp-gym collect` filled.
         tasks: the tasks that were left out, at least two.
     """
-    from vlp_gym.data.dataset import load_trajectories
+    from vlp_gym.data.shards import load_trajectories
     from vlp_gym.models.checkpoint import load_checkpoint
     from vlp_gym.models.compact import CompactRewardModel
-    from vlp_gym.training.tune import tune as choose
+    from vlp_gym.training.recipes.compact_tune import tune as choose
 
     chosen = choose(load_checkpoint(CompactRewardModel, model), load_trajectories(data, tasks=tasks), tasks)
     print("quality weight   motion weight   tier ITP   IVP")
@@ -173,7 +173,7 @@ def tune(*, model: Path, data: Path, tasks: tuple[str, ...]) -> None:
 def _start_from(model: nn.Module, init: str) -> None:
     from vlp_gym.models.backbones.small import SmallBackbone
     from vlp_gym.models.registry import load_reward_model
-    from vlp_gym.training.checkpoint import differing_weights
+    from vlp_gym.training.state import differing_weights
 
     other: Any = load_reward_model(init)
     start: nn.Module = model

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlp_gym.models.backbones.open_clip import count_tokens, load_open_clip
-from vlp_gym.models.base import History, Scores
-from vlp_gym.models.frame_wise import cropped_pictures, frame_scores, per_channel, square_pictures
+from vlp_gym.models.pictures import cropped_pictures, per_channel, square_pictures
+from vlp_gym.models.protocol import History, Scores, frame_scores
 from vlp_gym.text import check_length, normalize_instruction
 
 

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from vlp_gym.models.backbones.hashed_words import HashedWords
 from vlp_gym.models.backbones.small import SmallBackbone
-from vlp_gym.models.base import History, Scores
 from vlp_gym.models.checkpoint import CheckpointMixin
+from vlp_gym.models.protocol import History, Scores
 
 
 @dataclass(frozen=True)

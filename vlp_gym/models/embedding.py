@@ -1,7 +1,7 @@
 """One embedding a frame and one a sentence; the reward is their cosine. The common form of CLIP, R3M, VIP and LIV.
 
 `EmbeddingModel` has encoders small enough to train from scratch on two cores. What it is worth depends on the objective
-it was trained with, which `vlp_gym.training.embedding` chooses; the model itself knows none.
+it was trained with, which `vlp_gym.training.recipes.embedding` chooses; the model itself knows none.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlp_gym.models.backbones.small import TOKEN_PIXELS, SmallBackbone
-from vlp_gym.models.base import History, Scores
 from vlp_gym.models.checkpoint import CheckpointMixin
-from vlp_gym.models.frame_wise import frame_scores
+from vlp_gym.models.protocol import History, Scores, frame_scores
 
 
 def cosine_scores(frames: Tensor, text: Tensor, mask: Tensor) -> Scores:

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vlp_gym.models.base import History, RewardModel, Scores, value_range
 from vlp_gym.models.checkpoint import CheckpointMixin
+from vlp_gym.models.protocol import History, RewardModel, Scores, value_range
 from vlp_gym.models.raw_tokens import code_points, tokens_to_sentences
 from vlp_gym.text import normalize_instruction
 

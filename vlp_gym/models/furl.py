@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlp_gym.errors import CheckpointError
-from vlp_gym.models.base import History, RewardModel, Scores
 from vlp_gym.models.checkpoint import CheckpointMixin
-from vlp_gym.models.frame_wise import frame_scores
+from vlp_gym.models.protocol import History, RewardModel, Scores, frame_scores
 from vlp_gym.objectives.furl import goal_ranking_loss, success_ranking_loss
 
 

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlp_gym.models.base import History, Scores
 from vlp_gym.models.checkpoint import CheckpointMixin, load_state
 from vlp_gym.models.clip import ClipTowers, cosine
-from vlp_gym.models.convert import without_prefix
-from vlp_gym.models.frame_wise import frame_scores
 from vlp_gym.models.goal_images import read_goal_image
+from vlp_gym.models.protocol import History, Scores, frame_scores
+from vlp_gym.models.published.convert import without_prefix
 
 _NOT_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}  # entries of OpenAI's own state dicts
 

@@ -10,18 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from vlp_gym.errors import CheckpointError, MissingExtraError
-from vlp_gym.models.base import History, Scores
+from vlp_gym.models.backbones.resnet import make_resnet, resnet_layers
 from vlp_gym.models.checkpoint import CheckpointMixin, load_state
-from vlp_gym.models.convert import without_prefix
-from vlp_gym.models.frame_wise import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    cropped_pictures,
-    frame_scores,
-    make_resnet,
-    per_channel,
-    resnet_layers,
-)
+from vlp_gym.models.pictures import IMAGENET_MEAN, IMAGENET_STD, cropped_pictures, per_channel
+from vlp_gym.models.protocol import History, Scores, frame_scores
+from vlp_gym.models.published.convert import without_prefix
 from vlp_gym.text import check_length, normalize_instruction
 
 TOKENIZER = "distilbert-base-uncased"

@@ -9,20 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vlp_gym.models.resize import resize_frames
+from vlp_gym.frames.resize import resize_frames
 from vlp_gym.text import normalize_instruction
-
-
-def square(frame_size: int | tuple[int, int]) -> tuple[int, int]:
-    """(H, W) in pixels, of which one number makes a square.
-
-    >>> square(224)
-    (224, 224)
-    """
-    height, width = (frame_size, frame_size) if isinstance(frame_size, int) else frame_size
-    if height < 1 or width < 1:
-        raise ValueError(f"frame_size must be at least 1 pixel, got {frame_size}")
-    return int(height), int(width)
 
 
 def pixel_tokens(frames: Tensor, frame_size: tuple[int, int]) -> Tensor:

@@ -15,8 +15,8 @@ import torch
 
 from vlp_gym.assets_path import asset_path
 from vlp_gym.errors import CheckpointError
-from vlp_gym.models.base import RewardModel
 from vlp_gym.models.checkpoint import fetch_folder, is_hub_id, load_checkpoint, read_model_config
+from vlp_gym.models.protocol import RewardModel
 
 ENTRY_POINT_GROUP = "vlp_gym.reward_models"
 
@@ -47,12 +47,12 @@ _FAMILIES = {
         "vlp_gym.models.vlm_rm:VLMRMModel",
         "vlm-rm:NAME/TAG?baseline=a robot arm&alpha=0.5: on the way from the baseline's sentence to the goal's",
     ),
-    "gvl": ("vlp_gym.models.gvl:GVLModel", "gvl:MODEL: a chat model puts shuffled frames in order"),
+    "gvl": ("vlp_gym.models.prompted.gvl:GVLModel", "gvl:MODEL: a chat model puts shuffled frames in order"),
     "rl-vlm-f": (
-        "vlp_gym.models.rl_vlm_f:RLVLMFModel",
+        "vlp_gym.models.prompted.rl_vlm_f:RLVLMFModel",
         "rl-vlm-f:MODEL: a chat model chooses one of two frames",
     ),
-    "topreward": ("vlp_gym.models.topreward:TOPRewardModel", "topreward:MODEL: log P(True) of a chat model"),
+    "topreward": ("vlp_gym.models.prompted.topreward:TOPRewardModel", "topreward:MODEL: log P(True) of a chat model"),
     "furl": (
         "vlp_gym.models.furl:FuRLModel",
         "furl:MODEL: new heads on a frozen model such as LIV; FuRLCallback trains them",
@@ -116,6 +116,11 @@ def load_reward_model(name: str | os.PathLike[str], *, device: str | torch.devic
         f"unknown reward model {text!r}: expected one of {known}, a folder with config.json and model.safetensors, "
         f"or a hub id 'org/name'.{hint}"
     )
+
+
+def best_device() -> str:
+    """CUDA if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def load_folder(folder: str | Path, *, device: str | torch.device = "cpu") -> Any:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from vlp_gym.models.backbones.dino_minilm import FRAME_ENCODER, TEXT_ENCODER, DinoMiniLMBackbone
 from vlp_gym.models.backbones.small import SmallBackbone
-from vlp_gym.models.base import History, Scores
 from vlp_gym.models.checkpoint import CheckpointMixin, load_state
-from vlp_gym.models.convert import without_prefix
+from vlp_gym.models.protocol import History, Scores
+from vlp_gym.models.published.convert import without_prefix
 
 CELL = 32  # numbers that the small backbone keeps of each cell of its grid
 UNUSED = "class_token"  # a parameter that the authors' net has and never reads

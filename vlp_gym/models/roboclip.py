@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from vlp_gym.errors import CheckpointError, DatasetError, InstructionError
 from vlp_gym.models.backbones.s3dg import MAX_WORDS, S3DG
-from vlp_gym.models.base import History, Scores
 from vlp_gym.models.checkpoint import CheckpointMixin, load_state
+from vlp_gym.models.protocol import History, Scores
 from vlp_gym.models.raw_tokens import pixel_tokens
 from vlp_gym.text import check_length, normalize_instruction
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from vlp_gym.errors import CheckpointError
 from vlp_gym.models.backbones.qwen_base import Precision, import_transformers, load_config, load_tokenizer
 from vlp_gym.models.backbones.qwen_vl import QwenVL, prediction_head
-from vlp_gym.models.base import History, Scores
 from vlp_gym.models.checkpoint import CheckpointMixin, load_state
+from vlp_gym.models.protocol import History, Scores
 
 BASE = "Qwen/Qwen3-VL-4B-Instruct"
 ADDED_TOKENS = ("<|split_token|>", "<|reward_token|>", "<|pref_token|>", "<|sim_token|>", "<|prog_token|>")
@@ -120,7 +120,7 @@ class RobometerModel(nn.Module, CheckpointMixin):
         """Build the model of a published checkpoint, in eval mode.
 
         Args:
-            state: its tensors, such as `vlp_gym.models.shards.read_shards` reads; in the authors' layout of keys
+            state: its tensors, such as `read_shards` reads; in the authors' layout of keys
                 (``model.visual.*``, ``model.language_model.*``) or LeRobot's (one more ``model.``, and ``lm_head``).
             config: of the backbone, a `transformers.Qwen3VLConfig` or a dict; None takes that of ``base``. The number
                 of rows of the embedding and of bins follow from the tensors.
@@ -264,5 +264,5 @@ def published_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_published(state: Mapping[str, Tensor], **options: Any) -> RobometerModel:
-    """See `RobometerModel.from_published`; for `vlp_gym.models.convert`."""
+    """See `RobometerModel.from_published`; for `vlp_gym.models.published.convert`."""
     return RobometerModel.from_published(state, **options)

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlp_gym.errors import CheckpointError, MissingExtraError
-from vlp_gym.models.base import History, Scores
+from vlp_gym.frames.resize import resize_frames
 from vlp_gym.models.checkpoint import CheckpointMixin
 from vlp_gym.models.embedding import cosine_scores
-from vlp_gym.models.resize import resize_frames
+from vlp_gym.models.protocol import History, Scores
 from vlp_gym.text import check_length, normalize_instruction
 
 BASE = "google/siglip2-base-patch16-224"

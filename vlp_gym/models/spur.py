@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from vlp_gym.errors import MissingExtraError
 from vlp_gym.models.backbones.qwen_base import Precision, load_base
 from vlp_gym.models.backbones.qwen_vl import Part, QwenVL, prediction_head
-from vlp_gym.models.base import History, Scores
 from vlp_gym.models.checkpoint import CheckpointMixin
+from vlp_gym.models.protocol import History, Scores
 
 BASE = "Qwen/Qwen2.5-VL-3B-Instruct"
 PROMPT = "<|im_start|>user\nThe task for the robot is '{}'.\n"
@@ -34,7 +34,7 @@ class SPURModel(nn.Module, CheckpointMixin):
     of a single video, which the paper has not, is the progress head's logit at the last frame: by the last frame's
     progress the paper compares videos where a model has no preference head (section 4).
 
-    Untrained it knows nothing: both heads start from random weights. See `vlp_gym.training.spur`.
+    Untrained it knows nothing: both heads start from random weights. See `vlp_gym.training.recipes.spur`.
 
     Args:
         base: hub id or folder of a Qwen2.5-VL; only safetensors are read. A checkpoint holds what was trained, not the

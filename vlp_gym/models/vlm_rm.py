@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlp_gym.errors import InstructionError
-from vlp_gym.models.base import History, Scores
 from vlp_gym.models.clip import ClipTowers, parse_clip_name
-from vlp_gym.models.frame_wise import frame_scores
+from vlp_gym.models.protocol import History, Scores, frame_scores
 
 BASELINE = "a robot arm at a table"
 SAME = 1e-4  # distance of two unit vectors that rounding alone may bring about

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlp_gym.errors import CheckpointError
-from vlp_gym.models.base import History, Scores
 from vlp_gym.models.checkpoint import CheckpointMixin
+from vlp_gym.models.protocol import History, Scores
 
 
 class Backbone(Protocol):

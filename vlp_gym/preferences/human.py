@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlp_gym.errors import MissingExtraError
-from vlp_gym.preferences.label_server import LabelServer, Round
+from vlp_gym.preferences.human_server import LabelServer, Round
 from vlp_gym.preferences.segments import Segments, Span
 from vlp_gym.text import normalize_instruction
 

@@ -15,16 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vlp_gym.engine import QueryEngine
+from vlp_gym.engine.engine import QueryEngine
+from vlp_gym.engine.guard import GuardedModel
+from vlp_gym.engine.windows import window_indices
 from vlp_gym.errors import QueryError
-from vlp_gym.models.base import RewardModel, prefer
-from vlp_gym.models.guarded import GuardedModel
+from vlp_gym.models.protocol import RewardModel, prefer
 from vlp_gym.models.registry import load_reward_model
 from vlp_gym.preferences.segments import EpisodeRecord, Segments, Span
 from vlp_gym.preferences.teachers import ScriptedTeacher, TeacherName, scripted_teacher
-from vlp_gym.shaping import gated_progress
+from vlp_gym.rewards.shaping import gated_progress
 from vlp_gym.text import normalize_instruction
-from vlp_gym.windows import window_indices
 
 Kind = Literal["reward", "preference"]
 Floats = NDArray[np.float64]

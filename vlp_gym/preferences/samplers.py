@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlp_gym.preferences.buffer import PreferenceBuffer
-from vlp_gym.preferences.ensemble import RewardEnsemble
+from vlp_gym.preferences.reward import RewardEnsemble
 from vlp_gym.preferences.segments import Segments, SegmentStore
 
 Sampler = Literal[
@@ -121,7 +121,7 @@ def k_means(pool: Candidates, count: int, rng: np.random.Generator) -> Rows:
     VLP splits whole trajectories; here each segment goes by its own mean state and action, so that one long episode
     can be split too. Pairs within a set fill up where there are too few across.
     """
-    from vlp_gym.metrics import kmeans_two_sets  # needs scipy, which the other samplers do not
+    from vlp_gym.evaluation.metrics import kmeans_two_sets  # needs scipy, which the other samplers do not
 
     features = np.concatenate([_mean_inputs(pool.first), _mean_inputs(pool.second)])
     sets = kmeans_two_sets(features, seed=int(rng.integers(2**31))).reshape(2, -1)

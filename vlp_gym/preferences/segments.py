@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vlp_gym.answers import Answer, Ticket
-from vlp_gym.models.resize import resize_frames
-from vlp_gym.shaping import score_of
+from vlp_gym.engine.tickets import Answer, Ticket
+from vlp_gym.frames.resize import resize_frames
+from vlp_gym.rewards.shaping import score_of
 from vlp_gym.storage import check_format, read_pair, write_pair
 
 FORMAT = 1

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlp_gym.training.clips import ClipBatch
+from vlp_gym.training.recipes.clips import ClipBatch
 
 MAX_SHIFT = 4  # pixels
 CONTRAST = 0.1

@@ -5,104 +5,24 @@ from __future__ import annotations
 import json
 import math
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vlp_gym.data.dataset import Trajectory
+from vlp_gym.data.trajectory import Trajectory
 from vlp_gym.errors import CheckpointError, MissingExtraError
 from vlp_gym.models.checkpoint import save_checkpoint
 from vlp_gym.models.compact import CompactRewardModel
 from vlp_gym.storage import write_atomic
-from vlp_gym.training.checkpoint import load_training_state, save_training_state
-from vlp_gym.training.clips import ClipBatch, ClipSampler
-from vlp_gym.training.losses import batch_loss
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How long and how fast to train.
-
-    Attributes:
-        steps: optimizer steps on everything; 0 for the relevance alone.
-        relevance_steps: further steps of the compact model on its relevance alone, without augmentation: with all
-            else at rest it learns in a few hundred steps what it does not in a thousand joint ones.
-        tasks_per_batch: G.
-        clips_per_task: C, at least 3.
-        focus: tasks that are in every batch, at most half of it.
-        learning_rate: highest, after the warm-up; falls by a cosine to a hundredth.
-        weight_decay: of AdamW.
-        warmup: share of the steps.
-        seed: of batches, augmentation and initial weights.
-        precision: "no" (fp32), "bf16" or "fp16".
-        save_every: steps between two saved states.
-        half: store the finished checkpoint in half precision.
-    """
-
-    steps: int = 700
-    relevance_steps: int = 400
-    tasks_per_batch: int = 14
-    clips_per_task: int = 6
-    focus: tuple[str, ...] = ()
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    warmup: float = 0.05
-    seed: int = 0
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    save_every: int = 50
-    half: bool = False
-
-
-class Recipe(ABC):
-    """What a system learns from: batches by their number, and the loss of each.
-
-    Attributes:
-        settings: JSON values; a run resumes only with the same.
-    """
-
-    settings: dict[str, Any]
-
-    def prepare(self, model: nn.Module, *, progress_bar: bool) -> None:  # noqa: B027  # most have nothing to do
-        """Called once before the first batch, with the weights that training starts or goes on from."""
-
-    @abstractmethod
-    def batch(self, number: int) -> Any:
-        """Batch `number` of an endless sequence, the same whatever was drawn before; it has ``to(device)``."""
-
-    @abstractmethod
-    def loss(self, model: nn.Module, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
-        """ "loss" to minimise, and its parts by name, all scalars; `generator` is on the CPU."""
-
-
-class ClipRecipe(Recipe):
-    """How `CompactRewardModel` and `VLPModel` learn; arguments as those of `train`."""
-
-    def __init__(self, trajectories: Sequence[Trajectory], config: TrainConfig, window: int) -> None:
-        self.sampler = ClipSampler(
-            trajectories,
-            tasks_per_batch=config.tasks_per_batch,
-            clips_per_task=config.clips_per_task,
-            window=window,
-            seed=config.seed,
-            focus=config.focus,
-        )
-        self.settings = {"focus": self.sampler.focus, "tasks": self.sampler.tasks}
-        self.relevance_only = False
-
-    def batch(self, number: int) -> ClipBatch:
-        """See `ClipSampler.batch`."""
-        return self.sampler.batch(number)
-
-    def loss(self, model: nn.Module, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
-        """See `batch_loss`."""
-        return batch_loss(model, batch, generator, relevance_only=self.relevance_only)
+from vlp_gym.training.recipe import Recipe, TrainConfig
+from vlp_gym.training.recipes.compact import ClipRecipe
+from vlp_gym.training.state import load_training_state, save_training_state
 
 
 def train(

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlp_gym.errors import noted
-from vlp_gym.frames import FrameRing, RenderFn, check_cameras, validate_frame
+from vlp_gym.frames.check import FrameRing, RenderFn, check_cameras, validate_frame
 
 CAPTURED = "vlp_gym.captured"
 """Key in the metadata of an environment that went through `capture_frames`."""
@@ -49,7 +49,7 @@ def capture_frames(
         Functions for `SyncVectorEnv`, `AsyncVectorEnv`, or SB3's `DummyVecEnv` and `SubprocVecEnv`.
 
     Example:
-        >>> from vlp_gym.testing import PaintedEnv
+        >>> from vlp_gym.testing.checks import PaintedEnv
         >>> venv = gym.vector.SyncVectorEnv(capture_frames([PaintedEnv, PaintedEnv]))
         >>> venv.metadata[CAPTURED]
         True

@@ -13,13 +13,13 @@ import gymnasium as gym
 import torch
 from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 
-from vlp_gym.answers import Ticket
-from vlp_gym.engine import Mode, QueryEngine
+from vlp_gym.engine.engine import Mode, QueryEngine
+from vlp_gym.engine.tickets import Ticket
 from vlp_gym.errors import noted
-from vlp_gym.frames import RenderFn, check_cameras
-from vlp_gym.models.base import History, RewardModel
-from vlp_gym.shaping import Reward, Shaping
-from vlp_gym.wrappers.stream import Delivery, RewardStream, Streaming, Transition
+from vlp_gym.frames.check import RenderFn, check_cameras
+from vlp_gym.models.protocol import History, RewardModel
+from vlp_gym.rewards.shaping import Reward, Shaping
+from vlp_gym.rewards.stream import Delivery, RewardStream, Streaming, Transition
 
 logger = logging.getLogger("vlp_gym")
 
@@ -74,7 +74,7 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
         InstructionError: for an instruction that is blank, or over the model's limit.
 
     Example:
-        >>> from vlp_gym.testing import PaintedEnv, PaintedModel
+        >>> from vlp_gym.testing.checks import PaintedEnv, PaintedModel
         >>> env = VLPRewardWrapper(PaintedEnv(), "press the button", PaintedModel())
         >>> observation, info = env.reset(seed=0)
         >>> sorted(info["vlp"])

@@ -13,11 +13,11 @@ from gymnasium.error import ClosedEnvironmentError
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from numpy.typing import NDArray
 
-from vlp_gym.engine import Mode, QueryEngine
-from vlp_gym.models.base import History, RewardModel
-from vlp_gym.shaping import Reward, Shaping
+from vlp_gym.engine.engine import Mode, QueryEngine
+from vlp_gym.models.protocol import History, RewardModel
+from vlp_gym.rewards.shaping import Reward, Shaping
 from vlp_gym.wrappers.capture import CAPTURED
-from vlp_gym.wrappers.lanes import CapturedRewards
+from vlp_gym.wrappers.captured import CapturedRewards
 from vlp_gym.wrappers.single import record
 
 KINDS: dict[str, type] = {
@@ -53,7 +53,7 @@ class VLPVectorRewardWrapper(
         InstructionError: for an instruction that is blank, or over the model's limit.
 
     Example:
-        >>> from vlp_gym.testing import PaintedEnv, PaintedModel
+        >>> from vlp_gym.testing.checks import PaintedEnv, PaintedModel
         >>> from vlp_gym.wrappers import capture_frames
         >>> venv = gym.vector.SyncVectorEnv(capture_frames([PaintedEnv, PaintedEnv]))
         >>> venv = VLPVectorRewardWrapper(venv, "press the button", PaintedModel())

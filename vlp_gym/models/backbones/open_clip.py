@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from vlp_gym.errors import CheckpointError, MissingExtraError
-from vlp_gym.models.frame_wise import square_pictures
+from vlp_gym.models.pictures import square_pictures
 from vlp_gym.text import check_length, normalize_instruction
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from vlp_gym.frames.resize import resize_frames
 from vlp_gym.models.backbones.hashed_words import HashedWords
-from vlp_gym.models.resize import resize_frames
 
 PATCH = 4  # pixels a side that one input position of the convolutions sees
 TOKEN_PIXELS = 4 * PATCH  # pixels a side for each token: two of the convolutions halve the grid

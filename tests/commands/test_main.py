@@ -1,0 +1,574 @@
+"""The command line: each sub-command from end to end on painted rollouts, and one line for each error."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+pytest.importorskip("tyro")
+pytest.importorskip("accelerate")
+pytest.importorskip("av")
+
+from rollouts import painted, painted_tasks, write_tasks
+from tiny import tiny_model
+
+from vlp_gym.commands import main as cli
+from vlp_gym.commands import score as score_command
+from vlp_gym.commands.main import main
+from vlp_gym.data.shards import shard_path
+from vlp_gym.data.trajectory import TIERS
+from vlp_gym.evaluation.curation import THRESHOLD
+from vlp_gym.evaluation.evaluate import evaluate
+from vlp_gym.metaworld import instructions
+from vlp_gym.metaworld.config import CollectConfig
+from vlp_gym.metaworld.instructions import TEST_TASKS
+from vlp_gym.models import registry
+from vlp_gym.training.recipe import TrainConfig
+from vlp_gym.training.recipes.registry import SYSTEMS
+from vlp_gym.video import overlay_video, read_video
+
+ROOT = Path(__file__).parents[2]
+TRAIN_TASKS = ("push-v3", "reach-v3")
+SIBLING = instructions.SIBLINGS["door-close-v3"]
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch):
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore")  # `main` sets it; so it is put back
+    monkeypatch.setattr(instructions, "train_tasks", lambda split: TRAIN_TASKS if split == "vlp" else None)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Rollouts of two training tasks, of the five test tasks and of one sibling."""
+    folder = tmp_path_factory.mktemp("data")
+    write_tasks(folder, painted_tasks(TRAIN_TASKS, each=1, size=112))
+    write_tasks(folder, [painted(t, tier, k) for t in (*TEST_TASKS, SIBLING) for k, tier in enumerate(TIERS)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A tiny model with random weights."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_model().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def video(tmp_path):
+    path = tmp_path / "clip.mp4"
+    overlay_video(painted("push-v3", "expert", frames=9, size=32).frames, np.arange(9), path, height=64)
+    return path
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+class TestHelp:
+    def test_without_arguments(self, capsys):
+        with pytest.raises(SystemExit) as caught:
+            main([])
+        assert caught.value.code == 0
+        shown = capsys.readouterr().out
+        assert shown.startswith("usage: vlp-gym ")
+        assert all(f"• {name}" in shown for name in cli.COMMANDS)
+
+    @pytest.mark.parametrize("command", cli.COMMANDS)
+    def test_every_option_is_explained(self, command, capsys):
+        with pytest.raises(SystemExit) as caught:
+            main([command, "--help"])
+        assert caught.value.code == 0
+        shown = capsys.readouterr().out
+        described = inspect.getdoc(cli.COMMANDS[command])
+        for name, parameter in inspect.signature(cli.COMMANDS[command]).parameters.items():
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                assert f"--{name.replace('_', '-')}" in shown
+            assert re.search(rf"^    {name}: \S", described, re.MULTILINE), name
+
+    def test_it_answers_at_once(self):
+        """A process of its own, which must not import torch for it."""
+        code = (
+            "import sys, atexit; from vlp_gym.commands.main import main; "
+            "atexit.register(lambda: print(*sys.modules)); main([])"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**os.environ}
+        )
+        assert done.returncode == 0
+        assert not {"torch", "gymnasium", "datasets", "matplotlib"} & set(done.stdout.splitlines()[-1].split())
+
+    def test_the_console_script(self):
+        assert 'vlp-gym = "vlp_gym.commands.main:main"' in (ROOT / "pyproject.toml").read_text()
+
+    def test_wrong_usage(self, capsys):
+        for arguments in (["trian"], ["train"], ["train", "resnet", "--data", "x"]):
+            with pytest.raises(SystemExit) as caught:
+                main(arguments)
+            assert caught.value.code == 2
+            assert "Traceback" not in capsys.readouterr().err
+
+    def test_defaults_are_the_librarys(self):
+        def defaults(function):
+            return {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+
+        for function, config in ((cli.train, TrainConfig), (cli.collect, CollectConfig)):
+            own = defaults(function)
+            shared = [field for field in fields(config) if field.name in own]
+            assert len(shared) >= 4
+            for field in shared:
+                assert own[field.name] in (field.default, None), field.name
+        compact = SYSTEMS["compact"]
+        assert (compact.steps, compact.learning_rate) == (TrainConfig.steps, TrainConfig.learning_rate)
+        assert defaults(cli.score)["threshold"] == THRESHOLD
+        judged = defaults(evaluate)
+        assert defaults(cli.evaluate)["pairs_per_task"] == judged["pairs_per_task"]
+        assert defaults(cli.evaluate)["seed"] == judged["seed"]
+
+
+STEPS = "--steps: expected at least 1, or 0 with a compact --init and --relevance-steps, got 0"
+
+
+class TestErrors:
+    """One line, status 2."""
+
+    def error(self, capsys, *arguments):
+        assert run(*arguments) == 2
+        shown = capsys.readouterr().err
+        line = shown.splitlines()[-1]  # after progress bars
+        assert line.startswith("vlp-gym: error: ")
+        assert "Traceback" not in shown
+        return line.removeprefix("vlp-gym: error: ")
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--tasks", "buton-press"], "unknown Meta-World task 'buton-press-v3'; did you mean button-press-v3, "),
+            (["--per-tier", "-1"], "--per-tier: expected at least 0, got -1"),
+            (["--per-tier", "0"], "expected something to collect"),
+            (["--near-miss", "-1"], "--near-miss: expected at least 0, got -1"),
+            (["--stride", "0"], "--stride: expected at least 1, got 0"),
+            (["--varied-share", "1.5"], "--varied-share: expected 0 to 1, got 1.5"),
+            (["--workers", "0"], "--workers: expected at least 1, got 0"),
+            (["--agent", "1", "--agent-model", "nobody"], "unknown reward model 'nobody'"),
+        ],
+    )
+    def test_collect(self, capsys, tmp_path, options, message):
+        assert self.error(capsys, "collect", "metaworld", "--out", tmp_path / "new", *options).startswith(message)
+        assert not (tmp_path / "new").exists()
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--steps", "0"], STEPS),
+            (["--save-every", "0"], "--save-every: expected at least 1, got 0"),
+            (["--init", "vlp-compact", "--steps", "0", "--relevance-steps", "0"], STEPS),
+            (["--relevance-steps", "-1"], "--relevance-steps: expected at least 0, got -1"),
+            (["--clips-per-task", "2"], "--clips-per-task: expected at least 3, got 2"),
+            (
+                ["--backbone", "small"],
+                "--backbone: only vlp, rewind, siglip2-lora, spur take one, got 'small' for compact",
+            ),
+            (
+                ["--batch-size", "4"],
+                "--batch-size: expected at least 1, with rewind, embedding, siglip2-lora, spur; got 4 for compact",
+            ),
+            (
+                ["--freeze-encoders", "--init", "vlp-compact"],
+                "--freeze-encoders: expected with rewind, --backbone small and --init; "
+                "got compact, --backbone None and --init vlp-compact",
+            ),
+            (["--uneven", "0.5"], "--uneven: expected a share from 0 to 1, with rewind; got 0.5 for compact"),
+            (
+                ["--tasks", "push-v3", "window-open-v3"],
+                "--tasks: expected training tasks of split vlp, got window-open-v3",
+            ),
+            (
+                ["--tasks", "push-v3", "--leave-out", "push-v3"],
+                "--leave-out: nothing is left to train on, got push-v3",
+            ),
+            (["--leave-out", "push"], "--leave-out: expected training tasks of split vlp, got push"),
+            (
+                ["--tasks-per-batch", "2", "--focus", "window-open-v3"],
+                "--focus: expected tasks that are trained on, got window-open-v3",
+            ),
+            (["--tasks-per-batch", "9"], "tasks_per_batch: expected 2 to 2 (the tasks there are), got 9"),
+        ],
+    )
+    def test_train(self, capsys, data, tmp_path, options, message):
+        assert self.error(capsys, "train", "--data", data, "--out", tmp_path / "run", *options) == message
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["clip.mp4"], "--instruction: expected what is to be done in the video, in one sentence"),
+            (["clip.mp4", "--dataset", "data"], "expected a video or --dataset, and not both"),
+            ([], "expected a video or --dataset, and not both"),
+            (["--dataset", "data", "--threshold", "2"], "threshold must be in [-1, 1], got 2.0"),
+            (["--dataset", "data", "--temperature", "-1"], "temperature must be in [0, 100], got -1.0"),
+        ],
+    )
+    def test_score(self, capsys, data, model, tmp_path, options, message):
+        options = [data if option == "data" else option for option in options]
+        assert self.error(capsys, "score", *options, "--model", model, "--out", tmp_path) == message
+
+    def test_convert_and_calibrate(self, capsys, data, tmp_path):
+        line = self.error(capsys, "convert", "vip", tmp_path / "vip.pt", "--out", tmp_path, "--tokenizer", "here")
+        assert line == "--tokenizer: only r3m takes it, got it for vip"
+        line = self.error(capsys, "convert", "roboclip", tmp_path / "s3d.pt", "--out", tmp_path)
+        assert line == "--vocabulary: roboclip needs the released s3d_dict.npy, or its words as .txt or .json"
+        line = self.error(capsys, "calibrate", "vlp-compact", "--data", data, "--out", tmp_path)
+        assert line == "expected an ensemble such as 'ensemble:mean|vlp-compact|vlp-compact-45', got 'vlp-compact'"
+
+    def test_no_data(self, capsys, tmp_path):
+        expected = (
+            f"{tmp_path}: expected parquet shards in {tmp_path / 'data'}, found none; "
+            f"run: vlp-gym collect metaworld --out {tmp_path}"
+        )
+        assert self.error(capsys, "train", "--data", tmp_path) == expected
+
+    def test_no_such_model(self, capsys, data, tmp_path):
+        line = self.error(capsys, "eval", "--model", "vlp-compct", "--data", data, "--out", tmp_path / "report")
+        assert line.startswith("unknown reward model 'vlp-compct': expected one of ")
+        assert line.endswith("Did you mean 'vlp-compact' or 'vlp-compact-45'?")
+
+    def test_no_such_video(self, capsys, model, tmp_path):
+        line = self.error(capsys, "score", tmp_path / "no.mp4", "--instruction", "push", "--model", model)
+        assert line == f"{tmp_path / 'no.mp4'}: expected a video file, found none"
+
+    def test_blank_instruction(self, capsys, model, video):
+        assert self.error(capsys, "score", video, "--instruction", "  ", "--model", model)
+
+    def test_no_pairs(self, capsys, data, model):
+        line = self.error(capsys, "eval", "--model", model, "--data", data, "--pairs-per-task", "0")
+        assert line == "--pairs-per-task: expected at least 1, got 0"
+
+    def test_many_lines_become_one(self, capsys, monkeypatch):
+        def fail():
+            raise ValueError("first\n  second")
+
+        monkeypatch.setattr(registry, "available_models", fail)
+        assert self.error(capsys, "models") == "first second"
+
+    def test_without_the_extra(self, capsys, monkeypatch):
+        monkeypatch.setitem(sys.modules, "tyro", None)
+        assert self.error(capsys, "models") == 'the command line needs tyro: pip install "vlp_gym[train]"'
+
+    def test_ctrl_c(self, capsys, monkeypatch, data, tmp_path):
+        from vlp_gym.training import loop
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(registry, "available_models", interrupt)
+        monkeypatch.setattr(loop, "train", interrupt)
+        assert run("models") == 130
+        assert capsys.readouterr().err == "vlp-gym: interrupted; what was saved is kept\n"
+        assert run("train", "--data", data, "--out", tmp_path) == 130
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last == "vlp-gym: interrupted; what was saved is kept, and the same command goes on from there"
+
+    def test_a_bug_keeps_its_traceback(self, monkeypatch):
+        monkeypatch.setattr(registry, "available_models", lambda: [None])
+        with pytest.raises(AttributeError):
+            run("models")
+
+
+class TestTrainAndEvaluate:
+    SETTINGS = ("--relevance-steps", "1", "--tasks-per-batch", "2", "--clips-per-task", "3", "--save-every", "1")
+
+    def test_train_resume_evaluate(self, data, tmp_path, capsys, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        train = ("train", "--data", data, "--split", "vlp", "--steps", "2", "--seed", "3", *self.SETTINGS)
+        assert run(*train) == 0
+        out = Path("runs/compact-vlp")
+        lines = capsys.readouterr().out.splitlines()
+        assert lines == [
+            f"checkpoint: {out}",
+            f"evaluate it: vlp-gym eval --model {out} --data {data} --split vlp",
+        ]
+        names = {path.name for path in out.iterdir()}
+        assert names >= {"config.json", "model.safetensors", "training.json", "history.json", "training.png"}
+        before = (out / "model.safetensors").read_bytes()
+        assert run(*train) == 0
+        assert (out / "model.safetensors").read_bytes() == before
+
+        capsys.readouterr()
+        assert run(*lines[1].removeprefix("evaluate it: vlp-gym ").split(), "--pairs-per-task", "5") == 0
+        shown = capsys.readouterr().out
+        report = Path("runs/eval/compact-vlp-vlp")
+        assert shown.startswith(f"# Evaluation of {out} on vlp\n")
+        assert "| ITP, scripted labels |" in shown
+        result = json.loads((report / "results.json").read_text())
+        assert result["tasks"] == list(TEST_TASKS)
+        assert result["settings"]["pairs_per_task"] == 5
+        assert result["per_task"]["door-close-v3"]["ivp_sibling"] is not None  # the sibling's rollouts were found
+        assert result["per_task"]["drawer-close-v3"]["ivp_sibling"] is None  # and these are not there
+        assert shown.splitlines()[-1] == "report: " + " ".join(
+            str(report / name) for name in ("results.json", "results.md", "results.png")
+        )
+
+    @pytest.mark.parametrize(
+        ("options", "read"),
+        [
+            ((), TRAIN_TASKS),
+            (("--leave-out", TRAIN_TASKS[0]), TRAIN_TASKS[1:]),
+            (("--tasks", *TRAIN_TASKS), TRAIN_TASKS),
+            (("--tasks", TRAIN_TASKS[0]), TRAIN_TASKS[:1]),
+        ],
+    )
+    def test_only_training_tasks_are_read(self, data, tmp_path, monkeypatch, options, read):
+        from vlp_gym.training import loop
+
+        seen = []
+        monkeypatch.setattr(loop, "train", lambda model, trajectories, out, config: seen.extend(trajectories))
+        assert run("train", "compact", "--data", data, "--out", tmp_path / "run", *options) == 0
+        assert {t.task for t in seen} == set(read)
+
+    def test_the_seed_decides_the_weights(self, data, tmp_path, monkeypatch):
+        from vlp_gym.training import loop
+
+        first = []
+        monkeypatch.setattr(
+            loop, "train", lambda model, *_: first.append(float(sum(p.sum() for p in model.parameters())))
+        )
+        for seed in (1, 2, 1):
+            assert run("train", "joint", "--data", data, "--out", tmp_path, "--seed", seed) == 0
+        assert first[0] == first[2] != first[1]
+
+    def test_init_starts_from_another_models_weights(self, data, model, tmp_path, monkeypatch, capsys):
+        from vlp_gym.training import loop
+
+        made = []
+        monkeypatch.setattr(loop, "train", lambda model, *_: made.append(model))
+        assert run("train", "--data", data, "--out", tmp_path, "--init", "vlp-compact-45") == 0
+        shipped = registry.load_reward_model("vlp-compact-45").state_dict()
+        assert all(torch.equal(value, shipped[name]) for name, value in made[0].state_dict().items())
+        assert run("train", "--data", data, "--out", tmp_path, "--init", model) == 2
+        assert f"--init: expected a model of this architecture and size; {model} differs" in capsys.readouterr().err
+
+    def test_init_of_another_system_gives_its_encoders(self, data, tmp_path, monkeypatch):
+        from vlp_gym.training import loop
+
+        made = []
+        monkeypatch.setattr(loop, "train", lambda model, *_: made.append(model))
+        options = ("--backbone", "small", "--init", "vlp-compact-45", "--out", tmp_path)
+        assert run("train", "rewind", "--data", data, *options) == 0
+        shipped = registry.load_reward_model("vlp-compact-45").backbone.state_dict()
+        assert all(torch.equal(value, shipped[name]) for name, value in made[0].backbone.encoders.state_dict().items())
+        assert not made[0].backbone.frozen
+        assert run("train", "rewind", "--data", data, *options, "--freeze-encoders") == 0
+        assert made[1].backbone.frozen
+
+    def test_freezing_needs_encoders_that_know_something(self, data, tmp_path, capsys):
+        for options in (("--backbone", "small"), ("--init", "vlp-compact-45")):
+            assert run("train", "rewind", "--data", data, "--out", tmp_path, "--freeze-encoders", *options) == 2
+            assert "--freeze-encoders: expected with rewind, --backbone small and --init" in capsys.readouterr().err
+
+    def test_the_recipe_gets_the_uneven_share(self, data, tmp_path, monkeypatch):
+        from vlp_gym.training import loop
+
+        made = []
+        monkeypatch.setattr(loop, "train", lambda model, recipe, *_: made.append(recipe))
+        assert run("train", "rewind", "--data", data, "--backbone", "small", "--uneven", "0.25", "--out", tmp_path) == 0
+        assert made[0].settings["p_uneven"] == 0.25
+
+    def test_no_joint_steps_train_the_relevance_of_another_model_alone(self, data, tmp_path):
+        alone = ("--init", "vlp-compact", "--steps", "0", *self.SETTINGS)
+        assert run("train", "--data", data, "--out", tmp_path, *alone) == 0
+        shipped, made = (registry.load_reward_model(name) for name in ("vlp-compact", str(tmp_path)))
+        trained = {id(parameter) for parameter in made.relevance_parameters()}
+        changed = {
+            id(parameter) in trained
+            for name, parameter in made.named_parameters()
+            if not torch.equal(parameter, shipped.state_dict()[name])
+        }
+        assert changed == {True}
+
+    def test_architectures(self, data, tmp_path, monkeypatch):
+        from vlp_gym.training import loop
+
+        made = []
+        monkeypatch.setattr(loop, "train", lambda model, *_: made.append(model))
+        assert run("train", "joint", "--data", data, "--out", tmp_path) == 0
+        name = "open_clip:convnext_no_such"
+        assert run("train", "vlp", "--data", data, "--out", tmp_path, "--backbone", name) == 2
+        assert made[0].config["backbone"] == "small"
+        assert len(made) == 1
+
+
+@pytest.mark.parametrize(("system", "size"), [("rewind", 2), ("embedding", 4)])
+def test_other_systems_train_and_are_judged(data, tmp_path, capsys, system, size):
+    out = tmp_path / "run"
+    options = ["--backbone", "small"] if system == "rewind" else ["--objective", "r3m"]
+    settings = ("--steps", "2", "--batch-size", size, "--out", out)
+    assert run("train", system, "--data", data, *settings, *options) == 0
+    assert run(*capsys.readouterr().out.splitlines()[-1].split()[3:], "--out", tmp_path, "--pairs-per-task", "5") == 0
+    assert json.loads((tmp_path / "results.json").read_text())["mean"]["voc_expert_spearman"] is not None
+    assert json.loads((out / "config.json").read_text())["model_type"] == system
+
+
+def test_an_ensemble_is_calibrated_and_scores_a_dataset(data, model, tmp_path, capsys):
+    name = f"ensemble:min|{model}|vlp-compact"
+    assert run("calibrate", name, "--data", data, "--tasks", TRAIN_TASKS[0], "--out", tmp_path / "both") == 0
+    tasks = [task.removesuffix("-v3") for task in TRAIN_TASKS]
+    scores = ("--model", tmp_path / "both", "--out", tmp_path / "scores", "--tasks", *tasks)
+    assert run("score", "--dataset", data, *scores) == 0
+    assert (tmp_path / "scores" / "scores.md").read_text().split("\n\n", 1)[1].strip() in capsys.readouterr().out
+    videos = json.loads((tmp_path / "scores" / "scores.json").read_text())["videos"]
+    assert {row["task"] for row in videos} == set(TRAIN_TASKS)
+    for row in videos:
+        assert row["detected"] == (spearmanr(row["value"], range(len(row["value"])))[0] >= 0.5)
+        np.testing.assert_allclose(row["weight"], np.exp(np.diff(row["value"])))
+        assert row["success"] == (row["tier"] == "expert")
+    assert (tmp_path / "scores" / "scores.png").stat().st_size > 10_000
+
+
+def test_tune(data, model, capsys):
+    """On two tasks that are not among the training's; what it chooses are options of `train`."""
+    assert run("tune", "--model", model, "--data", data, "--tasks", *TEST_TASKS[:2]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = np.array([line.split() for line in lines[1:-1]], float)  # weights, ITP, IVP
+    best = rows[np.argmax(rows[:, 2] + rows[:, 3]), :2]
+    found = re.fullmatch(r"--quality-weight (\S+) --motion-weight (\S+) --relevance-shift (-?\d+\.\d+)", lines[-1])
+    assert [float(found[1]), float(found[2])] == best.tolist()
+    assert ((rows[:, 2:] >= 0) & (rows[:, 2:] <= 1)).all()
+
+
+def test_tune_needs_every_tier(data, model, tmp_path, capsys):
+    lacking = shutil.copytree(data, tmp_path / "lacking")
+    shard_path(lacking, TEST_TASKS[1], "medium").unlink()
+    assert run("tune", "--model", model, "--data", lacking, "--tasks", *TEST_TASKS[:2]) == 2
+    expected = f"expected trajectories of every tier of every validation task, found none of ['{TEST_TASKS[1]} medium']"
+    assert expected in capsys.readouterr().err
+
+
+class TestScore:
+    @pytest.mark.parametrize(("count", "limit", "in_gif"), [(9, 9, 9), (9, 8, 5), (3, 120, 3)])
+    def test_curve_and_overlays(self, model, tmp_path, capsys, monkeypatch, count, limit, in_gif):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(score_command, "GIF_FRAMES", limit)
+        frames = painted("push-v3", "expert", frames=count, size=24).frames
+        overlay_video(frames, np.zeros(count), tmp_path / "clip.mp4", height=96)
+        assert run("score", "clip.mp4", "--instruction", "press the button", "--model", model) == 0
+        out = Path("runs/score/clip")
+        lines = capsys.readouterr().out.splitlines()
+        assert re.fullmatch(r"reward: 0\.\d+ at the first frame, 0\.\d+ at the last, 0\.\d+ at most", lines[0])
+        assert lines[1] == f"written: {out / 'curve.png'} {out / 'overlay.mp4'} {out / 'overlay.gif'}"
+        assert len(read_video(out / "overlay.mp4")) == count
+        assert len(read_video(out / "overlay.gif")) == in_gif
+        assert (out / "curve.png").stat().st_size > 1000
+
+    def test_the_rewards_are_the_wrappers(self, model, video, tmp_path, monkeypatch):
+        """The same frames, played by an environment under the wrapper."""
+        import gymnasium as gym
+
+        from vlp_gym import VLPRewardWrapper, viz
+
+        frames = read_video(video)
+        drawn = {}
+        monkeypatch.setattr(viz, "plot_reward_curves", lambda curves, *_, **__: drawn.update(curves))
+        assert (
+            run("score", video, "--instruction", "press the button", "--model", model, "--out", tmp_path / "out") == 0
+        )
+
+        class Player(gym.Env):
+            render_mode, observation_space, action_space = "rgb_array", gym.spaces.Discrete(1), gym.spaces.Discrete(1)
+
+            def reset(self, **_):
+                self.shown = 0
+                return 0, {}
+
+            def step(self, _):
+                self.shown += 1
+                return 0, 0.0, False, False, {}
+
+            def render(self):
+                return frames[self.shown]
+
+        env = VLPRewardWrapper(Player(), "press the button", model=str(model), device="cpu")
+        _, info = env.reset()
+        rewards = [info["vlp"]["score"]] + [env.step(0)[1] for _ in frames[1:]]
+        assert drawn["reward"] == pytest.approx(rewards, abs=1e-6)
+
+    def test_a_model_without_progress_shows_its_preference(self, video, tmp_path, capsys, monkeypatch):
+        from vlp_gym.models.protocol import Scores
+        from vlp_gym.testing import PaintedModel
+
+        class Blunt(PaintedModel):
+            def score(self, frames, text, mask):
+                return Scores(preference=super().score(frames, text, mask).preference)
+
+        monkeypatch.setattr(registry, "load_reward_model", lambda name, device: Blunt())
+        assert run("score", video, "--instruction", "press the button", "--out", tmp_path / "out") == 0
+        assert capsys.readouterr().out.startswith("preference: ")
+
+
+def test_models(capsys):
+    assert run("models") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["NAME", "DESCRIPTION", "WHERE"]
+    assert [line.split()[0] for line in lines[1:3]] == ["vlp-compact", "vlp-compact-45"]
+    column = lines[0].index("DESCRIPTION")
+    assert lines[1][column:].startswith("default; trained on all 50 Meta-World tasks")
+
+
+class TestPushToHub:
+    class Api:
+        calls: ClassVar[list] = []
+
+        def create_repo(self, *arguments, **options):
+            self.calls.append(("create", arguments, options))
+
+        def upload_folder(self, **options):
+            self.calls.append(("upload", options))
+
+    @pytest.fixture(autouse=True)
+    def _no_collection(self, monkeypatch):
+        import huggingface_hub
+
+        from vlp_gym.metaworld import collect
+
+        self.Api.calls = []
+        monkeypatch.setattr(huggingface_hub, "HfApi", self.Api)
+        monkeypatch.setattr(collect, "collect_metaworld", lambda *_, **__: None)
+
+    def test_shards_and_settings_are_uploaded(self, tmp_path, capsys):
+        assert run("collect", "metaworld", "--out", tmp_path, "--push-to-hub", "me/rollouts") == 0
+        assert capsys.readouterr().out.splitlines() == [
+            f"rollouts: {tmp_path}",
+            "uploaded: https://huggingface.co/datasets/me/rollouts",
+        ]
+        patterns = ["data/*.parquet", "collect.json"]
+        assert self.Api.calls == [
+            ("create", ("me/rollouts",), {"repo_type": "dataset", "exist_ok": True}),
+            (
+                "upload",
+                {"repo_id": "me/rollouts", "folder_path": tmp_path, "repo_type": "dataset", "allow_patterns": patterns},
+            ),
+        ]
+
+    def test_a_hub_that_refuses(self, tmp_path, capsys, monkeypatch):
+        def refuse(self, **_):
+            raise RuntimeError("403 Forbidden\nno token")
+
+        monkeypatch.setattr(self.Api, "upload_folder", refuse)
+        assert run("collect", "metaworld", "--out", tmp_path, "--push-to-hub", "me/rollouts") == 2
+        assert capsys.readouterr().err == (
+            "vlp-gym: error: me/rollouts: the hub did not take the shards (403 Forbidden no token); "
+            f"they are in {tmp_path}\n"
+        )

@@ -1,0 +1,265 @@
+"""The collection, by the command line, of one real Meta-World task; everything else looks at what it left."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import rollouts as rollouts_kit
+import torch
+
+pytest.importorskip("metaworld")
+pytest.importorskip("datasets")
+
+from vlp_gym.commands.main import main
+from vlp_gym.data.shards import load_trajectories, shard_path
+from vlp_gym.data.trajectory import AGENT, ALL_TIERS, EXPLORE, NEAR_MISS, TIERS
+from vlp_gym.errors import DatasetError
+from vlp_gym.frames.resize import resize_frames
+from vlp_gym.metaworld import agents, collect, recorder
+from vlp_gym.metaworld.collect import Stage, collect_metaworld
+from vlp_gym.metaworld.config import CollectConfig
+
+pytestmark = pytest.mark.filterwarnings("ignore:Constant")  # of Meta-World's scripted policies
+
+TASK = "button-press-v3"
+FIELD_OF_VIEW = 60  # degrees, of the camera
+CONFIG = CollectConfig(
+    2, near_miss=1, explore=1, agent=2, agent_model="vlp-compact", stride=10, varied_share=0.5, seed=4
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Made by worker processes, as a user makes it."""
+    made = tmp_path_factory.mktemp("collected")
+    settings = [
+        "--per-tier",
+        "2",
+        "--near-miss",
+        "1",
+        "--explore",
+        "1",
+        "--agent",
+        "2",
+        "--stride",
+        "10",
+        "--varied-share",
+        "0.5",
+        "--seed",
+        "4",
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONWARNINGS", "ignore")
+        status = main(["collect", "metaworld", "--out", str(made), "--tasks", "button-press", *settings])
+    assert status == 0
+    return made
+
+
+@pytest.fixture(scope="module")
+def rollouts(folder):
+    return load_trajectories(folder, progress_bar=False)
+
+
+def test_one_shard_a_tier_and_the_settings(folder):
+    assert sorted(path.name for path in (folder / "data").iterdir()) == sorted(
+        f"{TASK}-{tier}.parquet" for tier in ALL_TIERS
+    )
+    assert json.loads((folder / "collect.json").read_text()) == {**vars(CONFIG), "tiers": list(TIERS)}
+
+
+def test_the_same_rollouts_from_another_camera(folder, rollouts, tmp_path):
+    """Another camera of the expert's, and no other tier: the study of objectives learns from three views of each."""
+    options = ["--per-tier", "1", "--tiers", "expert", "--camera", "corner3", "--stride", "10", "--seed", "4"]
+    assert main(["collect", "metaworld", "--out", str(tmp_path), "--tasks", "button-press", *options]) == 0
+    (seen,) = load_trajectories(tmp_path, progress_bar=False)
+    same = next(t for t in rollouts if t.seed == seen.seed)
+    assert (seen.tier, seen.camera, same.camera, same.varied) == ("expert", "corner3", "corner2", False)
+    np.testing.assert_array_equal(seen.episode_reward, same.episode_reward)
+    assert (seen.frames != same.frames).mean() > 0.5
+
+
+def test_rollouts(rollouts):
+    assert sorted((t.tier, t.varied) for t in rollouts if t.tier != AGENT) == sorted(
+        [(tier, varied) for tier in TIERS for varied in (False, True)] + [(NEAR_MISS, False), (EXPLORE, False)]
+    )
+    assert len({t.seed for t in rollouts}) == len(rollouts)
+    for t in rollouts:
+        assert (t.task, t.camera, t.stride) == (TASK, "corner2", 10)
+        assert t.frames.shape[1:] == (112, 112, 3)
+        assert len({len(t.frames), len(t.step), len(t.reward), len(t.success)}) == 1
+        last = len(t.episode_reward)
+        expected = list(range(0, last + 1, 10))
+        assert t.step.tolist() == (expected if expected[-1] == last else [*expected, last])
+        assert t.reward[0] == 0
+        assert t.reward[1:] == pytest.approx(t.episode_reward[t.step[1:] - 1])
+        assert (t.frames[0] != t.frames[-1]).any()
+
+
+def test_positions_are_what_the_camera_sees(rollouts):
+    """The gripper's cyan finger is where the recorded hand falls on the first picture; later others may hide it."""
+    for t in rollouts:
+        assert t.positions.shape == (len(t.frames), 2, 3)
+        assert t.positions.dtype == np.float32
+        assert (t.positions[..., 2] < -0.3).all()  # in front of the camera
+        if t.varied:
+            continue
+        (x, y, z), focal = t.positions[0, 0], 56 / np.tan(np.deg2rad(FIELD_OF_VIEW) / 2)
+        column, row = round(56 + focal * x / -z), round(56 - focal * y / -z)
+        around = t.frames[0, row - 4 : row + 5, column - 6 : column + 7].astype(int)
+        assert ((around[..., 2] > 120) & (around[..., 2] - around[..., 0] > 60)).any(), (t.tier, column, row)
+    reached = [np.linalg.norm(np.diff(t.positions, axis=1)[:, 0], axis=1) for t in rollouts if t.tier == "expert"]
+    assert all(distance[-1] < 0.15 < distance[0] for distance in reached)
+
+
+def test_tiers_are_what_they_are_called(rollouts):
+    by_tier = {tier: [t for t in rollouts if t.tier == tier] for tier in ALL_TIERS}
+    for t in by_tier["expert"]:
+        assert t.success[-1]
+        assert not t.success[0]
+    for t in by_tier["random"] + by_tier[NEAR_MISS]:
+        assert not t.success[:-1].any()
+        assert len(t.episode_reward) < 120
+    assert 120 <= len(by_tier[EXPLORE][0].episode_reward) < 180
+    assert [len(t.episode_reward) for t in by_tier[AGENT]] == [agents.EPISODE_STEPS] * 2
+    best = {tier: np.mean([t.episode_reward.max() for t in group]) for tier, group in by_tier.items()}
+    assert best["expert"] > max(best["medium"], best["random"], best[NEAR_MISS])
+    assert best["medium"] > best["random"]
+
+
+def test_the_same_seed_gives_the_same_frames_and_what_is_there_is_kept(folder, tmp_path):
+    """A run that stopped between two shards goes on: the missing ones come out as if it had never stopped."""
+    shutil.copytree(folder, tmp_path / "resumed")
+    resumed = tmp_path / "resumed"
+    for tier in ("medium", NEAR_MISS, AGENT):
+        shard_path(resumed, TASK, tier).unlink()
+    kept = {tier: shard_path(resumed, TASK, tier).stat().st_mtime_ns for tier in ("expert", "random")}
+    collect._collect_task((resumed, CONFIG, TASK, ALL_TIERS))
+    assert {tier: shard_path(resumed, TASK, tier).stat().st_mtime_ns for tier in kept} == kept
+    for tier in ALL_TIERS:
+        assert shard_path(resumed, TASK, tier).read_bytes() == shard_path(folder, TASK, tier).read_bytes(), tier
+
+
+def test_nothing_is_left_to_do(folder, monkeypatch):
+    monkeypatch.setattr(collect, "_collect_task", None)  # no worker could run it
+    collect_metaworld(folder, CONFIG, tasks=[TASK], progress_bar=False)
+
+
+def test_other_settings_are_refused(folder):
+    with pytest.raises(DatasetError) as caught:
+        collect_metaworld(folder, CollectConfig(**{**vars(CONFIG), "seed": 5, "stride": 5}), tasks=[TASK])
+    assert str(caught.value) == (
+        f"{folder} was collected with other settings (then, now): {{'stride': (10, 5), 'seed': (4, 5)}}; "
+        "choose another --out"
+    )
+
+
+def test_killed_worker_is_an_error_and_not_a_wait(tmp_path, monkeypatch):
+    monkeypatch.setattr(collect, "_collect_task", rollouts_kit.killed)
+    with pytest.raises(DatasetError, match=r"^a collecting process was killed .* goes on where it stopped"):
+        collect_metaworld(tmp_path, CONFIG, tasks=[TASK], workers=1, progress_bar=False)
+
+
+@pytest.mark.parametrize(("share", "varied"), [(0.0, 0), (0.25, 2), (0.5, 4), (1.0, 8)])
+def test_share_of_varied_rollouts(share, varied, monkeypatch):
+    class Env:
+        def reset(self, seed):
+            return np.zeros(39), {}
+
+        def render(self):
+            return np.zeros((8, 8, 3), np.uint8)
+
+        def step(self, action):
+            return np.zeros(39), 0.0, False, False, {"success": 1.0, "near_object": 0.0}
+
+    restored = []
+    monkeypatch.setattr(collect, "vary_scene", lambda env, rng: lambda: restored.append(1))
+    monkeypatch.setattr(recorder, "camera_positions", lambda env, observation: np.zeros((2, 3), np.float32))
+    config = CollectConfig(size=8, varied_share=share)
+    made = [collect._rollout(Env(), config, TASK, "random", Stage(False, 5), index) for index in range(8)]
+    assert sum(t.varied for t in made) == len(restored) == varied
+
+
+class TestActor:
+    class Policy:
+        """Asks for the object's position, as the actions allow it."""
+
+        def get_action(self, observation):
+            return np.append(observation[4:7], 0.5)
+
+    @pytest.fixture(autouse=True)
+    def _policy(self, monkeypatch):
+        monkeypatch.setattr(collect, "scripted_policy", lambda task: self.Policy())
+
+    OBSERVATION = np.full(39, 0.1)
+    ASKED = np.array([0.1, 0.1, 0.1, 0.5])
+
+    def actions(self, actor, count=2000):
+        return np.array([actor(self.OBSERVATION) for _ in range(count)])
+
+    def actor(self, tier, stage=None):
+        return collect._Actor(TASK, tier, stage or Stage(by_near_object=True, steps=20), np.random.default_rng(0))
+
+    def test_expert_is_the_policy_with_a_little_noise(self):
+        actions = self.actions(self.actor("expert"))
+        assert actions.dtype == np.float32
+        assert actions.mean(0) == pytest.approx(self.ASKED, abs=0.02)
+        assert actions.std(0) == pytest.approx(0.1, abs=0.01)
+
+    def test_random_is_uniform(self):
+        actions = self.actions(self.actor("random"))
+        assert actions.min() < -0.98
+        assert actions.max() > 0.98
+        assert actions.std() == pytest.approx(1 / 3**0.5, abs=0.02)
+
+    def test_near_miss_aims_beside_and_leaves_the_observation_alone(self):
+        before = self.OBSERVATION.copy()
+        beside = self.actions(self.actor(NEAR_MISS)).mean(0) - self.ASKED
+        assert 0.05 < np.linalg.norm(beside[:2]) < 0.22
+        assert (before == self.OBSERVATION).all()
+
+    def test_exploring_hand_reaches_what_it_aims_for(self):
+        actor, hand, near = self.actor(EXPLORE), np.array([0.0, 0.6, 0.2]), []
+        for _ in range(3000):
+            observation = np.concatenate([hand, [1.0], self.OBSERVATION[4:]])
+            action = actor(observation)
+            hand = hand + 0.02 * action[:3]
+            if actor.phase == 0 and actor.aim is not None:
+                near.append(np.linalg.norm(hand - actor.aim))
+        assert len(near) > 50
+        assert np.median(near) < 0.05
+        assert not actor.observe(5, {"near_object": 1.0}, succeeded=True)
+
+    def test_medium_stops_trying_halfway(self):
+        for stage, halfway in ((Stage(True, 20), {"near_object": 1.0}), (Stage(False, 6), {"near_object": 0.0})):
+            actor = self.actor("medium", stage)
+            assert not actor.observe(5, halfway, succeeded=False)
+            assert self.actions(actor).mean(0) == pytest.approx(self.ASKED, abs=0.05)
+            assert not actor.observe(6, halfway, succeeded=False)
+            assert self.actions(actor).mean(0) == pytest.approx(0, abs=0.05)
+            ends = [actor.observe(7 + k, halfway, succeeded=False) for k in range(collect.NOISE_AFTER_STAGE)]
+            assert ends == [False] * (collect.NOISE_AFTER_STAGE - 1) + [True]
+
+    def test_expert_goes_on_a_little_beyond_success(self):
+        actor, nothing = self.actor("expert"), {"near_object": 0.0}
+        assert not actor.observe(50, nothing, succeeded=False)
+        assert not actor.observe(51, nothing, succeeded=True)
+        low, high = collect.BEYOND_SUCCESS
+        ends = [actor.observe(52 + k, nothing, succeeded=True) for k in range(high)]
+        assert low <= ends.index(True) + 1 < high
+
+    def test_random_stops_at_a_lucky_success(self):
+        assert self.actor("random").observe(3, {"near_object": 0.0}, succeeded=True)
+
+
+def test_frames_are_resized_as_models_resize_theirs(monkeypatch):
+    frame = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
+    monkeypatch.setattr(recorder, "camera_positions", lambda env, observation: np.zeros((2, 3), np.float32))
+    kept = recorder.Recorder(None, 8)
+    kept.rewards = [0.1, 0.2, 0.5]
+    kept.add(frame, np.zeros(39), True)
+    made = kept.trajectory(task=TASK, tier="expert", seed=0, camera="corner2", stride=3, varied=False)
+    assert (made.frames[0] == resize_frames(torch.from_numpy(frame)[None], (8, 8))[0].numpy()).all()
+    assert (made.step.tolist(), made.reward.tolist(), made.success.tolist()) == ([3], [0.5], [True])

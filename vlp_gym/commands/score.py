@@ -1,0 +1,116 @@
+"""`vlp-gym score`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+GIF_FRAMES = 120  # a longer GIF shows every second, third ... frame: it would weigh hundreds of megabytes
+
+
+def score(
+    video: Path | None = None,
+    /,
+    *,
+    instruction: str | None = None,
+    model: str = "vlp-compact",
+    dataset: Path | None = None,
+    tasks: tuple[str, ...] = (),
+    threshold: float = 0.5,
+    temperature: float = 1.0,
+    out: Path | None = None,
+) -> None:
+    """Score a video under a sentence: its reward curve as PNG, and drawn beside the video as MP4 and GIF.
+
+    With --dataset, score collected rollouts instead, for the uses of GVL: which succeed, which to keep for imitation,
+    and how much each of their steps counts in advantage-weighted regression.
+
+    Args:
+        video: mp4, mkv, webm, avi, gif ...; at most 2,000 frames.
+        instruction: what is to be done, in one sentence; by default that of each rollout's task.
+        model: a name (see `vlp-gym models`), a checkpoint folder, or a hub id org/name.
+        dataset: folder that `vlp-gym collect` filled, in place of a video.
+        tasks: of the dataset; all by default.
+        threshold: of the value-order correlation over which a rollout is taken for a success.
+        temperature: tau of the steps' weights, exp(tau * change of the value), at most 100.
+        out: folder for curve.png, overlay.mp4 and overlay.gif, or scores.json, scores.md and scores.png;
+            runs/score/NAME by default.
+    """
+    if (video is None) == (dataset is None):
+        raise ValueError("expected a video or --dataset, and not both")
+    if dataset is not None:
+        _score_dataset(
+            dataset, tasks, instruction, model, threshold, temperature, out or Path("runs") / "score" / dataset.name
+        )
+        return
+    assert video is not None
+    from tqdm import tqdm
+
+    from vlp_gym.engine.engine import QueryEngine
+    from vlp_gym.engine.tickets import Ticket
+    from vlp_gym.models.registry import best_device, load_reward_model
+    from vlp_gym.rewards.shaping import Reward, score_of
+    from vlp_gym.text import normalize_instruction
+    from vlp_gym.video import overlay_video, read_video
+    from vlp_gym.viz import plot_reward_curves
+
+    if instruction is None:
+        raise ValueError("--instruction: expected what is to be done in the video, in one sentence")
+    instruction = normalize_instruction(instruction)
+    frames = read_video(video)
+    engine = QueryEngine(load_reward_model(model, device=best_device()))
+    env, text = engine.add_env(), engine.encode_text(instruction)
+    kind: Reward = "preference" if engine.probe(text).progress is None else "progress"
+    engine.begin(env, 0, text)
+    rewards: list[float] = []
+    for step, frame in enumerate(tqdm(frames, desc="scoring", unit="frame")):
+        answer = engine.query([Ticket(env, 0, step)], [frame])[0]
+        rewards.append(score_of(kind, answer.preference, answer.progress, answer.relevance))
+    label = "preference" if kind == "preference" else "reward"
+    out = Path("runs") / "score" / video.stem if out is None else out
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [out / name for name in ("curve.png", "overlay.mp4", "overlay.gif")]
+    plot_reward_curves(
+        {label: rewards}, paths[0], title=instruction, xlabel="frame", ylabel=label, frames={label: frames}
+    )
+    every = -(-len(frames) // GIF_FRAMES)
+    files = zip(paths[1:], (slice(None), slice(None, None, every)), strict=True)
+    for path, shown in tqdm(files, desc="drawing", unit="file", total=2):
+        overlay_video(frames[shown], rewards[shown], path, title=instruction, ylabel=label)
+    print(f"{label}: {rewards[0]:.3f} at the first frame, {rewards[-1]:.3f} at the last, {max(rewards):.3f} at most")
+    print(f"written: {' '.join(str(path) for path in paths)}")
+
+
+def _score_dataset(
+    dataset: Path,
+    tasks: tuple[str, ...],
+    instruction: str | None,
+    model: str,
+    threshold: float,
+    temperature: float,
+    out: Path,
+) -> None:
+    import json
+
+    from vlp_gym.data.shards import load_trajectories
+    from vlp_gym.evaluation.demonstrations import plot_scores, score_dataset, summarize
+    from vlp_gym.metaworld.instructions import full_name
+    from vlp_gym.models.registry import best_device, load_reward_model
+    from vlp_gym.storage import write_atomic
+    from vlp_gym.text import normalize_instruction
+
+    sentence = None if instruction is None else normalize_instruction(instruction)
+    device = best_device()
+    live = load_reward_model(model, device=device)
+    names = [full_name(task) for task in tasks]
+    rows = score_dataset(
+        live, load_trajectories(dataset, tasks=names or None),
+        instruction=sentence, threshold=threshold, temperature=temperature, device=device,
+    )  # fmt: skip
+    settings = {"model": model, "dataset": str(dataset), "threshold": threshold, "temperature": temperature}
+    table = summarize(rows, threshold)
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / "scores.json", json.dumps({"settings": settings, "videos": rows}, indent=1).encode())
+    write_atomic(out / "scores.md", f"# {model} on {dataset}\n\n{table}\n".encode())
+    plot_scores(rows, out / "scores.png", threshold=threshold, title=model)
+    print(table)
+    print(f"written: {' '.join(str(out / f'scores.{kind}') for kind in ('json', 'md', 'png'))}")

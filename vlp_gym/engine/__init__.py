@@ -1,0 +1,7 @@
+"""The query engine: frames in, scores out, each under the ticket of its transition."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,139 @@
+"""The books of the query engine: which tickets are open, where their requests are, and what became of each."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from vlp_gym.engine.tickets import Answer, Episode, Request, Ticket
+
+
+class QueryBook:
+    """Episodes, requests and answers, with every ticket counted once; neither threads nor a model in it.
+
+    submitted = delivered + stale + failed + cancelled + pending, always.
+    """
+
+    def __init__(self) -> None:
+        self.episodes: list[Episode | None] = []
+        """The running one of each environment."""
+        self.pending: dict[Ticket, Request] = {}
+        """What has no answer yet, oldest first."""
+        self.queue: deque[Request] = deque()
+        """Those of them that the model does not work on."""
+        self._outbox: defaultdict[int, list[Answer]] = defaultdict(list)
+        self._counts = {"submitted": 0, "delivered": 0, "stale": 0, "failed": 0, "cancelled": 0}
+        self._latencies: deque[float] = deque(maxlen=1000)
+
+    def stats(self) -> dict[str, int]:
+        """Counts of tickets."""
+        return {**self._counts, "pending": len(self.pending)}
+
+    def latencies(self) -> dict[str, float]:
+        """Seconds from `submit` to the answer: p50 and p99 of the newest 1,000 answers; empty before the first."""
+        if not self._latencies:
+            return {}
+        p50, p99 = np.quantile(self._latencies, [0.5, 0.99])
+        return {"latency_p50_s": float(p50), "latency_p99_s": float(p99)}
+
+    def running(self, ticket: Ticket) -> Episode:
+        """The episode that a new ticket belongs to.
+
+        Raises:
+            RuntimeError: if the ticket was already used, or its episode does not run.
+        """
+        episode = self.episodes[ticket.env]
+        if episode is None or ticket.episode != episode.number or ticket.step <= episode.step:
+            raise RuntimeError(f"the ticket was already used or belongs to no running episode ({ticket})")
+        return episode
+
+    def open(self, envs: Collection[int] | None) -> list[Ticket]:
+        """The tickets of these environments (None: of all) that have no answer yet."""
+        return [ticket for ticket in self.pending if envs is None or ticket.env in envs]
+
+    def enqueue(self, requests: Sequence[Request]) -> None:
+        """Take requests in; those of a spoiled episode are cancelled at once."""
+        before = self._counts["submitted"]
+        try:
+            for request in requests:
+                request.episode.step = request.ticket.step
+                self.pending[request.ticket] = request
+                self.queue.append(request)
+            self._counts["submitted"] = before + len(requests)
+        except BaseException:  # KeyboardInterrupt: nothing was submitted
+            self._counts["submitted"] = before
+            for request in requests:
+                self.pending.pop(request.ticket, None)
+                if request in self.queue:
+                    self.queue.remove(request)
+            raise
+        self._drop_broken()
+
+    def next_batch(self, room: float) -> list[Request]:
+        """Take the oldest requests out of the queue, all of one shape, at least one and at most `room` frames."""
+        batch: list[Request] = []
+        while self.queue and (not batch or len(batch[0].frames) * (len(batch) + 1) <= room):
+            if batch and self.queue[0].frames.shape != batch[0].frames.shape:
+                break
+            batch.append(self.queue.popleft())
+        return batch
+
+    def book(self, batch: Sequence[Request], answers: Sequence[Answer], now_s: float) -> list[int]:
+        """Put the answers to a batch into the outbox; an error spoils its episode. Returns which were delivered."""
+        delivered = []
+        for number, (request, answer) in enumerate(zip(batch, answers, strict=True)):
+            if self.pending.get(request.ticket) is not request:  # it is stale, and counted
+                continue
+            if request.episode.broken:  # by an earlier row of this batch
+                self._settle(request.ticket, "cancelled")
+                continue
+            request.episode.broken = answer.error is not None
+            self._settle(request.ticket, "delivered" if answer.error is None else "failed")
+            if answer.error is None:
+                delivered.append(number)
+            self._outbox[request.ticket.env].append(answer)
+            self._latencies.append(now_s - request.since_s)
+        self._drop_broken()
+        return delivered
+
+    def answered(self, envs: Collection[int] | None) -> list[int]:
+        """Those of these environments (None: of all) that have answers in the outbox."""
+        return [env for env in self._outbox if envs is None or env in envs]
+
+    def take(self, envs: Collection[int] | None) -> list[Answer]:
+        """Take the answers of these environments (None: of all) out of the outbox."""
+        return [answer for env in self.answered(envs) for answer in self._outbox.pop(env)]
+
+    def put_back(self, answers: Collection[Answer]) -> None:
+        """Answers that were taken and that somebody else will ask for."""
+        for answer in answers:
+            self._outbox[answer.ticket.env].append(answer)
+
+    def cancel(self, env: int) -> None:
+        """End the running episode of one environment and give up its open tickets."""
+        self.episodes[env] = None
+        self._outbox.pop(env, None)
+        self.drop([request for request in self.queue if request.ticket.env == env])
+        self.give_up([request for ticket, request in self.pending.items() if ticket.env == env], "stale")
+
+    def drop(self, requests: Sequence[Request]) -> None:
+        """Take requests out of the queue and give them up."""
+        for request in requests:
+            self.queue.remove(request)
+        self.give_up(requests)
+
+    def give_up(self, requests: Sequence[Request], outcome: str = "cancelled") -> None:
+        """No frame may be missing from a window: the episodes of what is given up end here."""
+        for request in requests:
+            request.episode.broken = True
+            if self.pending.get(request.ticket) is request:
+                self._settle(request.ticket, outcome)
+
+    def _drop_broken(self) -> None:
+        self.drop([request for request in self.queue if request.episode.broken])
+
+    def _settle(self, ticket: Ticket, outcome: str) -> None:
+        del self.pending[ticket]
+        self._counts[outcome] += 1

@@ -1,0 +1,490 @@
+"""The query engine: every frame is encoded once, every window is scored under the ticket it belongs to.
+
+In the mode "sync", `query` answers in the caller's thread. In the mode "async", `submit` returns at once, one worker
+thread answers in batches over environments and time, and `poll` takes the answers. Both modes score with the same
+function, `answer_batch`. This is the only file of the package with threads.
+"""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import logging
+import math
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vlp_gym.engine.batch import answer_batch, check_finite, split_rows
+from vlp_gym.engine.book import QueryBook
+from vlp_gym.engine.guard import GuardedModel
+from vlp_gym.engine.tickets import Answer, Episode, FrameScore, Request, Ticket
+from vlp_gym.engine.windows import window_indices
+from vlp_gym.errors import QueryError, QueryTimeout
+from vlp_gym.models.protocol import History, RewardModel, Scores
+
+logger = logging.getLogger("vlp_gym")
+
+Mode = Literal["sync", "async"]
+Policy = Literal["block", "widen_stride"]
+Views: TypeAlias = "NDArray[np.uint8] | Sequence[NDArray[np.uint8]]"
+
+
+class QueryEngine:
+    """Scores the newest frames of any number of environments with one reward model.
+
+    Every ticket that was submitted is answered once, or counted: submitted = delivered + stale + failed + cancelled +
+    pending, always. An error of the model spoils the episodes it concerns, whose later tickets are cancelled.
+
+    Args:
+        model: a live reward model; it is put into eval mode and never copied.
+        window: T; None takes the model's.
+        history: "sliding" or "prefix"; None takes the model's. The memory of "prefix" grows with the episode: one
+            frame's tokens a frame.
+        device: "auto" leaves the model where it is; anything else moves it.
+        truncate: cut an instruction that is over the model's token limit, instead of raising.
+        mode: "sync" or "async".
+        max_batch: frames in one call of the model, at most ("async").
+        max_wait_s: how long the worker waits for a batch to fill, counted from its oldest frame; 0 takes what is there.
+        slots: queries that may be pending at once.
+        policy: what happens when all slots are taken: "block" waits in `submit`; with "widen_stride" the wrappers skip
+            frames, and hold the score, until there is room (the last frame of an episode always waits).
+        timeout_s: how long `submit`, `query` and `flush` wait for the model.
+        threads: torch threads of the worker.
+
+    Raises:
+        ValueError: for an argument that makes no sense.
+    """
+
+    def __init__(
+        self,
+        model: RewardModel,
+        *,
+        window: int | None = None,
+        history: History | None = None,
+        device: str | torch.device = "auto",
+        truncate: bool = False,
+        mode: Mode = "sync",
+        max_batch: int = 32,
+        max_wait_s: float = 0.0,
+        slots: int = 256,
+        policy: Policy = "block",
+        timeout_s: float = 60.0,
+        threads: int = 1,
+    ) -> None:
+        check_mode(mode)
+        if policy not in get_args(Policy):
+            raise ValueError(f"policy must be one of {get_args(Policy)}, got {policy!r}")
+        for name, value in (("max_batch", max_batch), ("slots", slots), ("threads", threads)):
+            if not (isinstance(value, int) and value >= 1):
+                raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}")
+        if not (0.0 <= max_wait_s < math.inf and 0.0 < timeout_s < math.inf):
+            raise ValueError(f"max_wait_s and timeout_s must be seconds, got {max_wait_s} and {timeout_s}")
+        self.window = model.window if window is None else window
+        self.history: History = model.history if history is None else history
+        window_indices(1, self.window, self.history)  # raises if one of them makes no sense
+        self.model = GuardedModel(model, device=device, truncate=truncate)
+        self.mode, self.policy = mode, policy
+        self.max_batch, self.max_wait_s, self.slots = max_batch, max_wait_s, slots
+        self.timeout_s, self.threads = timeout_s, threads
+        self.on_answer: Callable[[Answer, NDArray[np.uint8], Tensor], None] | None = None
+        """Called with each answer that is delivered, its frames ``[C, H, W, 3]`` and their tokens ``[C, K, D]``, from
+        whichever thread runs the model. It must be quick, and must not call the engine."""
+        self._process = os.getpid()
+        self._texts: dict[str, Tensor] = {}
+        self._book = QueryBook()
+        self._changed = threading.Condition()  # guards the book and what follows
+        self._calling = threading.Lock()  # held while the model runs
+        self._asking = threading.RLock()  # held through a call of `submit` in the mode "sync"
+        self._held = self._closed = False
+        self._hurried = self._awaited = 0  # how many wait for all answers, or for room; and for any answer
+        self._death: BaseException | None = None
+        self._worker: threading.Thread | None = None
+        if mode == "async":
+            ready, before = threading.Event(), torch.get_num_threads()
+            arguments = (weakref.ref(self), ready)
+            self._worker = threading.Thread(target=_work, args=arguments, name="vlp_gym-engine", daemon=True)
+            _at_work.add(self)
+            self._worker.start()
+            ready.wait(5.0)
+            torch.set_num_threads(before)  # the worker's number is now the default of every thread to come
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> QueryEngine:
+        """The same model, the running episodes copied."""
+        if self.mode == "async":
+            raise TypeError("an engine with mode='async' cannot be copied: its worker thread lives once")
+        clone = object.__new__(type(self))
+        memo[id(self)] = clone
+        memo |= {
+            id(self._changed): threading.Condition(),
+            id(self._calling): threading.Lock(),
+            id(self._asking): threading.RLock(),
+        }
+        for name, value in self.__dict__.items():
+            clone.__dict__[name] = copy.deepcopy(value, memo)
+        return clone
+
+    def add_env(self) -> int:
+        """Take in one more environment; returns the `env` of its tickets."""
+        with self._changed:
+            self._book.episodes.append(None)
+            return len(self._book.episodes) - 1
+
+    def encode_text(self, instruction: str) -> Tensor:
+        """Encode one checked instruction as tokens, ``[L, D]``; each instruction is encoded once.
+
+        Raises:
+            InstructionError: if it is over the model's limit.
+            QueryTimeout: if the model is busy for longer than `timeout_s`.
+        """
+        text = self._texts.get(instruction)
+        if text is None:
+            where = f"instruction {instruction!r}"
+            text = self.exclusively(lambda: self.model.encode_text(instruction, where=where))
+            if len(self._texts) >= 1024:  # somebody makes sentences up; do not keep them all
+                self._texts.clear()
+            self._texts[instruction] = text
+        return text
+
+    def begin(self, env: int, episode: int, text: Tensor) -> None:
+        """Start an episode; the tickets of the episodes before stay open until they are answered."""
+        with self._changed:
+            self._book.episodes[env] = Episode(episode, text)
+
+    def cancel(self, env: int) -> None:
+        """End the running episode of one environment and give up its open tickets.
+
+        Those still in the queue are counted as cancelled; those the model works on will be stale.
+        """
+        with self._changed:
+            self._book.cancel(env)
+
+    def stats(self) -> dict[str, int]:
+        """Counts of tickets; submitted = delivered + stale + failed + cancelled + pending, always."""
+        with self._changed:
+            return self._book.stats()
+
+    def latencies(self) -> dict[str, float]:
+        """Seconds from `submit` to the answer: p50 and p99 of the newest 1,000 answers; empty before the first."""
+        with self._changed:
+            return self._book.latencies()
+
+    def crowded(self, count: int) -> bool:
+        """Whether a wrapper should skip these frames: there is no room for them, and the policy is "widen_stride"."""
+        pending = len(self._book.pending)
+        return self.policy == "widen_stride" and pending > 0 and pending + count > self.slots
+
+    def query(self, tickets: Sequence[Ticket], frames: Sequence[Views]) -> list[FrameScore]:
+        """Score the newest frame of each ticket's episode and wait for it, all environments in one batch.
+
+        Args:
+            tickets: of running episodes, at most one for each environment.
+            frames: one item for each ticket, uint8 ``[C, H, W, 3]``: the C views of the same moment, whose scores are
+                averaged. They are copied.
+
+        Raises:
+            RuntimeError: if a ticket was already used or belongs to no running episode.
+            QueryError: if the model raises, runs out of memory at batch 1, or returns NaN or inf.
+            TypeError: if the model returns something of another kind or shape than its protocol says.
+            QueryTimeout: if the model does not answer within `timeout_s` ("async").
+        """
+        self.submit(tickets, frames)
+        answers = {answer.ticket: answer for answer in self.flush({ticket.env for ticket in tickets})}
+        asked = [answers.pop(ticket, Answer(ticket, None)) for ticket in tickets]
+        with self._changed:  # of earlier calls of `submit`
+            self._book.put_back(answers.values())
+        for answer in asked:
+            if answer.error is not None:
+                raise answer.error
+            if answer.score is None:
+                raise QueryError(f"an earlier error has spoiled this episode; begin another ({answer.ticket})")
+        return [answer.score for answer in asked if answer.score is not None]
+
+    def submit(
+        self, tickets: Sequence[Ticket], frames: Sequence[Views], *, scored: Sequence[bool] | None = None
+    ) -> None:
+        """Ask for scores; the answers come by `poll`, and so do the errors of the model.
+
+        Arguments and other errors are those of `query`. A ticket of an episode that an error of the model has spoiled
+        is counted as cancelled at once. Where ``scored`` says False, the frame is encoded for the windows that come
+        later, and the answer is `vlp_gym.engine.tickets.UNSCORED`.
+        """
+        self._check_usable()
+        if not tickets and not len(frames):
+            return
+        if len({ticket.env for ticket in tickets}) != len(tickets) or len(frames) != len(tickets):
+            raise ValueError(f"expected one ticket and frame for each env, got {len(frames)} for {list(tickets)}")
+        with self._asking if self.mode == "sync" else nullcontext():
+            self._submit(tickets, frames, [True] * len(tickets) if scored is None else scored)
+
+    def _submit(self, tickets: Sequence[Ticket], frames: Sequence[Views], scored: Sequence[bool]) -> None:
+        with self._changed:
+            pending, episodes = self._book.pending, [self._book.running(ticket) for ticket in tickets]
+            self._wait(lambda: not pending or len(pending) + len(tickets) <= self.slots, tickets)
+            now = time.monotonic()
+            requests = [
+                Request(ticket, np.array(views, np.uint8, ndmin=4), episode, now, asked)
+                for ticket, views, episode, asked in zip(tickets, frames, episodes, scored, strict=True)
+            ]
+            self._book.enqueue(requests)
+            self._changed.notify_all()
+        if self.mode == "sync":
+            try:
+                while batch := self._book.next_batch(math.inf):
+                    self._serve(batch)
+            except BaseException:  # KeyboardInterrupt
+                with self._changed:
+                    self._book.queue.clear()
+                    self._book.give_up(requests)
+                raise
+
+    def poll(self, envs: Collection[int] | None = None, timeout_s: float = 0.0) -> list[Answer]:
+        """Take the answers that are there, for some environments or all, in the order of the tickets of each.
+
+        Args:
+            envs: whose answers to take.
+            timeout_s: how long to wait for the first one, if something is pending.
+
+        Raises:
+            QueryError: if the worker thread has died.
+        """
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            while not self._book.answered(envs) and self._book.open(envs):
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    break
+                self._check_usable()
+                self._awaited += 1
+                self._changed.notify_all()
+                try:
+                    self._changed.wait(min(left, 0.5))
+                finally:
+                    self._awaited -= 1
+            answers = self._book.take(envs)
+            if not answers and not self._closed:
+                self._check_usable()
+        return answers
+
+    def flush(self, envs: Collection[int] | None = None, timeout_s: float | None = None) -> list[Answer]:
+        """Wait until nothing is pending for these environments, and take all their answers.
+
+        Raises:
+            QueryTimeout: if that takes longer than `timeout_s` (None: the engine's own).
+            QueryError: if the worker thread has died.
+        """
+        self.wait(envs, timeout_s)
+        return self.poll(envs)
+
+    def wait(self, envs: Collection[int] | None = None, timeout_s: float | None = None) -> None:
+        """Wait until nothing is pending for these environments; errors are those of `flush`."""
+        with self._changed:
+            self._wait(lambda: not self._book.open(envs), self._book.open(envs), timeout_s)
+
+    def hold(self, on: bool) -> None:
+        """Begin no batch while this is on, unless somebody waits for an answer or for room.
+
+        Python threads share one interpreter lock: a learner in the main thread is faster if the model works while the
+        environment renders, and not while the learner updates.
+        """
+        with self._changed:
+            self._held = on
+            if not on:
+                self._changed.notify_all()
+
+    def close(self, timeout_s: float = 5.0) -> int:
+        """Stop the worker; a second call does nothing. A live model stays usable.
+
+        Queries in the queue are cancelled; the one that the model works on gets `timeout_s` to end.
+
+        Returns:
+            How many queries were given up; if there are any, a warning is logged too.
+        """
+        if self._process != os.getpid():
+            return 0  # a forked child has no worker to stop
+        with self._changed:
+            first, self._closed = not self._closed, True
+            given_up = len(self._book.queue)
+            self._book.drop(list(self._book.queue))
+            self._changed.notify_all()
+        if self._worker is not None and self._worker is not threading.current_thread():
+            self._worker.join(timeout_s)
+        _at_work.discard(self)
+        with self._changed:
+            given_up += len(self._book.pending)
+            self._book.give_up(list(self._book.pending.values()))  # the model hangs
+        if first and given_up:
+            logger.warning("the query engine was closed with %d queries in flight, which were given up", given_up)
+        return given_up
+
+    def probe(self, text: Tensor) -> FrameScore:
+        """Score one black frame: shows which heads the model has, and whether it keeps its protocol.
+
+        Args:
+            text: text tokens, ``[L, D]``.
+        """
+        where = "first call, on a black frame"
+        frames = torch.zeros((1, *self.model.model.frame_size, 3), dtype=torch.uint8)
+        mask = torch.ones((1, 1), dtype=torch.bool, device=self.model.device)
+
+        def score() -> Scores:
+            tokens = self.model.encode_frames(frames, where=where)
+            return self.model.score(tokens[:, None], text[None], mask, where=where)
+
+        return check_finite(split_rows(self.exclusively(score))[0], where=where)
+
+    def exclusively(self, function: Callable[[], Any]) -> Any:
+        """Call a function that uses the model while nobody else does; some tokenizers cannot be used from two threads.
+
+        Raises:
+            QueryTimeout: if the model is busy for longer than `timeout_s`.
+        """
+        self._check_usable()
+        if not self._calling.acquire(timeout=self.timeout_s):
+            raise QueryTimeout(f"the reward model is busy for more than {self.timeout_s:g} s")
+        try:
+            result = function()
+            if self.model.device.type == "cuda":
+                torch.cuda.current_stream(self.model.device).synchronize()  # the worker reads it on another stream
+            return result
+        finally:
+            self._calling.release()
+
+    # What follows is called with the lock held, but for `_serve`.
+
+    def _wait(self, done: Callable[[], bool], tickets: Sequence[Ticket], timeout_s: float | None = None) -> None:
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + timeout_s
+        self._hurried += 1  # no batch waits to be filled
+        try:
+            while not done():
+                self._check_usable()
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    pending = len(self._book.pending)
+                    raise QueryTimeout(
+                        f"the reward model did not answer within {timeout_s:g} s; {pending} queries are pending "
+                        f"({tickets[0]})"
+                    )
+                self._changed.notify_all()
+                self._changed.wait(min(left, 0.5))  # in slices: a worker that died does not notify
+        finally:
+            self._hurried -= 1
+
+    def _check_usable(self) -> None:
+        if self._process != os.getpid() and (self.mode == "async" or self.model.device.type == "cuda"):
+            raise RuntimeError(
+                "this query engine was made in another process: neither its worker thread nor CUDA survives a fork; "
+                "make the wrapper in the process that uses it, or start processes with the method 'spawn'"
+            )
+        if self._closed:
+            raise QueryError("the query engine is closed")
+        if self._death is not None:  # not `is_alive`, which an interrupt can make lie
+            if isinstance(self._death, QueryError):
+                raise QueryError("CUDA has failed for good in this process; restart it") from self._death
+            raise QueryError("the worker thread of the query engine has died; make a new one") from self._death
+
+    def _take_batch(self) -> list[Request]:
+        """What the worker is to do next; waits up to `max_wait_s` for a batch to fill."""
+        if self._resting():
+            return []
+        queue = self._book.queue
+        while queue and not (self._hurried or self._closed):
+            left = queue[0].since_s + self.max_wait_s - time.monotonic()
+            if left <= 0 or sum(len(request.frames) for request in queue) >= self.max_batch:
+                break
+            self._changed.wait(left)
+        return self._book.next_batch(self.max_batch)
+
+    def _resting(self) -> bool:
+        held = self._held and not (self._hurried or self._awaited)
+        return not self._closed and (held or not self._book.queue)
+
+    def _serve(self, batch: Sequence[Request]) -> None:
+        """Answer a batch, and put what came into the outbox."""
+        tokens = None
+        try:
+            with self._calling:
+                answers, tokens = answer_batch(self.model, batch, self.window, self.history)
+        except Exception as error:
+            answers = [Answer(request.ticket, None, error) for request in batch]
+            if "CUDA error" in str(error):  # but for "CUDA out of memory", these stay until the process ends
+                self._death = error
+        except BaseException:  # the end of the worker, or KeyboardInterrupt
+            with self._changed:
+                self._book.give_up(batch)
+            raise
+        now = time.monotonic()
+        with self._changed:
+            for number in self._book.book(batch, answers, now):
+                if self.on_answer is not None and tokens is not None:
+                    self.on_answer(answers[number], batch[number].frames, tokens[number])
+            self._changed.notify_all()
+
+
+def check_mode(mode: str) -> None:
+    """Raise ValueError unless the mode exists."""
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode must be one of {get_args(Mode)}, got {mode!r}")
+
+
+def _work(reference: weakref.ref[QueryEngine], ready: threading.Event) -> None:
+    """The worker thread. It holds the engine only while it works, so that an engine nobody uses can be collected."""
+    engine = reference()
+    if engine is None:
+        return
+    torch.get_num_threads()  # a thread takes over the default at its first use of torch, which would come later
+    torch.set_num_threads(engine.threads)
+    ready.set()
+    changed, model = engine._changed, engine.model
+    on_stream: Any = nullcontext()
+    if model.device.type == "cuda":
+        on_stream = torch.cuda.stream(torch.cuda.Stream(model.device, priority=0))  # the lowest
+    del engine
+    while True:
+        engine = reference()
+        if engine is None:
+            return
+        try:
+            with changed:
+                batch = engine._take_batch()
+                if not batch and engine._closed:
+                    return
+            if batch:
+                with on_stream:
+                    engine._serve(batch)
+        except BaseException as error:
+            with changed:
+                engine._death = error
+                changed.notify_all()
+            return
+        del batch
+        with changed:
+            idle = engine._resting()
+            del engine
+            if idle:
+                changed.wait(0.5)  # in slices, to see that the engine is gone
+
+
+_at_work: weakref.WeakSet[QueryEngine] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """A thread that is inside torch when the interpreter goes away ends the process with an abort."""
+    engines = list(_at_work)
+    for engine in engines:
+        engine.close(timeout_s=0.0)
+    deadline = time.monotonic() + 1.5  # together: an exit takes at most 5 s
+    for engine in engines:
+        if engine._worker is not None:
+            engine._worker.join(max(deadline - time.monotonic(), 0.0))

@@ -1,0 +1,56 @@
+"""The one history policy: which frames of the episode so far does a score look at?
+
+It is used online by the wrapper, offline by the data sets and in evaluation, so that a model never
+sees a window of one kind in training and of another kind in use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from vlp_gym.models.protocol import History
+
+
+def window_indices(num_frames: int, window: int, history: History) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Choose the T frames that score an episode of which `num_frames` frames exist.
+
+    The last frame is always the newest one. With fewer than T frames the front is padded with the first
+    frame, and the mask is False there.
+
+    Args:
+        num_frames: n >= 1, how many frames there are so far (the reset frame counts).
+        window: T >= 1, how many frames one score looks at.
+        history: "sliding" takes the last T frames; "prefix" spreads T frames evenly over all n, and keeps the
+            first (for T >= 2) and the last.
+
+    Returns:
+        Sorted indices into the n frames, int64 ``[T]``, and the mask, bool ``[T]``, True where the frame is real.
+
+    Raises:
+        ValueError: if a number is smaller than 1 or the history is unknown.
+
+    Example:
+        >>> indices, mask = window_indices(9, 5, "prefix")
+        >>> indices.tolist(), mask.all().item()
+        ([0, 2, 4, 6, 8], True)
+        >>> indices, mask = window_indices(2, 4, "sliding")
+        >>> indices.tolist(), mask.tolist()
+        ([0, 0, 0, 1], [False, False, True, True])
+    """
+    if num_frames < 1 or window < 1:
+        raise ValueError(f"num_frames and window must be at least 1, got {num_frames} and {window}")
+    if history not in ("sliding", "prefix"):
+        raise ValueError(f"history must be 'sliding' or 'prefix', got {history!r}")
+    if num_frames <= window:
+        padding = window - num_frames
+        indices = np.concatenate([np.zeros(padding, np.int64), np.arange(num_frames)])
+        return indices, np.arange(window) >= padding
+    if history == "sliding" or window == 1:  # a window of one frame is the newest frame, not the first
+        indices = np.arange(num_frames - window, num_frames)
+    else:
+        indices = np.linspace(0, num_frames - 1, window).round().astype(np.int64)
+    return indices, np.ones(window, np.bool_)

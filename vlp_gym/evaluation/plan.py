@@ -1,0 +1,173 @@
+"""The evaluation's protocol: which videos and segments are scored under which sentences, drawn with a seed.
+
+Only rewards, successes and lengths are looked at here, no frame and no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vlp_gym.data.trajectory import NEAR_MISS, TIERS, Trajectory
+from vlp_gym.evaluation import metrics
+from vlp_gym.metaworld import instructions
+
+Key = tuple[int, str, int, int]  # a question: trajectory, sentence, first frame, one past the last frame
+Pair = tuple[Key, Key]  # better, worse (of equal rank in ILP)
+
+SENTENCES_PER_VARIANT = 3
+WRONG_SENTENCES = 4
+
+
+@dataclass
+class TaskPlan:
+    """Which questions one task asks; fields hold trajectory indices, sentences and sampled pairs."""
+
+    task: str
+    sentence: str
+    held_out: Sequence[str]
+    variants: Mapping[str, Sequence[str]]
+    wrong: list[str]  # canonical sentences of other tasks
+    sibling_sentence: str | None
+    videos: dict[str, list[int]]  # tier -> trajectories of the task
+    near_misses: list[int]
+    sibling_experts: list[int]
+    scripted: list[Pair] = field(default_factory=list)
+    ivp: list[Pair] = field(default_factory=list)
+    ivp_held_out: list[Pair] = field(default_factory=list)
+    ilp: list[Pair] = field(default_factory=list)
+
+    def sentences(self) -> list[str]:
+        """Every phrasing of the task, canonical first."""
+        return [self.sentence, *self.held_out, *(s for group in self.variants.values() for s in group)]
+
+
+def plan_task(
+    task: str,
+    tasks: Sequence[str],
+    trajectories: Sequence[Trajectory],
+    rng: np.random.Generator,
+    pairs: int,
+    segment_steps: int,
+) -> TaskPlan:
+    """Draw everything that is asked about one task.
+
+    Args:
+        task: the task.
+        tasks: all evaluated tasks; videos and sentences "of another task" come from these.
+        trajectories: all rollouts.
+        rng: source of every draw.
+        pairs: pairs to draw for scripted ITP, each IVP and ILP.
+        segment_steps: env steps of a scripted-label segment.
+
+    Raises:
+        ValueError: if the task has no expert, medium or random trajectory.
+    """
+    own = [i for i, t in enumerate(trajectories) if t.task == task and t.tier in TIERS]
+    if not own:
+        raise ValueError(f"no trajectory of task {task!r} among the {len(trajectories)} that were given")
+    sibling = None if task in instructions.NOT_OPPOSITE else instructions.SIBLINGS.get(task)
+    variants = instructions.variants(task) if task in instructions.TEST_TASKS else {}
+    strangers = [other for other in tasks if other != task]
+    wrong = [strangers[k] for k in rng.permutation(len(strangers))[:WRONG_SENTENCES]]
+    plan = TaskPlan(
+        task=task,
+        sentence=_canonical(task),
+        held_out=instructions.held_out_phrasings(task),
+        variants={kind: group[:SENTENCES_PER_VARIANT] for kind, group in variants.items()},
+        wrong=[_canonical(other) for other in wrong],
+        sibling_sentence=None if sibling is None else _canonical(sibling),
+        videos={tier: [i for i in own if trajectories[i].tier == tier] for tier in TIERS},
+        near_misses=[i for i, t in enumerate(trajectories) if t.task == task and t.tier == NEAR_MISS],
+        sibling_experts=[i for i, t in enumerate(trajectories) if t.task == sibling and t.tier == "expert"],
+    )
+    plan.scripted = _scripted_pairs(own, plan.sentence, trajectories, rng, pairs, segment_steps)
+    others = np.array([i for i, t in enumerate(trajectories) if t.task in strangers and t.tier in TIERS])
+    if len(others):
+        for _ in range(pairs):
+            right, wrong_video, unseen = rng.choice(own), rng.choice(others), str(rng.choice(plan.held_out))
+            plan.ivp.append(video_pair(right, wrong_video, plan.sentence, trajectories))
+            plan.ivp_held_out.append(video_pair(right, wrong_video, unseen, trajectories))
+    if strangers and len(own) > 1:
+        for _ in range(pairs):
+            a, b = rng.choice(own, size=2, replace=False)
+            plan.ilp.append(video_pair(a, b, _canonical(str(rng.choice(strangers))), trajectories))
+    return plan
+
+
+def _scripted_pairs(
+    own: list[int],
+    sentence: str,
+    trajectories: Sequence[Trajectory],
+    rng: np.random.Generator,
+    pairs: int,
+    steps: int,
+) -> list[Pair]:
+    if len(own) < 2:
+        return []
+    features = []
+    for i in own:
+        reward = trajectories[i].episode_reward
+        curve = np.interp(np.linspace(0, len(reward) - 1, 16), np.arange(len(reward)), reward)
+        features.append([*curve, reward.mean(), reward[-1], float(np.any(trajectories[i].success))])
+    labels = metrics.kmeans_two_sets(features, seed=int(rng.integers(2**31)))
+    sets = [[i for i, label in zip(own, labels, strict=True) if label == which] for which in (0, 1)]
+    result: list[Pair] = []
+    for _ in range(20 * pairs):
+        if len(result) == pairs:
+            break
+        drawn = []
+        for members in sets:
+            i = int(rng.choice(members))
+            start, stop, total = _segment(trajectories[i], rng, steps)
+            drawn.append((total, (i, sentence, start, stop)))
+        (total_a, a), (total_b, b) = drawn
+        if abs(total_a - total_b) > 1e-6:
+            result.append((a, b) if total_a > total_b else (b, a))
+    return result
+
+
+def _segment(trajectory: Trajectory, rng: np.random.Generator, steps: int) -> tuple[int, int, float]:
+    """Draw a segment; return its first frame, one past its last frame, and the summed reward of its env steps."""
+    step = trajectory.step
+    starts = np.flatnonzero(step + steps <= step[-1])
+    start = int(rng.choice(starts)) if len(starts) else 0
+    stop = int(np.searchsorted(step, step[start] + steps, side="right"))
+    within = np.arange(step[start], step[start] + steps)  # episode_reward[k] was paid by step k + 1
+    reward = trajectory.episode_reward
+    return start, stop, float(reward[np.minimum(within, len(reward) - 1)].sum(dtype=np.float64))
+
+
+def questions(plan: TaskPlan, trajectories: Sequence[Trajectory]) -> Iterator[Key]:
+    """Every (video or segment, sentence) whose preference the figures need; some come more than once."""
+    for pairs in (plan.scripted, plan.ivp, plan.ivp_held_out, plan.ilp):
+        for pair in pairs:
+            yield from pair
+    for tier in TIERS:
+        for i in plan.videos[tier]:
+            for sentence in plan.sentences():
+                yield whole(i, sentence, trajectories)
+    for i in [*plan.near_misses, *plan.sibling_experts]:
+        yield whole(i, plan.sentence, trajectories)
+
+
+def reward_sentences(plan: TaskPlan) -> list[str]:
+    """The right sentence first, then the wrong ones, under which the wrapper's reward is compared."""
+    sentences = [plan.sentence, *plan.wrong, *([plan.sibling_sentence] if plan.sibling_sentence else [])]
+    return list(dict.fromkeys(sentences))
+
+
+def _canonical(task: str) -> str:
+    return instructions.instructions_for(task)[0]
+
+
+def whole(i: int, sentence: str, trajectories: Sequence[Trajectory]) -> Key:
+    """The question about a whole video."""
+    return int(i), sentence, 0, len(trajectories[i].frames)
+
+
+def video_pair(a: int, b: int, sentence: str, trajectories: Sequence[Trajectory]) -> Pair:
+    """Two questions about whole videos under one sentence."""
+    return whole(a, sentence, trajectories), whole(b, sentence, trajectories)

@@ -1,0 +1,110 @@
+"""The report of an evaluation: its figures by name, as JSON, as Markdown tables and as a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlp_gym.storage import write_atomic
+
+# group -> name in the result -> title
+FIGURES: dict[str, dict[str, str]] = {
+    "Preference labels": {
+        "itp_scripted": "ITP, scripted labels",
+        "itp_scripted_pixel": "ITP, scripted labels: pixel-difference baseline",
+        "itp_tier": "ITP, tier labels",
+        "itp_tier_held_out": "ITP, tier labels, held-out phrasings",
+        "itp_tier_pixel": "ITP, tier labels: pixel-difference baseline",
+        "itp_near_miss": "ITP, expert over near-miss",
+        "ivp": "IVP, canonical sentence",
+        "ivp_held_out": "IVP, held-out phrasings",
+        "ivp_same_tier": "IVP, both videos of one tier",
+        "ivp_random_over_expert": "IVP, random of the task over expert of another",
+        "ivp_sibling": "IVP, same object, opposite task (experts)",
+        "ilp_loss": "ILP loss (0.693 is best)",
+        "itp_phrase": "ITP, tier labels: phrase",
+        "itp_description": "ITP, tier labels: description",
+        "itp_right_colour": "ITP, tier labels: right colour",
+        "itp_wrong_colour": "ITP, tier labels: wrong colour",
+    },
+    "Progress": {
+        "voc_expert_spearman": "VOC expert, Spearman",
+        "voc_expert_pearson": "VOC expert, Pearson",
+        "voc_expert_kendall": "VOC expert, Kendall",
+        "voc_random_spearman": "VOC random, Spearman",
+        "voc_random_pearson": "VOC random, Pearson",
+        "voc_random_kendall": "VOC random, Kendall",
+        "voc_gap": "VOC expert minus random (Spearman)",
+        "voc_expert_pixel": "VOC expert: pixel-difference baseline",
+        "voc_random_pixel": "VOC random: pixel-difference baseline",
+        "reward_consistency": "Consistency with the true reward",
+        "fixed_time": "Correlation with the true reward at a fixed time",
+        "fixed_time_held": "the same, ended episodes held at their last frame",
+        "success_auc": "Success AUC of the final value",
+    },
+    "Bias controls": {
+        "control_frozen": "VOC of a frozen video (0 is right)",
+        "control_frozen_drift": "Drift over a frozen video / rise over the real one (0 is right)",
+        "control_shuffled_shown": "VOC of a shuffled video, order shown (0 is right)",
+        "control_shuffled_true": "VOC of a shuffled video, true order",
+        "control_reversed": "VOC of a reversed video, order shown (negative is right)",
+        "control_wrong_instruction": "Reward at the end, wrong over right sentence",
+        "control_wrong_sibling": "Reward at the end, opposite task's over right sentence",
+        "control_after_success": "Value after success minus value at success",
+    },
+}
+
+
+def write_report(result: Mapping[str, Any], folder: str | Path) -> list[Path]:
+    """Write ``results.json``, ``results.md`` and ``results.png``, each of them atomically.
+
+    Args:
+        result: what `vlp_gym.evaluation.evaluate.evaluate` returned.
+        folder: made if missing.
+
+    Returns:
+        The three paths.
+
+    Raises:
+        MissingExtraError: without matplotlib; the JSON and the tables are written by then.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / name for name in ("results.json", "results.md", "results.png")]
+    write_atomic(paths[0], (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
+    write_atomic(paths[1], markdown(result).encode())
+    from vlp_gym.viz import plot_evaluation
+
+    plot_evaluation(result, FIGURES, paths[2])
+    return paths
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The tables: the mean and spread over tasks first, then each task in a column."""
+    settings = result["settings"]
+    tasks = result["tasks"]
+    shown = tasks if len(tasks) <= 10 else []  # fifty columns are for the JSON
+    lines = [
+        f"# Evaluation of {settings['model']} on {result['split']}",
+        "",
+        f"{len(tasks)} tasks, seed {result['seed']}, {settings['pairs_per_task']} pairs a task, segments of "
+        f"{settings['segment_steps']} steps, window {settings['window']} ({settings['history']}). "
+        "Mean and sample standard deviation over tasks.",
+    ]
+    for group, figures in FIGURES.items():
+        header = [group, "mean", "spread", *(task.removesuffix("-v3") for task in shown)]
+        lines += ["", _row(header), _row(["---", *["---:"] * (len(header) - 1)])]
+        for name, title in figures.items():
+            values = [result["mean"][name], result["spread"][name], *(result["per_task"][t][name] for t in shown)]
+            lines.append(_row([title, *(_number(value) for value in values)]))
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,11 @@
+from .buffers import VLPDictReplayBuffer as VLPDictReplayBuffer
+from .buffers import VLPDictRolloutBuffer as VLPDictRolloutBuffer
+from .buffers import VLPNStepReplayBuffer as VLPNStepReplayBuffer
+from .buffers import VLPReplayBuffer as VLPReplayBuffer
+from .buffers import VLPRolloutBuffer as VLPRolloutBuffer
+from .callback import RewardNormalizer as RewardNormalizer
+from .callback import VLPRewardCallback as VLPRewardCallback
+from .furl import FuRLCallback as FuRLCallback
+from .preferences import PreferenceCallback as PreferenceCallback
+from .relabel import PreferenceReplayBuffer as PreferenceReplayBuffer
+from .vec import VLPVecReward as VLPVecReward

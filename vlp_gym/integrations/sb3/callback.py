@@ -1,0 +1,175 @@
+"""Stable-Baselines3 with rewards that come late, without a subclass of any algorithm.
+
+```python
+env = VLPRewardWrapper(env, "press the button", mode="async")
+model = SAC("MlpPolicy", env, replay_buffer_class=VLPReplayBuffer)
+model.learn(100_000, callback=VLPRewardCallback())
+```
+
+An on-policy algorithm (PPO, A2C, TRPO, RecurrentPPO) needs the callback only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from vlp_gym.integrations.sb3.buffers import NO_SHARED_ROWS, LateRewards, late_rollout_buffer
+from vlp_gym.integrations.sb3.buffers import VLPDictReplayBuffer as VLPDictReplayBuffer
+from vlp_gym.integrations.sb3.buffers import VLPDictRolloutBuffer as VLPDictRolloutBuffer
+from vlp_gym.integrations.sb3.buffers import VLPNStepReplayBuffer as VLPNStepReplayBuffer
+from vlp_gym.integrations.sb3.buffers import VLPReplayBuffer as VLPReplayBuffer
+from vlp_gym.integrations.sb3.buffers import VLPRolloutBuffer as VLPRolloutBuffer
+from vlp_gym.integrations.sb3.source import RewardSource
+from vlp_gym.rewards.normalizer import RewardNormalizer as RewardNormalizer
+from vlp_gym.rewards.stream import Delivery
+
+# isort: split
+# Stable-Baselines3 itself comes last: the import above says which extra is missing.
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
+
+
+class VLPRewardCallback(BaseCallback):
+    """Brings late rewards to the buffer of the model, and logs what the reward model pays.
+
+    It finds the wrappers in the environment of the model and attaches them to the buffer at the start of the training;
+    the rollout buffer of an on-policy model is replaced by a `VLPRolloutBuffer` with the same settings. At the end it
+    waits for what is pending. With ``mode="sync"`` it only logs.
+
+    Logged are ``vlp/reward`` and ``vlp/score`` (means of what was delivered), ``vlp/env_return`` (mean of the
+    environments' own returns of the episodes that ended), ``vlp/latency_p50`` and ``vlp/latency_p99`` (seconds), and
+    of the buffer ``vlp/queue_depth``, ``vlp/stale`` and ``vlp/failed``. With late rewards, Stable-Baselines3's own
+    ``rollout/ep_rew_mean`` adds up placeholders.
+
+    Args:
+        timeout_s: how long to wait when no reward comes, before `QueryTimeout` is raised.
+        normalize_reward: divide rewards by the running deviation of the returns, see `RewardNormalizer`; in the place
+            of ``VecNormalize(norm_reward=True)``, which would see placeholders.
+        verbose: Stable-Baselines3's.
+
+    Raises:
+        ValueError: if the time-out makes no sense. At the start of the training: if there is no wrapper, or something
+            that late rewards do not go with.
+    """
+
+    def __init__(self, timeout_s: float = 60.0, normalize_reward: bool = False, verbose: int = 0) -> None:
+        super().__init__(verbose)
+        if not 0.0 < timeout_s < float("inf"):
+            raise ValueError(f"timeout_s must be seconds, got {timeout_s}")
+        self.timeout_s, self.normalize_reward = timeout_s, normalize_reward
+        self._source: RewardSource | None = None
+        self._buffer: LateRewards | None = None
+        self._returns: list[float] = []
+
+    def update_locals(self, locals_: dict[str, Any]) -> None:
+        """Take in the newest step, once.
+
+        Here and not in `_on_step`: now no other callback has seen the step, so that one which saves the replay buffer
+        or stops the training finds the tickets known, and nothing that was delivered is lost.
+        """
+        super().update_locals(locals_)
+        if self._buffer is not None and "infos" in locals_:
+            self._buffer.announce(locals_["infos"], locals_["rewards"])
+
+    def _on_training_start(self) -> None:
+        self._buffer = None
+        venv = self.training_env
+        self._source = RewardSource(venv, self._note)
+        self._returns = [0.0] * venv.num_envs
+        model: Any = self.model
+        check(model, self._source)
+        if self.normalize_reward and not self._source.late:
+            raise ValueError('normalize_reward is for mode="async"; with "sync" use VecNormalize(norm_reward=True)')
+        rollouts = getattr(model, "rollout_buffer", None)
+        if rollouts is not None and self._source.late and not isinstance(rollouts, VLPRolloutBuffer):
+            model.rollout_buffer = rollouts = late_rollout_buffer(rollouts)
+        buffer = rollouts or getattr(model, "replay_buffer", None)
+        if isinstance(buffer, LateRewards):
+            if self.normalize_reward and buffer.normalizer is None:
+                buffer.normalizer = RewardNormalizer(venv.num_envs, model.gamma)
+            buffer.attach(self._source, self.timeout_s)
+            self._buffer = buffer
+            self._source.yield_to_learner(self._source.late)
+
+    def _on_step(self) -> bool:
+        infos = self.locals["infos"]
+        assert self._source is not None
+        for index, (info, done) in enumerate(zip(infos, self.locals["dones"], strict=True)):
+            told = info["vlp"]
+            if "ticket" not in told:
+                self._log("reward", float(self.locals["rewards"][index]))
+                self._log("score", told["score"])
+            own = told["env_reward"]
+            self._returns[index] += float("nan") if own is None else own
+            if done:
+                if np.isfinite(self._returns[index]):
+                    self._log("env_return", self._returns[index])
+                self._returns[index] = 0.0
+        if any(self.locals["dones"]):  # an off-policy algorithm writes its log at the end of an episode
+            self._log_state()
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if isinstance(self._buffer, VLPRolloutBuffer):
+            self._log_state()
+
+    def _on_training_end(self) -> None:
+        if self._buffer is not None and self._source is not None:
+            self._source.yield_to_learner(False)
+            self._buffer.settle()
+            self._log_state()
+
+    def _note(self, delivery: Delivery) -> None:
+        self._log("reward", delivery.reward)
+        self._log("score", delivery.score)
+
+    def _log(self, name: str, value: float) -> None:
+        self.logger.record_mean(f"vlp/{name}", value)
+
+    def _log_state(self) -> None:
+        assert self._source is not None
+        for name, seconds in self._source.latencies().items():
+            self.logger.record(f"vlp/{name}", seconds)
+        if self._buffer is not None:
+            counts = self._buffer.stats()
+            for name, count in (("queue_depth", "pending"), ("stale", "stale"), ("failed", "failed")):
+                self.logger.record(f"vlp/{name}", counts[count])
+
+
+def check(model: Any, source: RewardSource) -> None:
+    """Refuse what rewards of a sentence, or late ones, do not go with.
+
+    Raises:
+        ValueError: with the reason, and what to do.
+    """
+    buffer = getattr(model, "replay_buffer", None)
+    if isinstance(buffer, HerReplayBuffer):
+        raise ValueError(
+            "HerReplayBuffer makes up transitions and asks the environment's compute_reward for their rewards, which "
+            "knows nothing of the sentence; use replay_buffer_class=VLPReplayBuffer or VLPDictReplayBuffer"
+        )
+    if not source.late:
+        return
+    venv = source.venv
+    while isinstance(venv, VecEnvWrapper) and venv is not source.vector:
+        if isinstance(venv, VecNormalize) and venv.norm_reward:
+            raise ValueError(
+                "VecNormalize(norm_reward=True) would normalize placeholders, the rewards come later; set "
+                "norm_reward=False and give VLPRewardCallback(normalize_reward=True)"
+            )
+        venv = venv.venv
+    if buffer is None and getattr(model, "rollout_buffer", None) is None:
+        raise ValueError(
+            f'{type(model).__name__} keeps no buffer in which a late reward could find its place; use mode="sync"'
+        )
+    if getattr(buffer, "optimize_memory_usage", False):
+        raise ValueError(NO_SHARED_ROWS)
+    if buffer is not None and not isinstance(buffer, VLPReplayBuffer):
+        raise ValueError(
+            f"{type(buffer).__name__} would train on placeholders, the rewards come later; give the model "
+            "replay_buffer_class=VLPReplayBuffer, VLPDictReplayBuffer (dictionary observations) or "
+            "VLPNStepReplayBuffer (n-step returns)"
+        )

@@ -1,0 +1,170 @@
+"""FuRL with Stable-Baselines3: the heads of the reward model learn from what the agent sees.
+
+```python
+env = VLPRewardWrapper(Sparse(env), "press the button", model, scale=0.05, env_reward_weight=1.0, mode="async")
+agent = SAC("MlpPolicy", env, replay_buffer_class=VLPReplayBuffer)
+agent.learn(1_000_000, [VLPRewardCallback(), FuRLCallback()])
+```
+
+`FuRLModel` says what ``Sparse`` is.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vlp_gym.engine.engine import QueryEngine
+from vlp_gym.engine.tickets import Answer, Ticket
+from vlp_gym.integrations.sb3.source import SegmentSource
+from vlp_gym.models.furl import FuRLModel, FuRLTrainer
+
+# isort: split
+# Stable-Baselines3 itself comes last: the import above says which extra is missing.
+from stable_baselines3.common.callbacks import BaseCallback
+
+
+class FuRLCallback(BaseCallback):
+    """Trains the heads of the `FuRLModel` that pays the environments: a `FuRLTrainer` fed by what the engine encodes.
+
+    Whole episodes are taken in, with the environment's own word on success, and after the agent's ``learning_starts``
+    steps the heads are updated at every step of the environments. Needs the wrapper in the mode "async".
+
+    Rewards are those of the heads at the time of the step. The paper's program computes them anew for each batch that
+    is drawn from the replay buffer; nor is its relay of two agents here.
+
+    Logged are ``furl/loss``, ``furl/positive`` and ``furl/negative`` (frames kept).
+
+    Args:
+        goal: an image of success, uint8 ``[H, W, 3]``, to rank frames by before the first success; None: the heads
+            learn from the first success on.
+        success_key: what ``info`` calls the success.
+        updates: of the heads at each step.
+        options: of the `FuRLTrainer`: gap, margin, distance_margin, batch_size, learning_rate, capacity, seed.
+
+    Raises:
+        ValueError: at the start of the training, if the environments are not paid by one `FuRLModel` for one sentence
+            in the mode "async", or do not say whether they succeed.
+    """
+
+    def __init__(
+        self,
+        goal: NDArray[np.uint8] | None = None,
+        *,
+        success_key: str = "success",
+        updates: int = 1,
+        verbose: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(verbose)
+        self.goal, self.success_key, self.updates, self.options = goal, success_key, updates, options
+        self.trainer: FuRLTrainer | None = None
+        """Made at the start of the first training, and kept for those that go on."""
+        self._source: SegmentSource | None = None
+        self._episodes = _Episodes()
+
+    def _on_training_start(self) -> None:
+        self._source = SegmentSource(self.training_env)
+        self._source.find_engines()
+        engines = list(self._source.engines)
+        models = {id(engine.model.model): engine.model.model for engine in engines}
+        vector = self._source.vector
+        sentences = set(self.training_env.get_attr("instruction") if vector is None else vector.instructions)
+        (model, *others), (sentence, *rest) = models.values(), sentences
+        if others or not isinstance(model, FuRLModel) or rest:
+            kinds = sorted({type(each).__name__ for each in models.values()})
+            raise ValueError(
+                f"expected environments that one FuRLModel pays for one sentence, got {len(models)} of {kinds} and the "
+                f"sentences {sorted(sentences)}"
+            )
+        if self.trainer is None:
+            goal = None
+            if self.goal is not None:
+                goal = engines[0].exclusively(lambda: model.encode_frames(torch.from_numpy(self.goal)[None])[0, 0])
+            text = engines[0].encode_text(sentence)[0]
+            self.trainer = FuRLTrainer(model, text, goal=goal, **self.options)
+        elif self.trainer.model is not model:
+            raise ValueError("expected the model that this callback has trained before; make a new callback")
+        self._episodes = _Episodes()
+        self._source.connect(self._episodes)
+
+    def _on_step(self) -> bool:
+        assert self.trainer is not None
+        assert self._source is not None
+        for env, (info, done) in enumerate(zip(self.locals["infos"], self.locals["dones"], strict=True)):
+            if self.success_key not in info:
+                raise ValueError(f"expected info[{self.success_key!r}] of every step, got {sorted(info)}")
+            self._episodes.step(info["vlp"]["ticket"]._replace(env=env), bool(info[self.success_key]), over=bool(done))
+        self._take_in()
+        if self.num_timesteps > getattr(self.model, "learning_starts", 0):
+            losses = [exclusively(list(self._source.engines), self.trainer.update) for _ in range(self.updates)]
+            if losses and losses[-1] is not None:
+                self.logger.record_mean("furl/loss", losses[-1])
+                self.logger.record("furl/positive", len(self.trainer.positive))
+                self.logger.record("furl/negative", len(self.trainer.negative))
+        return True
+
+    def _on_training_end(self) -> None:
+        if self._source is not None:
+            self._source.disconnect()  # waits for what is on its way
+            self._take_in()
+
+    def _take_in(self) -> None:
+        assert self.trainer is not None
+        for embeddings, success in self._episodes.finished():
+            self.trainer.add_episode(embeddings, success)
+
+
+def exclusively(engines: Sequence[QueryEngine], function: Callable[[], Any]) -> Any:
+    """Call a function while none of these engines uses its model: several may share one."""
+    if not engines:
+        return function()
+    return engines[0].exclusively(lambda: exclusively(engines[1:], function))
+
+
+class _Episodes:
+    """Puts together what the environments say, step by step, and the frame tokens, which come later."""
+
+    def __init__(self) -> None:
+        self._heard: deque[tuple[Ticket, Tensor]] = deque()  # filled by the engine's thread
+        self._newest: dict[int, int] = {}  # of each environment, the episode of its newest token
+        self._tokens: dict[tuple[int, int], list[tuple[int, Tensor]]] = {}
+        self._success: dict[tuple[int, int], list[bool]] = {}
+        self._over: list[tuple[int, int]] = []
+
+    def see(self, answer: Answer, frames: NDArray[np.uint8], tokens: Tensor) -> None:
+        """What `QueryEngine.on_answer` is given, in any thread; the first camera's token is kept, ``[D]``."""
+        self._heard.append((answer.ticket, tokens[0, 0].to("cpu", copy=True)))
+
+    def step(self, ticket: Ticket, success: bool, *, over: bool) -> None:
+        """Note a step of the environment."""
+        key = ticket.env, ticket.episode
+        self._success.setdefault(key, []).append(success)
+        if over:
+            self._over.append(key)
+
+    def finished(self) -> list[tuple[Tensor, Tensor]]:
+        """Take the episodes whose last token has come: embeddings ``[F, D]`` and success ``[F]`` of each."""
+        while self._heard:
+            (env, episode, step), token = self._heard.popleft()
+            self._newest[env] = episode
+            if step > 0:  # the reset frame belongs to no step
+                self._tokens.setdefault((env, episode), []).append((step, token))
+        whole = []
+        for key in list(self._over):
+            tokens, success = self._tokens.get(key, []), self._success[key]
+            complete = bool(tokens) and tokens[-1][0] == len(success)
+            if complete:
+                flags = torch.tensor([success[step - 1] for step, _ in tokens])
+                whole.append((torch.stack([token for _, token in tokens]), flags))
+            if complete or self._newest.get(key[0], -1) > key[1]:  # or an error has spoiled its end
+                self._over.remove(key)
+                self._tokens.pop(key, None)
+                del self._success[key]
+        return whole

@@ -1,0 +1,110 @@
+"""The wrapper of Stable-Baselines3's vector environments."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.error import ClosedEnvironmentError
+from numpy.typing import NDArray
+
+from vlp_gym.engine.engine import Mode, QueryEngine
+from vlp_gym.errors import MissingExtraError
+from vlp_gym.models.protocol import History, RewardModel
+from vlp_gym.rewards.shaping import Reward, Shaping
+from vlp_gym.wrappers.captured import CapturedRewards
+
+try:
+    from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+except ImportError as error:
+    raise MissingExtraError('Stable-Baselines3 is not installed: pip install "vlp_gym[sb3]"') from error
+
+
+class VLPVecReward(CapturedRewards, VecEnvWrapper):
+    """Replaces the rewards of an SB3 vector environment by what a reward model says of its frames.
+
+    The twin of `VLPVectorRewardWrapper`, for a `DummyVecEnv` or `SubprocVecEnv` made from `capture_frames`. The rewards
+    are float32 ``[num_envs]``. ``infos[i]["vlp"]`` is what `VLPRewardWrapper` has in its info, in the mode "async" with
+    ``ticket`` and ``delivered``; where SB3 has reset an environment in the same step, it is of the transition before,
+    and ``reset_infos[i]["vlp"]`` is of the reset.
+
+    Args:
+        venv: made from `capture_frames`.
+        instruction: what is to be done, in one sentence; one for all environments, or a list of one for each.
+        model, reward, scale, gamma, env_reward_weight, success_threshold, success_bonus, every, history, window,
+            device, mode, truncate: as `VLPRewardWrapper` has them.
+
+    Raises:
+        ValueError: for an argument that makes no sense, an environment that was not made from `capture_frames`, or a
+            model without progress where the reward needs it.
+        InstructionError: for an instruction that is blank, or over the model's limit.
+    """
+
+    def __init__(
+        self,
+        venv: VecEnv,
+        instruction: str | Sequence[str],
+        model: str | os.PathLike[str] | RewardModel | QueryEngine = "vlp-compact",
+        *,
+        reward: Reward = "progress",
+        scale: float = 1.0,
+        gamma: float = 0.99,
+        env_reward_weight: float = 0.0,
+        success_threshold: float | None = None,
+        success_bonus: float = 0.0,
+        every: int = 1,
+        history: History | None = None,
+        window: int | None = None,
+        device: str | torch.device = "auto",
+        mode: Mode = "sync",
+        truncate: bool = False,
+    ) -> None:
+        VecEnvWrapper.__init__(self, venv)
+        if not venv.has_attr("attach_frames"):
+            raise ValueError("the sub-environments do not render themselves; make venv from capture_frames(env_fns)")
+        shaping = Shaping(reward, scale, gamma, env_reward_weight, success_threshold, success_bonus)
+        self._listen(
+            venv.unwrapped, venv.env_method, instruction, model, shaping,
+            every=every, history=history, window=window, device=device, mode=mode, truncate=truncate,
+        )  # fmt: skip
+
+    def reset(self) -> Any:
+        """Reset all environments, and score their first frames."""
+        if self._closed:
+            raise ClosedEnvironmentError("reset was called after close")
+        with self._talking() as running:
+            with self._workers.watch():
+                observations = self.venv.reset()
+            self.reset_infos = list(self.venv.reset_infos)
+            self._put(self._begin(running))
+        return observations
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        """Send the actions."""
+        self._check_ready()
+        with self._talking():
+            self.venv.step_async(actions)
+
+    def step_wait(self) -> tuple[Any, NDArray[np.float32], NDArray[np.bool_], list[dict[str, Any]]]:
+        """Wait for the step; the rewards are the sentence's, or the placeholders of late ones."""
+        with self._talking(on=True):
+            self._workers.wait()
+            observations, own, dones, infos = self.venv.step_wait()
+        truncated = [bool(info.get("TimeLimit.truncated", False)) for info in infos]
+        terminated = [bool(done) and not cut for done, cut in zip(dones, truncated, strict=True)]
+        settled = self._settle(own, terminated, truncated)
+        self._put(settled.first)
+        self._running[:] = True
+        infos = [{**info, "vlp": vlp} for info, vlp in zip(infos, settled.infos, strict=True)]
+        return observations, settled.rewards.astype(np.float32), dones, infos
+
+    def close(self) -> None:
+        """Close the environments; a second call does nothing. A live model stays usable."""
+        self._end(self.venv.close)
+
+    def _put(self, begun: dict[int, dict[str, Any]]) -> None:
+        for index, info in begun.items():
+            self.reset_infos[index] = {**self.venv.reset_infos[index], "vlp": info}

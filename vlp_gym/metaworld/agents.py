@@ -1,0 +1,112 @@
+"""Rollouts of an agent that learns from a reward model: it goes where that model is wrong.
+
+A model trained on scripts pays for states that no script visits, and an agent finds them: the hand beside the button
+instead of on it. Its rollouts, labelled as all others are, show them to the next model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from vlp_gym.data.trajectory import AGENT, Trajectory
+from vlp_gym.errors import MissingExtraError
+from vlp_gym.metaworld.config import CollectConfig
+from vlp_gym.metaworld.instructions import instructions_for
+from vlp_gym.metaworld.recorder import Recorder
+from vlp_gym.metaworld.variety import vary_scene
+from vlp_gym.wrappers.single import VLPRewardWrapper
+
+EPISODE_STEPS = 150  # environment steps
+RANDOM_EPISODES = 10  # before it learns
+FIRST_KEPT, KEPT_EVERY = 12, 3  # of its episodes: neighbours are much alike
+
+
+def agent_rollouts(
+    env: gym.Env[Any, Any], task: str, config: CollectConfig, rng: np.random.Generator
+) -> list[Trajectory]:
+    """Train SAC on what ``config.agent_model`` pays for the task's first sentence; keep some of the later episodes.
+
+    Each action is held for ``config.stride`` steps, so that every frame that is paid for is one to keep.
+
+    Args:
+        env: made by `make_metaworld`.
+        task: its name.
+        config: `agent` says how many rollouts.
+        rng: of placements and scenes; the agent's own seed is ``config.seed``.
+
+    Raises:
+        MissingExtraError: without Stable-Baselines3.
+    """
+    try:
+        from stable_baselines3 import SAC
+    except ImportError as error:
+        raise MissingExtraError('rollouts of agents need: pip install "vlp_gym[sb3]"') from error
+    episodes = _Episodes(env, config, rng)
+    decisions = -(-EPISODE_STEPS // config.stride)  # in an episode
+    agent = SAC(
+        "MlpPolicy",
+        VLPRewardWrapper(episodes, instructions_for(task)[0], config.agent_model),
+        learning_rate=1e-3,
+        learning_starts=RANDOM_EPISODES * decisions,
+        gamma=0.95,
+        tau=0.01,
+        ent_coef="auto_0.05",
+        policy_kwargs={"net_arch": [256, 256]},
+        seed=config.seed,
+        device="cpu",
+    )
+    agent.learn((FIRST_KEPT + KEPT_EVERY * config.agent) * decisions)
+    episodes.restore()
+    return [
+        recorder.trajectory(task=task, tier=AGENT, seed=seed, camera=config.camera, stride=config.stride, varied=varied)
+        for seed, varied, recorder in episodes.kept[: config.agent]
+    ]
+
+
+class _Episodes(gym.Wrapper[Any, Any, Any, Any]):
+    """Each at another placement, some in another light; actions are held; some are recorded, see `KEPT_EVERY`."""
+
+    def __init__(self, env: gym.Env[Any, Any], config: CollectConfig, rng: np.random.Generator) -> None:
+        super().__init__(env)
+        self.config, self.rng = config, rng
+        self.kept: list[tuple[int, bool, Recorder]] = []
+        self.recorder = Recorder(env, config.size)
+        self.number = -1
+        self.restore = lambda: None
+        self.observation: Any = None
+        self.success = False
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin the next episode, at a placement of our own."""
+        self.restore()
+        seed, varied = int(self.rng.integers(2**31)), bool(self.rng.random() < self.config.varied_share)
+        self.observation, info = self.env.reset(seed=seed, options=options)
+        self.restore = vary_scene(self.env, self.rng) if varied else lambda: None
+        self.success = False
+        self.recorder = Recorder(self.env, self.config.size)
+        self.number += 1
+        if self._keeping():
+            self.kept.append((seed, varied, self.recorder))
+        return self.observation, info
+
+    def step(self, action: Any) -> Any:
+        """Hold the action, until the episode's last step at most."""
+        rewards = self.recorder.rewards
+        for _ in range(min(self.config.stride, EPISODE_STEPS - len(rewards))):
+            self.observation, reward, terminated, _, info = self.env.step(action)
+            rewards.append(float(reward))
+        self.success = bool(info["success"])
+        return self.observation, reward, terminated, len(rewards) >= EPISODE_STEPS, info
+
+    def render(self) -> Any:
+        """The frame, which is recorded if its episode is one to keep."""
+        frame: Any = self.env.render()
+        if self._keeping():
+            self.recorder.add(frame, self.observation, self.success)
+        return frame
+
+    def _keeping(self) -> bool:
+        return self.number >= FIRST_KEPT and (self.number - FIRST_KEPT) % KEPT_EVERY == 0

@@ -1,0 +1,284 @@
+"""Collects MTVLP: Meta-World rollouts of three tiers of skill, rendered, with every step's reward (VLP, appendix C).
+
+- expert: the scripted policy + N(0, 0.1), until success and a little beyond.
+- medium: the scripted policy + N(0, 0.5) until half of the stages are done, then noise alone.
+- random: uniform actions.
+- near_miss (ours, optional): the scripted policy aiming beside the object, so that purpose alone earns nothing.
+- explore (ours, optional): the hand goes along the scripted policy for a while, to points about the object or about
+  itself, or anywhere, and holds still between: the states that an agent visits, whatever they are worth.
+- agent (ours, optional): an agent that learns from an earlier reward model, see `agents`.
+
+One parquet shard a task and tier; a shard that exists is not collected again, so an interrupted run resumes.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from vlp_gym.data.shards import shard_path, write_shard
+from vlp_gym.data.trajectory import AGENT, ALL_TIERS, EXPLORE, NEAR_MISS, TIERS, Trajectory
+from vlp_gym.errors import DatasetError
+from vlp_gym.metaworld.config import CollectConfig
+from vlp_gym.metaworld.env import make_metaworld, metaworld_tasks, scripted_policy
+from vlp_gym.metaworld.recorder import HAND, OBJECT, Recorder
+from vlp_gym.metaworld.variety import vary_scene
+
+RENDER_SIZE = 224
+MAX_STEPS = 300
+BEYOND_SUCCESS = (5, 25)  # steps that an expert goes on after success
+WANDER_STEPS = (60, 120)  # length of random and near-miss rollouts
+EXPLORE_STEPS = (120, 180)
+PHASE_STEPS = (10, 50)  # length of one aim of an exploring rollout
+AIMS = (0.2, 0.25, 0.15, 0.4)  # how often: anywhere, about the object, about the hand, as the scripted policy says
+ABOUT = 0.05  # metres, standard deviation
+NOISE_AFTER_STAGE = 30  # steps of noise alone that end a medium rollout
+WORKSPACE = np.array([[-0.6, 0.3, 0.04], [0.6, 1.0, 0.5]])  # metres; what an exploring hand reaches for, and beyond
+EXPERT_ATTEMPTS = 4
+
+
+@dataclass(frozen=True)
+class Stage:
+    """When a medium rollout has done half of its stages: at ``near_object``, or after so many steps."""
+
+    by_near_object: bool
+    steps: int
+
+
+def collect_metaworld(
+    folder: str | Path,
+    config: CollectConfig,
+    *,
+    tasks: Sequence[str] | None = None,
+    workers: int | None = None,
+    progress_bar: bool = True,
+) -> None:
+    """Collect every missing shard, in parallel processes (two OpenGL contexts in one process draw garbage).
+
+    Args:
+        folder: where the shards go.
+        config: what to collect.
+        tasks: default all 50.
+        workers: processes; default one a core.
+        progress_bar: show one.
+
+    Raises:
+        DatasetError: if the folder holds shards that were collected with another config.
+    """
+    folder = Path(folder)
+    _check_same_config(folder, config)
+    tiers = [tier for tier in ALL_TIERS if _count(config, tier)]
+    names = tuple(tasks) if tasks is not None else metaworld_tasks()
+    missing = [task for task in names if any(not shard_path(folder, task, tier).exists() for tier in tiers)]
+    jobs = [(folder, config, task, tiers) for task in missing]
+    if not jobs:
+        return
+    bar = tqdm(
+        total=len(names), initial=len(names) - len(missing), desc="collecting", unit="task", disable=not progress_bar
+    )
+    processes = min(workers or os.cpu_count() or 1, len(jobs))
+    spawn = multiprocessing.get_context("spawn")
+    with bar, ProcessPoolExecutor(processes, spawn, _prepare_worker) as pool:
+        try:
+            for done in as_completed([pool.submit(_collect_task, job) for job in jobs]):
+                bar.set_postfix_str(done.result())
+                bar.update()
+        except BrokenProcessPool as error:
+            raise DatasetError(
+                "a collecting process was killed (out of memory?); the same command goes on where it stopped, "
+                "with --workers 1 in less memory"
+            ) from error
+        except BaseException:
+            _stop(pool)
+            raise
+
+
+def _stop(pool: ProcessPoolExecutor) -> None:
+    """End the workers at once: without this, leaving the pool waits for every task that was begun."""
+    workers = list((pool._processes or {}).values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    for worker in workers:
+        worker.terminate()
+
+
+def _prepare_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends the workers
+    os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa's own threads cost a quarter more and gain nothing here
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _collect_task(job: tuple[Path, CollectConfig, str, Sequence[str]]) -> str:
+    folder, config, task, tiers = job
+    env = make_metaworld(task, seed=config.seed, size=RENDER_SIZE, camera=config.camera)
+    try:
+        stage = _measure_stage(env, task, config.seed)
+        for tier in tiers:
+            path = shard_path(folder, task, tier)
+            if path.exists():
+                continue
+            if tier == AGENT:
+                from vlp_gym.metaworld.agents import (
+                    agent_rollouts,  # loads torch, which nothing else here needs at once
+                )
+
+                rng = np.random.default_rng([config.seed, metaworld_tasks().index(task), ALL_TIERS.index(tier)])
+                rollouts = agent_rollouts(env, task, config, rng)
+            else:
+                rollouts = [_rollout(env, config, task, tier, stage, index) for index in range(_count(config, tier))]
+            write_shard(rollouts, path)
+    finally:
+        env.close()
+    return task
+
+
+def _count(config: CollectConfig, tier: str) -> int:
+    counts = {NEAR_MISS: config.near_miss, EXPLORE: config.explore, AGENT: config.agent}
+    return counts.get(tier, config.per_tier * (tier in config.tiers))
+
+
+def _measure_stage(env: Any, task: str, seed: int, episodes: int = 5) -> Stage:
+    """Half of the stages: `near_object` where it fires midway; half of the expert's time where it does not."""
+    policy, lengths, near = scripted_policy(task), [], []
+    for episode in range(episodes):
+        observation, _ = env.reset(seed=10_000 + seed * 100 + episode)
+        near_at = MAX_STEPS
+        for step in range(1, MAX_STEPS + 1):
+            observation, _, _, _, info = env.step(np.clip(policy.get_action(observation), -1, 1))
+            if info["near_object"] > 0:
+                near_at = min(near_at, step)
+            if info["success"]:
+                break
+        lengths.append(step)
+        near.append(near_at)
+    length, near_step = float(np.median(lengths)), float(np.median(near))
+    return Stage(by_near_object=0.2 * length < near_step < 0.9 * length, steps=max(round(length / 2), 5))
+
+
+def _rollout(env: Any, config: CollectConfig, task: str, tier: str, stage: Stage, index: int) -> Trajectory:
+    if tier != "expert":
+        return _attempt(env, config, task, tier, stage, index, attempt=0)
+    for attempt in range(EXPERT_ATTEMPTS):
+        trajectory = _attempt(env, config, task, tier, stage, index, attempt)
+        if trajectory.success.any():
+            break
+    return trajectory
+
+
+def _attempt(
+    env: Any, config: CollectConfig, task: str, tier: str, stage: Stage, index: int, attempt: int
+) -> Trajectory:
+    tier_index = ALL_TIERS.index(tier)
+    rng = np.random.default_rng([config.seed, metaworld_tasks().index(task), tier_index, index, attempt])
+    episode_seed = int(rng.integers(2**31))
+    varied = (index + 1) * config.varied_share % 1 < config.varied_share
+    observation, _ = env.reset(seed=episode_seed)
+    restore = vary_scene(env, rng) if varied else None
+    recorder = Recorder(env, config.size)
+    recorder.add(env.render(), observation, False)
+    act = _Actor(task, tier, stage, rng)
+    lengths = {"random": WANDER_STEPS, NEAR_MISS: WANDER_STEPS, EXPLORE: EXPLORE_STEPS}
+    limit = int(rng.integers(*lengths[tier])) if tier in lengths else MAX_STEPS
+    for step in range(1, limit + 1):
+        observation, reward, _, _, info = env.step(act(observation))
+        recorder.rewards.append(float(reward))
+        succeeded = bool(info["success"])
+        last = act.observe(step, info, succeeded) or step == limit
+        if last or step % config.stride == 0:
+            recorder.add(env.render(), observation, succeeded)
+        if last:
+            break
+    if restore is not None:
+        restore()
+    return recorder.trajectory(
+        task=task, tier=tier, seed=episode_seed, camera=config.camera, stride=config.stride, varied=varied
+    )
+
+
+class _Actor:
+    """The behaviour of one tier: gives actions, and says when the rollout is over."""
+
+    def __init__(self, task: str, tier: str, stage: Stage, rng: np.random.Generator) -> None:
+        self.tier, self.stage, self.rng = tier, stage, rng
+        self.policy = scripted_policy(task)
+        self.noise = {"expert": 0.1, "medium": 0.5, "random": 0.0, NEAR_MISS: 0.3, EXPLORE: 0.2}[tier]
+        self.remaining: int | None = None  # steps to go once the tier's aim is reached
+        angle, distance = rng.uniform(0, 2 * np.pi), rng.uniform(0.08, 0.2)
+        self.offset = distance * np.array([np.cos(angle), np.sin(angle), rng.uniform(0, 1)])
+        self.phase = 0  # steps that the present aim of an exploring rollout goes on for
+        self.aim: np.ndarray | None = None  # where its hand goes; None: where the scripted policy says
+        self.grip = 0.0
+
+    def __call__(self, observation: np.ndarray) -> np.ndarray:
+        if self.tier == "random":
+            return self.rng.uniform(-1, 1, 4).astype(np.float32)
+        if self.tier == EXPLORE:
+            self._choose_aim(observation)
+        if self.tier == NEAR_MISS:
+            observation = observation.copy()
+            observation[OBJECT] += self.offset
+        if self.aim is not None:
+            action = np.append(10 * (self.aim - observation[HAND]), self.grip)
+        elif self.tier == "medium" and self.remaining is not None:
+            action = np.zeros(4)
+        else:
+            action = np.asarray(self.policy.get_action(observation), np.float64)
+        return np.clip(action + self.rng.normal(0, self.noise, 4), -1, 1).astype(np.float32)
+
+    def _choose_aim(self, observation: np.ndarray) -> None:
+        """Now and then another aim for an exploring hand."""
+        if self.phase == 0:
+            self.phase = int(self.rng.integers(*PHASE_STEPS))
+            # Most often near the borders: an untrained policy drives its hand there and holds it.
+            anywhere = WORKSPACE[0] + (WORKSPACE[1] - WORKSPACE[0]) * self.rng.beta(0.5, 0.5, 3)
+            about_object = observation[OBJECT] + self.rng.normal(0, ABOUT, 3)
+            about_hand = observation[HAND] + self.rng.normal(0, ABOUT, 3)
+            # A trained one nears the object: what it does there, a little beside the task, must not look like success.
+            self.aim = (anywhere, about_object, about_hand, None)[self.rng.choice(4, p=AIMS)]
+            self.grip = float(self.rng.choice([-1.0, 1.0]))
+        self.phase -= 1
+
+    def observe(self, step: int, info: dict[str, Any], succeeded: bool) -> bool:
+        """Whether the rollout ends with this step."""
+        if self.remaining is not None:
+            self.remaining -= 1
+            return self.remaining <= 0 or (self.tier == "medium" and succeeded)
+        if self.tier == "expert" and succeeded:
+            self.remaining = int(self.rng.integers(*BEYOND_SUCCESS))
+        elif self.tier == "medium":
+            near = info["near_object"] > 0 and step > 5 if self.stage.by_near_object else step >= self.stage.steps
+            if near or succeeded:
+                self.remaining = NOISE_AFTER_STAGE
+        elif succeeded and self.tier != EXPLORE:
+            return True
+        return False
+
+
+def _check_same_config(folder: Path, config: CollectConfig) -> None:
+    path = folder / "collect.json"
+    said = {**asdict(config), "tiers": list(config.tiers)}
+    if path.exists():
+        # An older one may know fewer settings.
+        before = {**asdict(CollectConfig()), "tiers": list(TIERS), **json.loads(path.read_text())}
+        if before != said:
+            changed = {key: (before[key], value) for key, value in said.items() if before[key] != value}
+            raise DatasetError(
+                f"{folder} was collected with other settings (then, now): {changed}; choose another --out"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(said, indent=2))
+    os.replace(partial, path)

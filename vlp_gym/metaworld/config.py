@@ -1,0 +1,25 @@
+"""What `vlp-gym collect metaworld` is told to collect."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vlp_gym.data.trajectory import TIERS
+from vlp_gym.metaworld.env import CAMERA
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """What to collect; written beside the shards, and a resumed run must agree with it."""
+
+    per_tier: int = 32
+    tiers: tuple[str, ...] = TIERS
+    near_miss: int = 0
+    explore: int = 0
+    agent: int = 0
+    agent_model: str = "vlp-compact"
+    stride: int = 5
+    size: int = 112
+    camera: str = CAMERA
+    varied_share: float = 0.0
+    seed: int = 0

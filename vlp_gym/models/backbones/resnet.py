@@ -1,0 +1,32 @@
+"""torchvision's ResNets, which `vip` and `r3m` are built on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from vlp_gym.errors import MissingExtraError
+
+
+def make_resnet(layers: int, **options: Any) -> Any:
+    """torchvision's ResNet of 18, 34 or 50 layers with random weights.
+
+    Raises:
+        ValueError: another number of layers.
+        MissingExtraError: torchvision is not installed.
+    """
+    if layers not in (18, 34, 50):
+        raise ValueError(f"resnet: expected 18, 34 or 50 layers, got {layers}")
+    try:
+        import torchvision
+    except ImportError as error:
+        raise MissingExtraError('a ResNet needs torchvision: pip install "vlp_gym[clip]"') from error
+    return getattr(torchvision.models, f"resnet{layers}")(weights=None, **options)
+
+
+def resnet_layers(state: dict[str, Tensor]) -> int:
+    """How many layers the ResNet has whose tensors lie under ``convnet.``; 50 if they say nothing."""
+    if "convnet.layer1.0.conv1.weight" in state and "convnet.layer1.0.conv3.weight" not in state:
+        return 34 if "convnet.layer3.5.conv1.weight" in state else 18
+    return 50

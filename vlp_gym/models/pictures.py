@@ -1,0 +1,84 @@
+"""What models share that judge each frame on its own: pictures as published encoders were fed, one value a frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def square_pictures(frames: Tensor, size: tuple[int, int], device: torch.device) -> Tensor:
+    """Resize whole frames, bicubic and antialiased, whatever their shape: the object may stand at the edge.
+
+    Args:
+        frames: uint8 ``[N, H, W, 3]``; they travel to the device as bytes.
+        size: (height, width) to resize to, pixels.
+        device: where the work is done.
+
+    Returns:
+        float32 ``[N, 3, *size]`` in [0, 1].
+
+    Raises:
+        TypeError: the frames are not uint8 ``[N, H, W, 3]``.
+    """
+    pictures = _channels_first(frames, device)
+    if pictures.shape[-2:] != size:
+        pictures = F.interpolate(pictures, size, mode="bicubic", antialias=True, align_corners=False)
+        pictures = pictures.clamp(0, 1)  # bicubic overshoots at edges; an 8-bit picture cannot
+    return pictures
+
+
+def cropped_pictures(frames: Tensor, resize: int, crop: int, device: torch.device) -> Tensor:
+    """Resize the shorter side, bilinear and antialiased, and cut out the square in the middle.
+
+    Frames that are ``crop`` x ``crop`` already are taken as cut out, as R3M's and VIP's own code takes them.
+
+    Args:
+        frames: uint8 ``[N, H, W, 3]``; they travel to the device as bytes.
+        resize: length of the shorter side after the resize, pixels, at least `crop`.
+        crop: side of the square, pixels.
+        device: where the work is done.
+
+    Returns:
+        float32 ``[N, 3, crop, crop]`` in [0, 1].
+
+    Raises:
+        TypeError: the frames are not uint8 ``[N, H, W, 3]``.
+    """
+    pictures = _channels_first(frames, device)
+    height, width = pictures.shape[-2:]
+    if (height, width) == (crop, crop):
+        return pictures
+    shorter = min(height, width)
+    height, width = int(resize * height / shorter), int(resize * width / shorter)
+    pictures = F.interpolate(pictures, (height, width), mode="bilinear", antialias=True, align_corners=False)
+    top, left = round((height - crop) / 2), round((width - crop) / 2)
+    return pictures[..., top : top + crop, left : left + crop]
+
+
+def per_channel(values: Sequence[float]) -> Tensor:
+    """Three numbers as float ``[1, 3, 1, 1]``, to normalise pictures with."""
+    return torch.tensor(values).view(1, 3, 1, 1)
+
+
+def _channels_first(frames: Tensor, device: torch.device) -> Tensor:
+    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
+        raise TypeError(f"expected uint8 frames [N, H, W, 3], got {frames.dtype} {list(frames.shape)}")
+    return frames.to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
+
+
+def square(frame_size: int | tuple[int, int]) -> tuple[int, int]:
+    """(H, W) in pixels, of which one number makes a square.
+
+    >>> square(224)
+    (224, 224)
+    """
+    height, width = (frame_size, frame_size) if isinstance(frame_size, int) else frame_size
+    if height < 1 or width < 1:
+        raise ValueError(f"frame_size must be at least 1 pixel, got {frame_size}")
+    return int(height), int(width)

@@ -1,0 +1,174 @@
+"""GVL: a chat model puts a percentage on each of the shuffled frames of a video."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vlp_gym.frames.resize import resize_frames
+from vlp_gym.models.pictures import square
+from vlp_gym.models.protocol import History, Scores
+from vlp_gym.models.raw_tokens import code_points, pixel_tokens, tokens_to_sentences, windows_shown
+from vlp_gym.prompting.content import Chat, Image
+from vlp_gym.prompting.parse import parse_percentages
+from vlp_gym.prompting.shots import Example, check_example, load_examples
+from vlp_gym.prompting.spec import Options, open_chat
+from vlp_gym.prompting.workers import concurrently
+
+FORMAT = "Frame {i}: Frame Description: {}, Task Completion Percentages: {}%"
+
+
+class GVLModel:
+    """Generative Value Learning (GVL, section 3 and appendix B); a `RewardModel`, one question a window.
+
+    The chat model sees the first frame, with the statement that it stands at 0 %, and then the others in random order
+    (eq. 3), because in order of time models just count up. The prompt is the paper's; the sentence about examples
+    is left out where there are none. The frames' order follows from a hash of their pixels and the instruction, so a
+    question is the same in every batch and on every run, and its answer can be kept.
+
+    **By construction the first frame of a window has progress 0.** With the history "prefix" it is the episode's own;
+    of a segment from the middle of an episode the progress is that within the segment.
+
+    What the paper leaves open and is decided here: frames are numbered in the order shown, from 1; examples come
+    before the first frame, which is the part of the prompt that all questions share; ``preference`` is the progress of
+    the newest frame, because that is what the video has come to; a video of one frame is not asked about.
+
+    Args:
+        chat: who is asked.
+        examples: frames, uint8 ``[T, H, W, 3]``, and percentages in [0, 100] of videos whose progress is known, of any
+            task; each is shown shuffled (eq. 4).
+        window: T, frames a question shows, the first one included.
+        frame_size: (H, W) in pixels in which frames are shown; one number makes a square.
+        max_concurrency: rows of a batch that are asked about at a time.
+
+    Raises (in use):
+        QueryError: if there is no answer, or none that can be read.
+
+    Example:
+        >>> model = GVLModel.from_spec("qwen2.5-vl?base_url=http://127.0.0.1:8000/v1&cache=none")
+        >>> model.window, model.history
+        (16, 'prefix')
+    """
+
+    history: History = "prefix"
+
+    def __init__(
+        self,
+        chat: Chat,
+        *,
+        examples: Sequence[Example] = (),
+        window: int = 16,
+        frame_size: int | tuple[int, int] = 224,
+        max_concurrency: int = 8,
+    ) -> None:
+        if window < 2 or max_concurrency < 1:
+            raise ValueError(f"expected window >= 2 and max_concurrency >= 1, got {window} and {max_concurrency}")
+        self.chat, self.window, self.max_concurrency = chat, window, max_concurrency
+        self.frame_size = square(frame_size)
+        self._examples = [part for example in examples for part in self._show(*example)]
+
+    @classmethod
+    def from_spec(cls, spec: str) -> GVLModel:
+        """Build from "MODEL?option=value&..."; see `vlp_gym.prompting.open_chat`.
+
+        Options of its own: ``examples`` (a folder, see `vlp_gym.prompting.shots.load_examples`), ``window``,
+        ``frame_size``, ``max_concurrency``.
+
+        Raises:
+            ValueError: for an option that does not exist or a value that it cannot have.
+        """
+        kinds: Options = {"examples": load_examples, "window": int, "frame_size": int, "max_concurrency": int}
+        chat, options = open_chat(spec, kinds)
+        return cls(chat, **options)
+
+    def encode_text(self, instructions: Sequence[str]) -> Tensor:
+        """Code points of B sentences, float ``[B, L, 1]``; padding is zero."""
+        return code_points(instructions)
+
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        """Pixels of N frames, uint8 ``[N, H, W, 3]`` of any size, after the resize, float16 ``[N, K, 3]``."""
+        return pixel_tokens(frames, self.frame_size)
+
+    def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
+        """Ask about each window of pixels ``[B, T, K, 3]``; padding is not shown and has progress 0.
+
+        Returns:
+            Scores with ``progress`` ``[B, T]`` in [0, 1] and ``preference`` ``[B]``, that of the newest frame.
+        """
+        rows = windows_shown(frames, text, mask, self.frame_size)
+        answers = concurrently(lambda row: self._ask(*row), rows, self.max_concurrency)
+        progress = torch.zeros(mask.shape)
+        for values, real, answer in zip(progress, mask.cpu(), answers, strict=True):
+            values[real] = torch.from_numpy(answer).float()
+        progress = progress.to(frames.device)
+        return Scores(preference=progress[:, -1].clone(), progress=progress)
+
+    def values(self, video: NDArray[np.uint8], instruction: str) -> NDArray[np.float64]:
+        """The value of every frame of a finished video, by one question about all of them, as the paper uses it.
+
+        Args:
+            video: uint8 ``[T, H, W, 3]``; T is limited by the pictures that the chat model takes at once.
+            instruction: what is to be done.
+
+        Returns:
+            Values in [0, 1], float64 ``[T]``; see `vlp_gym.evaluation.curation` for what they are good for.
+        """
+        (sentence,) = tokens_to_sentences(code_points([instruction]))
+        return self._ask(self._resize(video), sentence)
+
+    def _ask(self, frames: NDArray[np.uint8], instruction: str) -> NDArray[np.float64]:
+        """Values in [0, 1] of frames in order of time, ``[T]``."""
+        values = np.zeros(len(frames))
+        if len(frames) == 1:
+            return values
+        order = 1 + shuffled(frames[1:], instruction)
+        answer = self.chat.ask(
+            self._prompt(frames, order, instruction), lambda answer: parse_percentages(answer, len(order))
+        )
+        values[order] = np.asarray(answer) / 100.0
+        return values
+
+    def _prompt(self, frames: NDArray[np.uint8], order: NDArray[np.int64], instruction: str) -> list[str | Image]:
+        examples = (
+            "We provide several examples of the robot performing the task at various stages and their corresponding "
+            "task completion percentages. "
+        )
+        content: list[str | Image] = [
+            "You are an expert roboticist tasked to predict task completion percentages for frames of a robot for the "
+            f"task of {instruction}. The task completion percentages are between 0 and 100, where 100 corresponds to "
+            f"full task completion. {examples if self._examples else ''}Note that these frames are in random order, so "
+            "please pay attention to the individual frames when reasoning about task completion percentage.",
+            *self._examples,
+            "Initial robot scene:",
+            frames[0],
+            "In the initial robot scene, the task completion percentage is 0.",
+            f"Now, for the task of {instruction}, output the task completion percentage for the following frames that "
+            f"are presented in random order. For each frame, format your response as follow: {FORMAT}",
+        ]
+        for number, index in enumerate(order, start=1):
+            content += [f"Frame {number}:", frames[index]]
+        return content
+
+    def _show(self, frames: NDArray[np.uint8], percentages: Sequence[float]) -> list[Any]:
+        """Shuffled pairs of an example, as parts of the prompt."""
+        check_example(frames, percentages)
+        shown = self._resize(frames)
+        parts: list[Any] = []
+        for index in shuffled(shown, ""):
+            parts += ["Example frame:", shown[index], f"Task Completion Percentages: {percentages[index]:.4g}%"]
+        return parts
+
+    def _resize(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return resize_frames(torch.from_numpy(np.ascontiguousarray(frames)), self.frame_size).numpy()
+
+
+def shuffled(frames: NDArray[np.uint8], instruction: str) -> NDArray[np.int64]:
+    """A random order of frames ``[T, H, W, 3]`` that depends on them, their order and the instruction alone."""
+    digest = hashlib.sha256(np.ascontiguousarray(frames).tobytes() + instruction.encode())
+    return np.random.default_rng(int.from_bytes(digest.digest(), "big")).permutation(len(frames))

@@ -1,0 +1,123 @@
+"""RL-VLM-F: a chat model says which of two pictures is nearer to the goal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlp_gym.models.pictures import square
+from vlp_gym.models.protocol import History, Scores
+from vlp_gym.models.raw_tokens import code_points, pixel_tokens, tokens_to_images, tokens_to_sentences
+from vlp_gym.prompting.content import Chat, Image
+from vlp_gym.prompting.parse import parse_choice, parse_text
+from vlp_gym.prompting.spec import open_chat
+from vlp_gym.prompting.workers import concurrently
+
+CHANCES = {0: 1.0, 1: 0.0, -1: 0.5}  # the answer -> P(the first picture is better)
+
+
+class RLVLMFModel:
+    """Preferences by a prompt of two stages (RL-VLM-F, section 4); a `RewardModel` with a pairwise head.
+
+    First the model describes both pictures and how they differ with regard to the goal; then, from these words alone,
+    it answers 0 (the first picture is better), 1 (the second) or -1 (no difference, or not sure). The questions
+    are the paper's, the words this package's own.
+
+    The paper trains a reward on such labels. A pair with the answer -1 is dropped, which `ModelLabeler` does with a
+    margin above 0; it asks in both orders, because such models favour a side. The paper's schedule of 40 queries every
+    4,000 steps, 20,000 at most, whose segments are single pictures::
+
+        labeler = ModelLabeler("rl-vlm-f:MODEL", "open the drawer", margin=0.1)
+        queries = Queries(budget=20_000, session=40, every=4_000, length=1)
+
+    The picture of a longer segment is its last frame.
+
+    A single video has no score of its own here. What `score` gives is the answer for the video's last frame against
+    its first: 1 (better), -1 (worse) or 0 (no difference). That is a coarse reward, and two questions a step.
+
+    Args:
+        chat: who is asked.
+        frame_size: (H, W) in pixels in which frames are shown; one number makes a square.
+        max_concurrency: pairs of a batch that are asked about at a time.
+
+    Raises (in use):
+        QueryError: if there is no answer, or none that can be read.
+
+    Example:
+        >>> model = RLVLMFModel.from_spec("qwen2.5-vl?base_url=http://127.0.0.1:8000/v1&cache=none")
+        >>> model.window, model.history
+        (2, 'prefix')
+    """
+
+    window = 2  # the episode's first frame and the newest one
+    history: History = "prefix"
+
+    def __init__(self, chat: Chat, *, frame_size: int | tuple[int, int] = 224, max_concurrency: int = 8) -> None:
+        if max_concurrency < 1:
+            raise ValueError(f"max_concurrency must be at least 1, got {max_concurrency}")
+        self.chat, self.frame_size, self.max_concurrency = chat, square(frame_size), max_concurrency
+
+    @classmethod
+    def from_spec(cls, spec: str) -> RLVLMFModel:
+        """Build from "MODEL?option=value&..."; see `vlp_gym.prompting.open_chat`.
+
+        Options of its own: ``frame_size``, ``max_concurrency``.
+
+        Raises:
+            ValueError: for an option that does not exist or a value that it cannot have.
+        """
+        chat, options = open_chat(spec, {"frame_size": int, "max_concurrency": int})
+        return cls(chat, **options)
+
+    def encode_text(self, instructions: Sequence[str]) -> Tensor:
+        """Code points of B sentences, float ``[B, L, 1]``; padding is zero."""
+        return code_points(instructions)
+
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        """Pixels of N frames, uint8 ``[N, H, W, 3]`` of any size, after the resize, float16 ``[N, K, 3]``."""
+        return pixel_tokens(frames, self.frame_size)
+
+    def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
+        """Compare the last frame of each window of pixels ``[B, T, K, 3]`` with its first real one.
+
+        Returns:
+            Scores with ``preference`` ``[B]`` of -1, 0 and 1; ``progress`` and ``relevance`` are None.
+        """
+        first = frames[torch.arange(len(frames), device=frames.device), mask.int().argmax(1)]
+        worse = self._chances(first, frames[:, -1], text)  # time's order: the first frame is the first picture
+        return Scores(preference=1.0 - 2.0 * worse)
+
+    def prefer(self, a: Tensor, b: Tensor, text: Tensor) -> Tensor:
+        """P(a > b | text), float ``[B]`` of 0, 0.5 (no preference) and 1.
+
+        Args:
+            a: pixels of the first videos, ``[B, T, K, 3]``; the last frame is shown, as Image 1.
+            b: those of the second videos, shown as Image 2.
+            text: code points, ``[B, L, 1]``.
+        """
+        return self._chances(a[:, -1], b[:, -1], text)
+
+    def _chances(self, first: Tensor, second: Tensor, text: Tensor) -> Tensor:
+        """P(the first picture is better), ``[B]``, of pixels ``[B, K, 3]``."""
+        pictures = (tokens_to_images(side, self.frame_size) for side in (first, second))
+        rows = list(zip(*pictures, tokens_to_sentences(text), strict=True))
+        chances = concurrently(lambda row: CHANCES[self._ask(*row)], rows, self.max_concurrency)
+        return torch.tensor(chances, device=first.device)
+
+    def _ask(self, first: Image, second: Image, instruction: str) -> int:
+        if np.array_equal(first, second):
+            return -1  # there is nothing to see, and nothing to pay for
+        questions = (
+            "1. What does Image 1 show?\n2. What does Image 2 show?\n"
+            f"3. The goal is: {instruction}. With regard to this goal, how do Image 1 and Image 2 differ?"
+        )
+        said = self.chat.ask(["Look at these two images.\nImage 1:", first, "Image 2:", second, questions], parse_text)
+        verdict = (
+            f"These questions were asked about two images:\n{questions}\n\nThe answers were:\n{said}\n\n"
+            "Going by these answers, in which image is the goal better achieved? Reply with one line that holds only a "
+            "number: 0 for Image 1, 1 for Image 2, or -1 if there is no difference or the answers are not sure."
+        )
+        return self.chat.ask([verdict], parse_choice)

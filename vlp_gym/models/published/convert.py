@@ -1,0 +1,131 @@
+"""Published checkpoints, key by key, as folders with ``config.json`` and ``model.safetensors``.
+
+This is the one place that opens a ``.pt`` file, and only as tensors: a file that would run code is refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import warnings
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from vlp_gym.errors import CheckpointError
+from vlp_gym.models.checkpoint import save_checkpoint
+from vlp_gym.models.published.shards import read_shards
+
+# System -> "module:function", a function of the published state and the options that gives the model.
+CONVERTERS = {
+    "liv": "vlp_gym.models.liv:from_published",
+    "vip": "vlp_gym.models.vip:from_published",
+    "r3m": "vlp_gym.models.r3m:from_published",
+    "roboclip": "vlp_gym.models.roboclip:from_published",
+    "robometer": "vlp_gym.models.robometer:from_published",
+    "rewind": "vlp_gym.models.rewind:from_published",
+}
+_STATE_KEYS = ("model_state_dict", "state_dict")  # where files keep the tensors that do not name their system
+
+
+def convert(system: str, source: str | Path, out: str | Path, **options: Any) -> Path:
+    """Turn a published checkpoint into a folder that `load_reward_model` loads; nothing is written unless all fits.
+
+    Args:
+        system: a key of `CONVERTERS`.
+        source: the published ``.pt`` file, read as tensors alone, a ``.safetensors`` file, or a folder with several.
+        out: the folder to write.
+        options: passed to the system's ``from_published``, such as ``tokenizer`` for R3M.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: no such system.
+        CheckpointError: the file is missing, damaged, holds more than tensors, or is of another architecture; the
+            message lists every missing, unexpected and misshaped key.
+    """
+    if system not in CONVERTERS:
+        raise ValueError(f"system: expected one of {sorted(CONVERTERS)}, got {system!r}")
+    source = Path(source)
+    state = read_published(source, system)
+    module, _, name = CONVERTERS[system].partition(":")
+    from_published: Callable[..., nn.Module] = getattr(import_module(module), name)
+    try:
+        with torch.random.fork_rng(devices=[]):  # weights are drawn before the published ones replace them
+            model = from_published(state, **options)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+    card = (
+        f"# {system}, for vlp_gym\n\nConverted from the published file `{source.name}`. The weights keep the licence "
+        "of their authors.\n"
+    )
+    return save_checkpoint(model, out, card=card)
+
+
+def read_published(source: str | Path, system: str) -> dict[str, Tensor]:
+    """The tensors of a published file, those under the system's own key if it has one.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds more than tensors.
+    """
+    source = Path(source)
+    if source.is_dir():
+        return read_shards(source)
+    if not source.is_file():
+        raise CheckpointError(f"{source}: expected a published checkpoint file, but it is missing")
+    payload: Any = _read_safetensors(source) if source.suffix == ".safetensors" else _read_torch(source)
+    if not isinstance(payload, Mapping):
+        raise CheckpointError(f"{source}: expected a dict of tensors, got {type(payload).__name__}")
+    inner = next((payload[key] for key in (system, *_STATE_KEYS) if isinstance(payload.get(key), Mapping)), payload)
+    others = [str(key) for key, value in inner.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
+    if others or not inner:
+        found = f"other things as well: {', '.join(others[:8])}" if others else "nothing"
+        raise CheckpointError(f"{source}: expected tensors by name, with or without {system!r} above them, got {found}")
+    return dict(inner)
+
+
+def without_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The same tensors, the prefix taken off those names that begin with it.
+
+    >>> list(without_prefix({"module.a": torch.zeros(1), "b": torch.zeros(1)}, "module."))
+    ['a', 'b']
+
+    Raises:
+        CheckpointError: two names become the same.
+    """
+    short = {key.removeprefix(prefix): value for key, value in state.items()}
+    if len(short) < len(state):
+        twins = sorted(key for key in state if key.startswith(prefix) and key.removeprefix(prefix) in state)
+        raise CheckpointError(f"keys both with and without the prefix {prefix!r}: {', '.join(twins[:8])}")
+    return short
+
+
+def _read_torch(source: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol|'torch.load' received a zip file", UserWarning)
+            # ReWiND's files also hold the options that it was trained with, in this class: plain attributes.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                return torch.load(source, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{source}: cannot be read as tensors alone: it is damaged, or holds objects whose loading would run code. "
+            "Nothing of it was loaded; save its state_dict alone, or as .safetensors, and convert that"
+        ) from error
+    except Exception as error:  # a damaged pickle makes the reader raise nearly anything
+        reason = str(error).partition(". ")[0] or type(error).__name__
+        raise CheckpointError(f"{source}: not a checkpoint of torch.save, or damaged ({reason})") from error
+
+
+def _read_safetensors(source: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(source)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{source}: not a valid safetensors file ({error})") from error

@@ -1,0 +1,194 @@
+"""Which slot of a buffer waits for which reward: the bookkeeping of late rewards, without any reward in it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+from vlp_gym.engine.tickets import Ticket
+
+
+@dataclass(eq=False)
+class _Open:
+    """A ticket whose reward is still to come, or came before its transition was stored."""
+
+    row: int | None = None
+    """Where it belongs; None before the transition is stored, and after its row went to another one."""
+    stale: bool = False
+    """Its row went to another transition: the reward will be dropped, and was counted."""
+    reward: float | None = None
+    """What came before the transition was stored."""
+
+
+class RewardLedger:
+    """Matches late rewards to the rows of a buffer by (index of the environment, ticket).
+
+    Every ticket is counted once: submitted = delivered + stale + failed + cancelled + pending, always. The index is
+    part of the key, because several wrappers may each call their environment 0. The rewards of one environment come
+    in the order of its steps, so one that was passed over will never come: its transition has failed, and its row
+    stays closed until it is overwritten.
+
+    Args:
+        num_envs: columns of the buffer.
+    """
+
+    def __init__(self, num_envs: int) -> None:
+        self._open: list[dict[Ticket, _Open]] = [{} for _ in range(num_envs)]  # in the order of the steps
+        self._newest: list[Ticket | None] = [None] * num_envs
+        self._delivered: list[Ticket | None] = [None] * num_envs
+        self._counts = {"submitted": 0, "delivered": 0, "stale": 0, "failed": 0, "cancelled": 0}
+        self.missing: dict[int, dict[int, Ticket | None]] = {}
+        """For each row that may not be sampled: the environments whose reward is missing, and the ticket of it."""
+
+    def stats(self) -> dict[str, int]:
+        """Counts of tickets: delivered to a row; stale (the row was overwritten, or the transition never stored);
+        failed (no reward came); cancelled (another source of rewards was attached); pending."""
+        pending = sum(not entry.stale for tickets in self._open for entry in tickets.values())
+        return {**self._counts, "pending": pending}
+
+    def waiting(self) -> list[int]:
+        """The environments of which a row waits for a reward, the oldest row first."""
+        rows: dict[int, int] = {}
+        for row, tickets in self.missing.items():
+            for index, ticket in tickets.items():
+                if ticket is not None:
+                    rows.setdefault(index, row)
+        return list(rows)
+
+    def oldest(self) -> Ticket | None:
+        """The ticket of the oldest row that waits."""
+        tickets = (ticket for row in self.missing.values() for ticket in row.values() if ticket is not None)
+        return next(tickets, None)
+
+    def announce(self, index: int, ticket: Ticket) -> bool:
+        """Take in the ticket of a transition that will be stored next; False if that was done before."""
+        newest = self._newest[index]
+        if newest is not None and ticket <= newest:
+            return False
+        self._newest[index] = ticket
+        self._open[index][ticket] = _Open()
+        self._counts["submitted"] += 1
+        return True
+
+    def close(self, row: int) -> None:
+        """Close a row before it is written; the tickets of what it held are stale."""
+        for index, ticket in self.missing.pop(row, {}).items():
+            if ticket is not None:
+                self._abandon(index, ticket)
+        self.missing[row] = dict.fromkeys(range(len(self._open)))
+
+    def bind(self, row: int, tickets: Sequence[Ticket | None], write: Callable[[int, int, float], None]) -> None:
+        """Open a row that was written, as far as its rewards are there.
+
+        Args:
+            row: that was closed.
+            tickets: one for each environment, announced; None for a reward that came with the step.
+            write: called with row, index and reward, for what came early.
+        """
+        missing: dict[int, Ticket | None] = {}
+        for index, ticket in enumerate(tickets):
+            if ticket is None:
+                continue
+            entry = self._open[index].get(ticket)
+            if entry is None or entry.stale:
+                missing[index] = None  # its reward was passed over meanwhile
+            elif entry.reward is None:
+                entry.row = row
+                missing[index] = ticket
+            else:
+                write(row, index, entry.reward)
+                del self._open[index][ticket]
+                self._counts["delivered"] += 1
+        if missing:
+            self.missing[row] = missing
+        else:
+            del self.missing[row]
+
+    def deliver(self, index: int, ticket: Ticket, reward: float, write: Callable[[int, int, float], None]) -> None:
+        """Put a reward where it belongs, or drop it if its row went to another transition.
+
+        Args:
+            index: of the environment.
+            ticket: that the reward came with.
+            reward: to be written.
+            write: called with row, index and reward.
+
+        Raises:
+            RuntimeError: for a ticket that is unknown, or whose reward was there already.
+        """
+        tickets, delivered = self._open[index], self._delivered[index]
+        if ticket not in tickets:
+            # The last step of an episode may never have come back: interrupted, or another environment has raised.
+            others = [self._newest[index], *tickets]
+            later = any(other and other.episode == ticket.episode and other > ticket for other in others)
+            if not later and (delivered is None or ticket > delivered):
+                self._delivered[index] = ticket
+                self._counts["submitted"] += 1
+                self._counts["stale"] += 1
+                return
+            raise RuntimeError(f"a reward came twice, or for a ticket that is unknown ({ticket})")
+        for passed in list(takewhile(lambda other: other < ticket, tickets)):
+            self._fail(index, passed)
+        self._delivered[index] = ticket
+        entry = tickets[ticket]
+        if entry.row is not None:
+            write(entry.row, index, reward)  # first: a row is opened only after its reward is in it
+            row = self.missing[entry.row]
+            del row[index]
+            if not row:
+                del self.missing[entry.row]
+            self._counts["delivered"] += 1
+        elif not entry.stale:
+            entry.reward = reward
+            return
+        del tickets[ticket]
+
+    def give_up(self, *, unstored: bool) -> None:
+        """Nothing is on its way any more: what has no reward now has failed.
+
+        Args:
+            unstored: also end the tickets whose transition was not stored; it never will be.
+        """
+        for index, tickets in enumerate(self._open):
+            for ticket in list(tickets):
+                if unstored or tickets[ticket].row is not None or tickets[ticket].stale:
+                    self._fail(index, ticket)
+
+    def cancel(self) -> None:
+        """Forget all tickets: those of another source will follow, which may be the same again."""
+        for tickets in self._open:
+            self._counts["cancelled"] += sum(not entry.stale for entry in tickets.values())
+            tickets.clear()
+        self._newest = [None] * len(self._open)
+        self._delivered = [None] * len(self._open)
+        self.missing = {row: dict.fromkeys(indices) for row, indices in self.missing.items()}
+
+    def discard(self) -> None:
+        """All rows are emptied: the rewards of what they held will be dropped."""
+        for row in list(self.missing):
+            self.close(row)
+        self.missing.clear()
+
+    def snapshot(self) -> RewardLedger:
+        """A copy for a file: what is open now will not be when it is read."""
+        copied = copy.deepcopy(self)
+        copied.cancel()
+        return copied
+
+    def _abandon(self, index: int, ticket: Ticket) -> None:
+        self._open[index][ticket] = _Open(stale=True)
+        self._counts["stale"] += 1
+
+    def _fail(self, index: int, ticket: Ticket) -> None:
+        """This reward will not come, or its transition was never stored."""
+        entry = self._open[index].pop(ticket)
+        row = None if entry.row is None else self.missing.get(entry.row, {})
+        if row is not None and index not in row:  # an interrupt came between its reward and this
+            self._counts["delivered"] += 1
+        elif row is not None:
+            row[index] = None
+            self._counts["failed"] += 1
+        elif not entry.stale:
+            self._counts["stale"] += 1

@@ -1,0 +1,216 @@
+"""Checks for your own reward models and wrapped environments.
+
+`check_reward_model` and `check_wrapper` raise AssertionError with a message that says which promise is broken.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.error import ResetNeeded
+from torch import Tensor
+
+from vlp_gym.models.protocol import ContextualModel, RewardModel, Scores, value_range
+
+SENTENCES = ("press the button", "close the door and then open the drawer, please")
+
+
+def check_reward_model(model: RewardModel, *, instructions: tuple[str, str] = SENTENCES, atol: float = 1e-4) -> None:
+    """Check that a model keeps what `RewardModel` promises; random frames, a few forward passes.
+
+    Shapes, dtypes and ranges; the same answer twice and with the global random generators untouched; inputs not
+    written to; padding of frames and of text, and the other rows of a batch, without influence.
+
+    Args:
+        model: any reward model; a module is put into eval mode and stays where it is.
+        instructions: a short and a longer one that the model takes; of a goal-image model two paths of pictures.
+        atol: how far answers may lie apart that differ in batching or padding only.
+
+    Raises:
+        AssertionError: if it breaks one of these promises.
+
+    Example:
+        >>> from vlp_gym.testing import PaintedModel
+        >>> check_reward_model(PaintedModel())
+    """
+    assert isinstance(model, RewardModel), f"{type(model).__name__} lacks a member of vlp_gym.RewardModel"
+    counts = isinstance(model.window, int) and model.window >= 1
+    assert counts, f"window must be an int >= 1, got {model.window!r}"
+    assert model.history in ("sliding", "prefix"), f"history must be 'sliding' or 'prefix', got {model.history!r}"
+    height, width = model.frame_size
+    if isinstance(model, torch.nn.Module):
+        model.eval()
+    generator = np.random.default_rng(0)  # not torch's: the check must not touch the global generators itself
+    pixels = torch.from_numpy(generator.integers(0, 256, (3, height, width, 3), np.uint8)).to(_device(model))
+    before = _random_states()
+    with torch.inference_mode():
+        tokens = _check_encode_frames(model, pixels, atol)
+        text = _check_encode_text(model, instructions)
+        _check_score(model, tokens, text, instructions[0], atol)
+    assert before == _random_states(), "the model drew from a global random generator"
+
+
+def _check_encode_frames(model: RewardModel, pixels: Tensor, atol: float) -> Tensor:
+    given = pixels.clone()
+    tokens = model.encode_frames(given)
+    assert torch.equal(given, pixels), "encode_frames wrote to its input"
+    _check_float(tokens, "encode_frames", (3, None, None), "[N, K, D]")
+    assert torch.equal(tokens, model.encode_frames(pixels)), "encode_frames gave another answer the second time"
+    alone = torch.cat([model.encode_frames(frame[None]) for frame in pixels])
+    _check_close(alone, tokens, atol, "encode_frames depends on the other frames of the batch")
+    doubled = model.encode_frames(pixels.repeat_interleave(2, 1).repeat_interleave(2, 2))
+    assert doubled.shape == tokens.shape, (
+        f"encode_frames must give {list(tokens.shape)} for frames of every size, got {list(doubled.shape)}"
+    )
+    return tokens
+
+
+def _check_encode_text(model: RewardModel, instructions: tuple[str, str]) -> Tensor:
+    text = model.encode_text(list(instructions))
+    _check_float(text, "encode_text", (len(instructions), None, None), "[B, L, D]")
+    assert torch.equal(text, model.encode_text(list(instructions))), "encode_text gave another answer the second time"
+    return text
+
+
+def _check_score(model: RewardModel, tokens: Tensor, text: Tensor, instruction: str, atol: float) -> None:
+    window = torch.stack([tokens, tokens[[2, 2, 0]]])
+    mask = torch.ones(window.shape[:2], dtype=torch.bool, device=tokens.device)
+    given = (window.clone(), text.clone(), mask.clone())
+    scores = model.score(*given)
+    for tensor, original in zip(given, (window, text, mask), strict=True):
+        assert torch.equal(tensor, original), "score wrote to its input"
+    assert isinstance(scores, Scores), f"score must give Scores, got {type(scores).__name__}"
+    _check_float(scores.preference, "preference", (2,), "[B]")
+    if scores.progress is not None:
+        _check_float(scores.progress, "progress", (2, 3), "[B, T]")
+        low, high = scores.progress.min().item(), scores.progress.max().item()
+        least, most = value_range(model)
+        assert least <= low <= high <= most, f"progress must be in [{least:g}, {most:g}], got {low:.3g} to {high:.3g}"
+    if scores.relevance is not None:
+        _check_float(scores.relevance, "relevance", (2,), "[B]")
+    heads = _heads(scores)
+    again = _heads(model.score(window, text, mask))
+    assert all(torch.equal(heads[name], again[name]) for name in heads), "score gave another answer the second time"
+
+    alone = [_heads(model.score(window[row : row + 1], text[row : row + 1], mask[:1])) for row in range(2)]
+    for name in heads:
+        joined = torch.cat([row[name] for row in alone])
+        _check_close(joined, heads[name], atol, f"{name} depends on the other rows of the batch")
+    # Alone, the short sentence has no padding rows.
+    short = _heads(model.score(window[:1], model.encode_text([instruction]), mask[:1]))
+    for name in heads:
+        _check_close(short[name], heads[name][:1], atol, f"{name} depends on the padding of the text")
+    padded = torch.cat([window[:, :1], window], dim=1)
+    padded_mask = torch.cat([~mask[:, :1], mask], dim=1)
+    for name, values in _heads(model.score(padded, text, padded_mask)).items():
+        real = values[:, 1:] if name == "progress" else values
+        _check_close(real, heads[name], atol, f"{name} depends on the padding of the frames")
+    if isinstance(model, ContextualModel):
+        seen = model.encode_in_context(window.flatten(0, 1), window[:, :1].expand_as(window).flatten(0, 1))
+        _check_float(seen, "encode_in_context", (mask.numel(), None, None), "[N, K, D]")
+        for name, values in _heads(model.score_in_context(seen.unflatten(0, mask.shape), text, mask)).items():
+            _check_close(values, heads[name], atol, f"{name} of score_in_context differs from that of score")
+    for name, values in _heads(model.score(window[:, :1], text, mask[:, :1])).items():
+        assert values.isfinite().all(), f"{name} is NaN or inf for a window of one frame"
+
+
+def check_wrapper(env: gym.Env[Any, Any], *, steps: int = 20, seed: int = 0) -> None:
+    """Check that an environment under `VLPRewardWrapper` (or a wrapper of your own like it) keeps its promises.
+
+    Python floats as rewards, all finite; ``info["vlp"]`` with its keys; the same rewards for the same seed and
+    actions (in the mode "async" those that are delivered, one for each step, in order); no step after the end; the
+    global random generators untouched by construction of windows and scores.
+
+    Args:
+        env: the wrapped environment, which renders deterministically; it is reset and stays open.
+        steps: how many steps each of two runs takes at most.
+        seed: of the resets and the actions.
+
+    Raises:
+        AssertionError: if it breaks one of these promises.
+    """
+    first, over = _rollout(env, steps, seed)
+    second, _ = _rollout(env, steps, seed)
+    assert first == second, "the rewards of two runs with the same seed and actions differ"
+    if over:
+        try:
+            env.step(env.action_space.sample())
+        except ResetNeeded:
+            pass
+        else:
+            raise AssertionError("a step after the end of the episode must raise gymnasium.error.ResetNeeded")
+
+
+def _rollout(env: gym.Env[Any, Any], steps: int, seed: int) -> tuple[list[float], bool]:
+    rewards: list[float] = []
+    late: list[Any] = []
+    tickets: list[Any] = []
+    env.action_space.seed(seed)
+    before = _random_states()
+    _, info = env.reset(seed=seed)
+    _check_info(info, "reset")
+    over = False
+    while len(rewards) < steps and not over:
+        _, reward, terminated, truncated, info = env.step(env.action_space.sample())
+        _check_info(info, "step")
+        assert type(reward) is float, f"the reward must be a Python float, got {type(reward).__name__}"
+        assert math.isfinite(reward), f"the reward must be finite, got {reward}"
+        assert not (terminated and truncated), "a step that terminates must not say that it was truncated too"
+        rewards.append(reward)
+        over = terminated or truncated
+        if "ticket" in info["vlp"]:
+            tickets.append(info["vlp"]["ticket"])
+            late += info["vlp"]["delivered"]
+    if tickets:
+        late += env.get_wrapper_attr("flush")()
+        assert [delivery.ticket for delivery in late] == tickets, "each step must be delivered once, in order"
+        rewards = [delivery.reward for delivery in late]
+    assert before == _random_states(), "reset or step drew from a global random generator"
+    return rewards, over
+
+
+def _check_info(info: dict[str, Any], call: str) -> None:
+    expected = {"env_reward", "score", "progress", "relevance", "success"}
+    found = set(info.get("vlp", {}))
+    assert expected <= found, f'info["vlp"] of {call} must have {sorted(expected)}, got {sorted(found)}'
+    for name, value in info["vlp"].items():
+        if name in ("ticket", "delivered"):  # tuples of numbers
+            continue
+        assert value is None or isinstance(value, (bool, int, float)), (
+            f'info["vlp"][{name!r}] must be a number or None, got {type(value).__name__}'
+        )
+
+
+def _check_float(tensor: Any, name: str, shape: tuple[int | None, ...], words: str) -> None:
+    assert isinstance(tensor, Tensor), f"{name} must be a tensor {words}, got {type(tensor).__name__}"
+    assert tensor.is_floating_point(), f"{name} must be of a float dtype, got {tensor.dtype}"
+    fits = len(shape) == tensor.ndim and all(
+        want in (None, size) for want, size in zip(shape, tensor.shape, strict=True)
+    )
+    assert fits, f"{name} must be {words} with the sizes {shape}, got {list(tensor.shape)}"
+    assert tensor.isfinite().all(), f"{name} holds NaN or inf"
+
+
+def _check_close(a: Tensor, b: Tensor, atol: float, message: str) -> None:
+    gap = (a.float() - b.float()).abs().max().item()
+    assert gap <= atol, f"{message}: the answers lie {gap:.2g} apart"
+
+
+def _heads(scores: Scores) -> dict[str, Tensor]:
+    heads = {"preference": scores.preference, "progress": scores.progress, "relevance": scores.relevance}
+    return {name: values for name, values in heads.items() if values is not None}
+
+
+def _device(model: RewardModel) -> torch.device:
+    parameter = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def _random_states() -> tuple[str, str, bytes]:
+    """The states of Python's, NumPy's and PyTorch's global generators, comparable."""
+    return repr(random.getstate()), repr(np.random.get_state()), torch.get_rng_state().numpy().tobytes()  # noqa: NPY002

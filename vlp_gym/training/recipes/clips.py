@@ -1,0 +1,202 @@
+"""Batches of clips for training: a few tasks, a few clips of each, one sentence a task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlp_gym.data.trajectory import AGENT, EXPLORE, NEAR_MISS, Trajectory
+from vlp_gym.metaworld.instructions import NOT_OPPOSITE, SIBLINGS, training_phrasings
+from vlp_gym.metaworld.opposites import opposite_sentence
+from vlp_gym.training.recipes.frame_labels import FrameLabels, label_task
+
+SEGMENT_STEPS = 50  # environment steps in a preference segment (VLP)
+TIER_RANK = {"expert": 2.0, "medium": 1.0, "random": 0.0}
+UNDONE = 0.3  # share of the progress left to a clip that runs backwards: its last frames may be another task's first
+TIER_SHARE = {EXPLORE: 2.0, AGENT: 4.0}  # how often a clip is drawn from a tier, against 1: their states vary most
+# How a clip is cut from a rollout, and how often. A model that saw no reversed clip would pay for any change at all.
+MODES = {"whole": 0.3, "prefix": 0.2, "segment": 0.25, "rewind": 0.08, "reverse": 0.17}
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """G tasks with C clips of T frames each.
+
+    Attributes:
+        frames: uint8 ``[G, C, T, H, W, 3]``.
+        progress: float ``[G, C, T]``, see `FrameLabels`; times `UNDONE` in reversed clips.
+        value: float ``[G, C, T]``, see `FrameLabels`; NaN in reversed clips.
+        tier: float ``[G, C]``, 2 expert, 1 medium, 0 random in whole rollouts, 0 in reversed ones; NaN elsewhere.
+        segment_return: float ``[G, C]``, mean environment reward over the clip; NaN in reversed ones.
+        expert: bool ``[G, C]``, a forward clip of an expert that gets its task done.
+        reversed: bool ``[G, C]``, the clip runs backwards: it shows no task.
+        positions: float ``[G, C, T, 2, 3]``, of hand and object in the camera's frame, metres; NaN where not known.
+        moved: float ``[G, C, T]``, see `FrameLabels`.
+        nearing: float ``[G, C, T]``, likewise.
+        instructions: G sentences.
+        opposites: for each of them the sentence that asks for the opposite; None where none is known, or where the
+            opposite is among the training tasks itself.
+    """
+
+    frames: Tensor
+    progress: Tensor
+    value: Tensor
+    tier: Tensor
+    segment_return: Tensor
+    expert: Tensor
+    reversed: Tensor
+    positions: Tensor
+    moved: Tensor
+    nearing: Tensor
+    instructions: list[str]
+    opposites: list[str | None]
+
+    def to(self, device: torch.device) -> ClipBatch:
+        """The same batch on another device."""
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return ClipBatch(**tensors, instructions=self.instructions, opposites=self.opposites)
+
+
+class ClipSampler:
+    """Draws batches; batch number n is the same whatever was drawn before, so that a resumed run is bit for bit equal.
+
+    Args:
+        trajectories: of all training tasks.
+        tasks_per_batch: G, at least 2.
+        clips_per_task: C, at least 3: of an expert, a medium, any other tier but these; then of any.
+        window: T is a quarter, a half, three quarters or all of this, and at least 2.
+        seed: decides everything.
+        focus: tasks in every batch, at most half of it; the others are drawn.
+
+    Raises:
+        ValueError: if there are fewer tasks than `tasks_per_batch` or clips than 3, or a task lacks a tier, or `focus`
+            names too many or unknown tasks.
+    """
+
+    def __init__(
+        self,
+        trajectories: Sequence[Trajectory],
+        *,
+        tasks_per_batch: int,
+        clips_per_task: int,
+        window: int,
+        seed: int,
+        focus: Sequence[str] = (),
+    ) -> None:
+        self.by_task: dict[str, dict[str, list[int]]] = {}
+        self.trajectories = trajectories
+        for index, trajectory in enumerate(trajectories):
+            if trajectory.tier == "expert" and not trajectory.success.any():
+                continue  # the scripted policy fails now and then; its clip shows nothing to learn progress from
+            self.by_task.setdefault(trajectory.task, {}).setdefault(trajectory.tier, []).append(index)
+        self.tasks = sorted(self.by_task)
+        if len(self.tasks) < tasks_per_batch or tasks_per_batch < 2:
+            raise ValueError(
+                f"tasks_per_batch: expected 2 to {len(self.tasks)} (the tasks there are), got {tasks_per_batch}"
+            )
+        if clips_per_task < 3:
+            raise ValueError(f"clips_per_task: expected at least 3, got {clips_per_task}")
+        self.focus = list(dict.fromkeys(focus))
+        if unknown := set(focus) - set(self.tasks):
+            raise ValueError(f"focus: expected tasks that are trained on, got {', '.join(sorted(unknown))}")
+        if len(self.focus) > tasks_per_batch // 2:
+            raise ValueError(
+                f"focus: expected at most half of a batch's {tasks_per_batch} tasks, got {len(self.focus)}"
+            )
+        for task, tiers in self.by_task.items():
+            if lacking := TIER_RANK.keys() - tiers.keys():
+                raise ValueError(f"{task}: expected trajectories of every tier, found none of {sorted(lacking)}")
+        self.have_opposites = {task for task in self.tasks if SIBLINGS.get(task) in self.by_task} - NOT_OPPOSITE
+        self.sentences = {sentence for task in self.tasks for sentence in training_phrasings(task)}
+        self.labels: dict[int, FrameLabels] = {}
+        for tiers in self.by_task.values():
+            indices = [index for some in tiers.values() for index in some]
+            self.labels.update(zip(indices, label_task([trajectories[index] for index in indices]), strict=True))
+        self.tasks_per_batch, self.clips_per_task = tasks_per_batch, clips_per_task
+        self.window, self.seed = window, seed
+
+    def batch(self, number: int) -> ClipBatch:
+        """Batch `number` of the endless sequence that the seed defines."""
+        rng = np.random.default_rng([self.seed, number])
+        tasks = self._draw_tasks(rng)
+        lengths = [max(2, share * self.window // 4) for share in (1, 2, 3, 4)]
+        length = int(rng.choice(lengths, p=[0.25, 0.35, 0.2, 0.2]))
+        groups = [[self._clip(task, slot, length, rng) for slot in range(self.clips_per_task)] for task in tasks]
+        tensors = {
+            name: torch.from_numpy(np.stack([np.stack([clip[name] for clip in group]) for group in groups]))
+            for name in groups[0][0]
+        }
+        sentences = [str(rng.choice(training_phrasings(task))) for task in tasks]
+        opposites = [
+            None if task in self.have_opposites else opposite_sentence(sentence, rng)
+            for task, sentence in zip(tasks, sentences, strict=True)
+        ]
+        # Where the opposite is a task of its own, its own rollouts teach it; some are sentences of quite another task.
+        opposites = [None if sentence in self.sentences else sentence for sentence in opposites]
+        return ClipBatch(**tensors, instructions=sentences, opposites=opposites)
+
+    def _draw_tasks(self, rng: np.random.Generator) -> list[str]:
+        """Tasks at random, every other one followed by one of the same scene: a sentence must tell those apart too."""
+        waiting = self.focus + [str(task) for task in rng.permutation(self.tasks) if task not in self.focus]
+        drawn: list[str] = []
+        while len(drawn) < self.tasks_per_batch:
+            drawn.append(waiting.pop(0))
+            same = [task for task in waiting if task.split("-")[0] == drawn[-1].split("-")[0]]
+            if same and len(drawn) < self.tasks_per_batch and rng.random() < 0.5:
+                drawn.append(same[0])
+                waiting.remove(same[0])
+        return drawn
+
+    def _clip(self, task: str, slot: int, length: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """One clip: the fields of `ClipBatch` that are tensors, without their G and C."""
+        tiers = self.by_task[task]
+        wanted: tuple[str, ...] = (
+            (("expert",), ("medium",), ("random", NEAR_MISS, EXPLORE, AGENT))[slot] if slot < 3 else tuple(tiers)
+        )
+        names = [name for name in wanted if name in tiers]
+        share = np.array([TIER_SHARE.get(name, 1.0) for name in names])
+        tier = str(rng.choice(names, p=share / share.sum()))
+        number = int(rng.choice(tiers[tier]))
+        trajectory, labels = self.trajectories[number], self.labels[number]
+        frames, success_at = len(trajectory.frames), trajectory.first_success
+        mode = str(rng.choice(list(MODES), p=list(MODES.values())))
+        start, stop = 0, frames
+        if mode == "prefix":
+            stop = int(rng.integers(min(3, frames), frames + 1))
+        elif mode == "segment":
+            count = min(SEGMENT_STEPS // trajectory.stride + 1, frames)
+            start = int(rng.integers(0, frames - count + 1))
+            stop = start + count
+        elif mode == "reverse":
+            start = int(rng.integers(0, max(frames - 3, 1)))
+        if rng.random() < 0.5 or mode == "segment":
+            index = np.linspace(start, stop - 1, length).round().astype(np.int64)
+        else:
+            index = np.sort(rng.choice(np.arange(start, stop), length, replace=stop - start < length))
+            index[0], index[-1] = start, stop - 1
+        if mode == "reverse":
+            index = index[::-1].copy()
+        if mode == "rewind" and length > 2:
+            turn = int(rng.integers(1, length - 1))
+            index = np.concatenate([index[: turn + 1], index[:turn][::-1], np.repeat(index[0], length)])[:length]
+        progress, value, moved, nearing = (series[index] for series in vars(labels).values())
+        tier_rank = TIER_RANK.get(tier, np.nan) if mode == "whole" else np.nan
+        segment_return = np.nan if mode == "reverse" else trajectory.reward[index].mean(dtype=np.float64)
+        if mode == "reverse":  # whatever was done is undone
+            progress, value, tier_rank = UNDONE * progress, np.full_like(value, np.nan), TIER_RANK["random"]
+        full_expert = tier == "expert" and mode in ("whole", "prefix") and stop > (success_at or frames)
+        numbers = {
+            "progress": progress, "value": value, "moved": moved, "nearing": nearing,
+            "tier": tier_rank, "segment_return": segment_return,
+        }  # fmt: skip
+        return {
+            "frames": trajectory.frames[index],
+            "positions": trajectory.positions[index],
+            "expert": np.asarray(full_expert),
+            "reversed": np.asarray(mode == "reverse"),
+            **{name: np.asarray(series, np.float32) for name, series in numbers.items()},
+        }

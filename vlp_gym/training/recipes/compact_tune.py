@@ -1,0 +1,105 @@
+"""Chooses the constants of `CompactRewardModel` that training does not: on tasks that it did not see."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from vlp_gym.data.trajectory import TIERS, Trajectory
+from vlp_gym.engine.windows import window_indices
+from vlp_gym.evaluation.metrics import preference_accuracy
+from vlp_gym.metaworld.instructions import held_out_phrasings, instructions_for
+from vlp_gym.models.compact import CompactRewardModel
+
+QUALITY_WEIGHTS = (1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0)
+MOTION_WEIGHTS = (0.0, 0.25, 0.5, 1.0)
+SHIFTS = np.linspace(-6, 6, 121)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The chosen constants, and what each pair of weights gives.
+
+    Attributes:
+        quality_weight: lambda with the best mean of tier ITP and IVP.
+        motion_weight: likewise.
+        relevance_shift: what makes sigmoid(scene relevance) the probability of a right sentence, when half are right.
+        table: rows (lambda, motion weight, tier ITP accuracy, IVP accuracy).
+    """
+
+    quality_weight: float
+    motion_weight: float
+    relevance_shift: float
+    table: list[tuple[float, float, float, float]]
+
+
+@torch.inference_mode()
+def tune(model: CompactRewardModel, trajectories: Sequence[Trajectory], tasks: Sequence[str]) -> Tuned:
+    """Choose both weights and the relevance shift on validation tasks, which the model must not have been trained on.
+
+    Args:
+        model: trained; its present constants are left out of the account.
+        trajectories: of the validation tasks; those of the three tiers count, varied ones are passed over.
+        tasks: at least two.
+
+    Raises:
+        ValueError: if there are fewer than two tasks, or a task lacks trajectories of a tier.
+    """
+    if len(tasks) < 2:
+        raise ValueError(f"tasks: expected at least two validation tasks, got {list(tasks)}")
+    sentences = [[instructions_for(task)[0], *held_out_phrasings(task)] for task in tasks]
+    text = model.encode_text([sentence for group in sentences for sentence in group])
+    owner = np.repeat(np.arange(len(tasks)), [len(group) for group in sentences])
+    chosen = [t for t in trajectories if t.task in tasks and t.tier in TIERS and not t.varied]
+    found = {(t.task, t.tier) for t in chosen}
+    if missing := [f"{task} {tier}" for task in tasks for tier in TIERS if (task, tier) not in found]:
+        raise ValueError(f"expected trajectories of every tier of every validation task, found none of {missing}")
+    scene, motion, quality = [], [], []
+    for trajectory in chosen:
+        index, mask = window_indices(len(trajectory.frames), model.window, "prefix")
+        tokens = model.encode_frames(torch.from_numpy(trajectory.frames[index]))[None]
+        clip = model.features(tokens, torch.from_numpy(mask)[None])
+        scene.append(model.scene_relevance(clip, text)[0].numpy())
+        motion.append(model.motion_relevance(clip, text)[0].numpy())
+        under_each = clip.rows(torch.zeros(len(text), dtype=torch.int64))
+        progress = model.progress_logits(under_each, text)
+        goes = model.quality(under_each, progress, torch.from_numpy(mask).expand_as(progress))
+        quality.append(torch.sigmoid(goes).numpy())
+    task_of = np.array([tasks.index(t.task) for t in chosen])
+    tier_of = np.array([TIERS.index(t.tier) for t in chosen])
+    scenes, motions, qualities = np.array(scene), np.array(motion), np.array(quality)  # [videos, sentences] each
+    table = [
+        (a, b, *_accuracies(scenes + b * motions + a * qualities, owner, task_of, tier_of))
+        for a, b in itertools.product(QUALITY_WEIGHTS, MOTION_WEIGHTS)
+    ]
+    best = max(table, key=lambda row: row[2] + row[3])
+    right = owner[None, :] == task_of[:, None]
+    logits = torch.from_numpy(scenes)
+    losses = [
+        float(F.softplus(-(logits[right] + shift)).mean() + F.softplus(logits[~right] + shift).mean())
+        for shift in SHIFTS
+    ]
+    return Tuned(best[0], best[1], round(float(SHIFTS[int(np.argmin(losses))]), 2), table)
+
+
+def _accuracies(
+    score: NDArray[np.floating[Any]], owner: NDArray[np.int64], task_of: NDArray[np.int64], tier_of: NDArray[np.int64]
+) -> tuple[float, float]:
+    """Tier ITP and IVP of scores ``[videos, sentences]``."""
+    itp, ivp = [], []
+    for column, task in enumerate(owner):
+        own, other = task_of == task, task_of != task
+        for better in range(len(TIERS)):
+            for worse in range(better + 1, len(TIERS)):
+                a, b = score[own & (tier_of == better), column], score[own & (tier_of == worse), column]
+                itp.append(preference_accuracy(np.repeat(a, len(b)), np.tile(b, len(a))))
+        a, b = score[own, column], score[other, column]
+        ivp.append(preference_accuracy(np.repeat(a, len(b)), np.tile(b, len(a))))
+    return float(np.mean(itp)), float(np.mean(ivp))

@@ -1,0 +1,249 @@
+"""How `ReWiNDModel` learns: demonstrations cut, rewound, and now and then under a sentence of another task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from vlp_gym.data.trajectory import Trajectory
+from vlp_gym.engine.windows import window_indices
+from vlp_gym.frames.resize import resize_frames
+from vlp_gym.metaworld.instructions import training_phrasings
+from vlp_gym.models.rewind import ReWiNDModel, SmallGrid
+from vlp_gym.objectives.rewind import rewind_loss
+from vlp_gym.training.augment import augment_clips
+from vlp_gym.training.recipe import Recipe
+
+FRAMES_AT_ONCE = 64  # that frozen encoders look at
+SHORTEST = 3  # frames of a demonstration that a clip shows at least (the authors' code)
+
+
+@dataclass(frozen=True)
+class RewindBatch:
+    """B clips of T frames with a sentence each.
+
+    Attributes:
+        frames: uint8 ``[B, T, H, W, 3]``; or, after `RewindRecipe.prepare` with frozen encoders, what these make of
+            them, float ``[B, T, ...]``.
+        mask: bool ``[B, T]``, False where a clip is shorter and its first frame is repeated in front of it.
+        progress: float ``[B, T]`` in [0, 1], how far the demonstration is; 0 where the sentence is another task's.
+        matched: bool ``[B]``, the sentence is the demonstration's own.
+        instructions: B sentences.
+    """
+
+    frames: Tensor
+    mask: Tensor
+    progress: Tensor
+    matched: Tensor
+    instructions: list[str]
+
+    def to(self, device: torch.device) -> RewindBatch:
+        """The same batch on another device."""
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return RewindBatch(**tensors, instructions=self.instructions)
+
+
+class RewindRecipe(Recipe):
+    """Batches and loss of ReWiND's training (section 3.2 and the authors' code); a `Recipe` of the training loop.
+
+    Only demonstrations teach: experts that get their task done. A clip begins and ends anywhere in one; its progress is
+    the share of the way from its own beginning to the demonstration's end, whatever it shows of it, which is 1 at
+    success and after it. Of 5 clips 4 are rewound: having come to their end they go back some way, and the progress
+    with them, so that an undone task is not taken for a done one. One clip in 5 is told another task's sentence and has
+    no progress at all. Each clip is then subsampled to the window, as an episode is in use.
+
+    What frozen encoders make of the demonstrations is computed once, before the first step, as the authors do, and kept
+    in memory. Encoders that are trained see augmented pixels instead, beyond the authors.
+
+    Also beyond them: clips at an uneven pace, in which time passes while nothing happens. Each frame's state depends on
+    how many came before it, and at an even pace that number alone tells much of the progress.
+
+    Args:
+        trajectories: of the training tasks only; all but experts that succeed are passed over.
+        window: T, that of the model.
+        clips: B, each of a task drawn at random.
+        p_rewind: probability that a clip is rewound.
+        wrong_share: probability that its sentence is another task's.
+        p_uneven: probability that it is played at an uneven pace; the authors' 0.
+        seed: decides everything.
+
+    Raises:
+        ValueError: fewer than two tasks, a task without a demonstration, or a number out of range.
+    """
+
+    def __init__(
+        self,
+        trajectories: Sequence[Trajectory],
+        *,
+        window: int = 16,
+        clips: int = 32,
+        p_rewind: float = 0.8,
+        wrong_share: float = 0.2,
+        p_uneven: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        for name, share in (("p_rewind", p_rewind), ("wrong_share", wrong_share), ("p_uneven", p_uneven)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name}: expected a probability in [0, 1], got {share}")
+        if clips < 1:
+            raise ValueError(f"clips: expected at least 1, got {clips}")
+        self.demonstrations: dict[str, list[Trajectory]] = {task: [] for task in sorted({t.task for t in trajectories})}
+        for trajectory in trajectories:
+            if trajectory.tier == "expert" and trajectory.success.any() and len(trajectory.frames) >= SHORTEST:
+                self.demonstrations[trajectory.task].append(trajectory)
+        self.tasks = list(self.demonstrations)
+        if len(self.tasks) < 2:
+            raise ValueError(f"expected trajectories of at least two tasks, got {self.tasks}")
+        if lacking := [task for task, found in self.demonstrations.items() if not found]:
+            raise ValueError(
+                f"expected an expert of {SHORTEST} frames or more that succeeds in every task, found none of {lacking}"
+            )
+        self.window, self.clips, self.seed = window, clips, seed
+        self.p_rewind, self.wrong_share, self.p_uneven = p_rewind, wrong_share, p_uneven
+        self._encoded: dict[str, list[Tensor]] | None = None  # the demonstrations as frozen encoders see them
+        self.settings: dict[str, Any] = {
+            "recipe": "rewind",
+            "tasks": self.tasks,
+            "window": window,
+            "clips": clips,
+            "p_rewind": p_rewind,
+            "wrong_share": wrong_share,
+            "p_uneven": p_uneven,
+            "recipe_seed": seed,
+        }
+
+    @torch.no_grad()
+    def prepare(self, model: nn.Module, *, progress_bar: bool = True) -> None:
+        """Let frozen encoders look at every demonstration; with encoders that are trained there is nothing to do."""
+        backbone = _rewind(model).backbone
+        self._encoded = None
+        if not backbone.frozen:
+            return
+        device = next(model.parameters()).device
+        encoded: dict[str, list[Tensor]] = {task: [] for task in self.tasks}
+        count = sum(map(len, self.demonstrations.values()))
+        with tqdm(total=count, desc="encoding", unit="demonstration", disable=not progress_bar) as bar:
+            for task, demonstrations in self.demonstrations.items():
+                for demonstration in demonstrations:
+                    parts = torch.from_numpy(demonstration.frames).split(FRAMES_AT_ONCE)
+                    encoded[task].append(torch.cat([backbone.encode_frozen(part.to(device)).cpu() for part in parts]))
+                    bar.update()
+        self._encoded = encoded
+
+    def batch(self, number: int) -> RewindBatch:
+        """Batch `number` of the endless sequence that the seed defines, the same whatever was drawn before."""
+        rng = np.random.default_rng([self.seed, number])
+        frames, masks, progress, matched, instructions = [], [], [], [], []
+        for _ in range(self.clips):
+            task = str(rng.choice(self.tasks))
+            which = int(rng.integers(len(self.demonstrations[task])))
+            demonstration = self.demonstrations[task][which]
+            index, target = clip_frames(demonstration, rewound=bool(rng.random() < self.p_rewind), rng=rng)
+            if rng.random() < self.p_uneven:
+                shown = uneven_pace(len(index), int(rng.integers(SHORTEST, 2 * self.window + 1)), rng)
+                index, target = index[shown], target[shown]
+            chosen, mask = window_indices(len(index), self.window, "prefix")
+            right = bool(rng.random() >= self.wrong_share)
+            told = task if right else str(rng.choice([other for other in self.tasks if other != task]))
+            instructions.append(str(rng.choice(training_phrasings(told))))
+            if self._encoded is None:
+                frames.append(torch.from_numpy(demonstration.frames[index[chosen]]))
+            else:
+                frames.append(self._encoded[task][which][index[chosen]])
+            progress.append(target[chosen] * right)
+            masks.append(mask)
+            matched.append(right)
+        return RewindBatch(
+            frames=torch.stack(frames),
+            mask=torch.from_numpy(np.stack(masks)),
+            progress=torch.from_numpy(np.stack(progress).astype(np.float32)),
+            matched=torch.tensor(matched),
+            instructions=instructions,
+        )
+
+    def loss(self, model: nn.Module, batch: RewindBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        """See `rewind_loss`; ``matched`` and ``mismatched`` add up to ``loss``.
+
+        Args:
+            model: a `ReWiNDModel`.
+            batch: the clips.
+            generator: of the augmentation.
+
+        Raises:
+            TypeError: for any other model.
+        """
+        model = _rewind(model)
+        backbone, clips, time = model.backbone, *batch.mask.shape
+        frames = batch.frames.flatten(0, 1)
+        if frames.dtype != torch.uint8:
+            tokens = backbone.tokens(frames)
+        elif isinstance(backbone, SmallGrid) and not backbone.frozen:
+            resized = resize_frames(frames, model.frame_size).unflatten(0, (clips, time))
+            tokens = backbone.encode_pixels(augment_clips(resized, generator))
+        else:
+            tokens = backbone.encode_frames(frames)
+        text = model.encode_text(batch.instructions)
+        scores = model.score(tokens.unflatten(0, (clips, time)), text, batch.mask)
+        assert scores.progress is not None
+        parts = rewind_loss(scores.progress, batch.progress, batch.mask, batch.matched)
+        return {"loss": parts.total, "matched": parts.matched, "mismatched": parts.mismatched}
+
+
+def _rewind(model: nn.Module) -> ReWiNDModel:
+    if not isinstance(model, ReWiNDModel):
+        raise TypeError(f"expected a ReWiNDModel, got {type(model).__name__}")
+    return model
+
+
+def clip_frames(
+    demonstration: Trajectory, *, rewound: bool, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Which frames of a demonstration a clip shows, one by one, and how far it is at each of them.
+
+    Args:
+        demonstration: of F >= 3 frames, with success.
+        rewound: go back from the clip's end, one frame at least, at most to where it began.
+        rng: draws the beginning, the end and how far it goes back.
+
+    Returns:
+        Indices ``[N]`` into the frames, and the progress ``[N]`` in (0, 1].
+    """
+    count, done = len(demonstration.frames), demonstration.first_success
+    assert done is not None
+    way = done + 1  # frames up to the success; the few that an expert goes on for are as far as that
+    if rewound:  # the authors let these span the middle
+        start, stop = 0, 0
+        while stop - start < SHORTEST:
+            start, stop = int(rng.integers(0, way // 2 + 1)), int(rng.integers(way // 2, count + 1))
+    else:
+        start = int(rng.integers(0, max(way - SHORTEST, 0) + 1))
+        stop = int(rng.integers(start + SHORTEST, count + 1))
+    index = np.arange(start, stop)
+    if rewound:
+        back = int(rng.integers(1, len(index)))
+        index = np.concatenate([index, index[-2 : -2 - back : -1]])
+    return index, np.minimum((index - start + 1) / (way - start), 1.0)
+
+
+def uneven_pace(length: int, shown: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Which frames of a clip are shown when some stand still for a while and others are passed over.
+
+    Args:
+        length: L, frames of the clip.
+        shown: frames to show, at least 1.
+        rng: draws how many different ones, from the first alone to nearly all, ``L^u`` with u uniform; which; and how
+            long each stands.
+
+    Returns:
+        Ascending indices ``[shown]`` into the clip, the first of them 0: progress is counted from there.
+    """
+    others = min(int(length ** rng.random()), shown) - 1
+    different = np.append(0, 1 + rng.permutation(length - 1)[:others])
+    return np.sort(np.append(different, rng.choice(different, shown - len(different))))

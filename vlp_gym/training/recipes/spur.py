@@ -1,0 +1,228 @@
+"""How SPUR learns: pairs of videos made from rollouts by four strategies (SPUR, sections 3.2 and 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vlp_gym.data.trajectory import Trajectory
+from vlp_gym.engine.windows import window_indices
+from vlp_gym.metaworld.instructions import training_phrasings
+from vlp_gym.models.spur import SPURModel
+from vlp_gym.objectives.spur import spur_loss
+from vlp_gym.training.recipe import Recipe, TrainConfig
+
+STRATEGIES = ("expertise", "task", "rewind", "subsequence")
+RATIOS = (0.3, 0.3, 0.4, 0.0)
+"""How often each strategy makes a pair (SPUR, table 5)."""
+SPUR_CONFIG = TrainConfig(steps=5000, relevance_steps=0, learning_rate=2e-5, weight_decay=0.0, warmup=0.1)
+"""The paper's (table 5); it names no weight decay."""
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """B pairs of videos of T frames each.
+
+    Attributes:
+        frames: uint8 ``[B, 2, T, H, W, 3]``; the front of a short video repeats its first frame.
+        mask: bool ``[B, 2, T]``, False there.
+        progress: float ``[B, 2, T]`` in [0, 1]; NaN in failed rollouts and where the mask is False.
+        label: float ``[B]``, 1 where the first video is the better one, 0 where the second is.
+        strategy: int64 ``[B]``, index into `STRATEGIES`.
+        instructions: B sentences.
+    """
+
+    frames: Tensor
+    mask: Tensor
+    progress: Tensor
+    label: Tensor
+    strategy: Tensor
+    instructions: list[str]
+
+    def to(self, device: torch.device) -> PairBatch:
+        """The same batch on another device."""
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return PairBatch(**tensors, instructions=self.instructions)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Which frames of a rollout a video shows, and their progress.
+
+    Attributes:
+        rollout: index of the rollout.
+        frames: int64 ``[n]``, indices into its frames.
+        progress: float64 ``[n]``, or NaN.
+    """
+
+    rollout: int
+    frames: NDArray[np.int64]
+    progress: NDArray[np.float64]
+
+
+def clock(end: int, rewind: int = 0) -> NDArray[np.int64]:
+    """The frames 1 to `end` of a video, then the `rewind` frames before the last one backwards (SPUR, strategy 3).
+
+    >>> clock(4, 2).tolist()
+    [1, 2, 3, 4, 3, 2]
+    """
+    return np.concatenate([np.arange(1, end + 1), np.arange(end - 1, end - 1 - rewind, -1)])
+
+
+def cut(rollout: int, first: int, done: int | None, times: NDArray[np.int64]) -> Clip:
+    """The frames of a rollout at some times, and their progress ``t / T`` (SPUR, eq. 2).
+
+    Time 1 is the video's own first frame, and T the time at which the task is done: progress is counted from where the
+    video starts, as the authors' code does, and stays 1 after success.
+
+    Args:
+        rollout: its index.
+        first: index of the video's first frame.
+        done: index of the first frame with success; None in a failed rollout, whose progress nobody knows.
+        times: int64 ``[n]``, as `clock` gives them.
+    """
+    progress = np.full(len(times), np.nan) if done is None else np.minimum(times / (done - first + 1), 1.0)
+    return Clip(rollout, first + times - 1, progress)
+
+
+class SPURRecipe(Recipe):
+    """Batches of pairs and their loss, for `vlp_gym.training.loop.train`; batch n depends on the seed and n alone.
+
+    The four strategies, and which of the two videos is preferred:
+
+    - expertise: a rollout that succeeds > one of the same task that fails;
+    - task: any rollout of the task > any of another task, whose progress is 0 throughout;
+    - rewind: a rollout that succeeds > its beginning, up to success at most, and from there some frames backwards;
+    - subsequence: of two beginnings of a rollout that succeeds, the longer > the shorter.
+
+    Every video starts at a random frame in the first half of its way to success (of the whole rollout, if it fails),
+    the two of one rollout together. A failed rollout has no progress target, also under another task's sentence.
+    Videos of more than `frames` frames are thinned out as the wrapper's windows are.
+
+    Args:
+        trajectories: of all training tasks, with frames of one size.
+        batch_size: B, pairs a batch; the paper's 16.
+        frames: T, the paper's 16; at most the model's window.
+        ratios: how often each of `STRATEGIES` is drawn.
+        seed: decides everything.
+
+    Raises:
+        ValueError: if no rollout suits a strategy that is to be drawn, or an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        trajectories: Sequence[Trajectory],
+        *,
+        batch_size: int = 16,
+        frames: int = 16,
+        ratios: Sequence[float] = RATIOS,
+        seed: int = 0,
+    ) -> None:
+        if batch_size < 1 or frames < 1:
+            raise ValueError(f"batch_size and frames: expected at least 1, got {batch_size} and {frames}")
+        if len(ratios) != len(STRATEGIES) or min(ratios) < 0 or sum(ratios) <= 0:
+            raise ValueError(f"ratios: expected {len(STRATEGIES)} numbers >= 0, not all 0, got {tuple(ratios)}")
+        if len(sizes := {trajectory.frames.shape[1:] for trajectory in trajectories}) > 1:
+            raise ValueError(f"expected frames of one size, got {sorted(sizes)}")
+        self.trajectories = trajectories
+        self.batch_size, self.frames, self.seed = batch_size, frames, seed
+        self.ratios = np.asarray(ratios, np.float64) / sum(ratios)
+        self.tasks = sorted({trajectory.task for trajectory in trajectories})
+        self.rollouts: dict[str, list[int]] = {task: [] for task in self.tasks}
+        self.successes: dict[str, list[int]] = {task: [] for task in self.tasks}
+        self.failures: dict[str, list[int]] = {task: [] for task in self.tasks}
+        self.ways: dict[str, list[int]] = {task: [] for task in self.tasks}
+        for index, trajectory in enumerate(trajectories):
+            done = trajectory.first_success
+            self.rollouts[trajectory.task].append(index)
+            (self.failures if done is None else self.successes)[trajectory.task].append(index)
+            if done is not None and done >= 2:  # a way with something before its end, wherever it starts
+                self.ways[trajectory.task].append(index)
+        self.suited = {
+            "expertise": [task for task in self.tasks if self.successes[task] and self.failures[task]],
+            "task": self.tasks if len(self.tasks) > 1 else [],
+            "rewind": [task for task in self.tasks if self.ways[task]],
+            "subsequence": [task for task in self.tasks if self.ways[task]],
+        }
+        for name, ratio in zip(STRATEGIES, self.ratios, strict=True):
+            if ratio and not self.suited[name]:
+                raise ValueError(f"ratios: no rollouts for the strategy {name!r}; give it the ratio 0 or other data")
+        self.settings: dict[str, Any] = {
+            "tasks": self.tasks, "batch_size": batch_size, "frames": frames, "ratios": self.ratios.tolist(),
+            "recipe_seed": seed,
+        }  # fmt: skip
+
+    def batch(self, number: int) -> PairBatch:
+        """Batch `number` of the endless sequence that the seed defines."""
+        rng = np.random.default_rng([self.seed, number])
+        strategies = rng.choice(len(STRATEGIES), self.batch_size, p=self.ratios)
+        frames, masks, targets, labels, sentences = [], [], [], [], []
+        for strategy in strategies:
+            task, better, worse = self.pair(STRATEGIES[strategy], rng)
+            first = bool(rng.random() < 0.5)  # else the model could answer by the order alone
+            for clip in (better, worse) if first else (worse, better):
+                chosen, mask = window_indices(len(clip.frames), self.frames, "prefix")
+                frames.append(self.trajectories[clip.rollout].frames[clip.frames[chosen]])
+                targets.append(np.where(mask, clip.progress[chosen], np.nan))
+                masks.append(mask)
+            labels.append(float(first))
+            sentences.append(str(rng.choice(training_phrasings(task))))
+
+        def pairs(rows: list[np.ndarray]) -> Tensor:
+            return torch.from_numpy(np.stack(rows)).unflatten(0, (self.batch_size, 2))
+
+        return PairBatch(
+            pairs(frames), pairs(masks), pairs(targets).float(), torch.tensor(labels), torch.from_numpy(strategies),
+            sentences,
+        )  # fmt: skip
+
+    def pair(self, strategy: str, rng: np.random.Generator) -> tuple[str, Clip, Clip]:
+        """A task, the preferred video and the other one, made by one of `STRATEGIES`."""
+        task = str(rng.choice(self.suited[strategy]))
+        if strategy == "expertise":
+            return task, self._whole(self.successes[task], rng), self._whole(self.failures[task], rng)
+        if strategy == "task":
+            other = str(rng.choice([name for name in self.tasks if name != task]))
+            foreign = self._whole(self.rollouts[other], rng)
+            nothing = Clip(foreign.rollout, foreign.frames, foreign.progress * 0.0)  # NaN stays NaN
+            return task, self._whole(self.rollouts[task], rng), nothing
+        rollout = int(rng.choice(self.ways[task]))
+        first, done = self._first_frame(rollout, rng), self.trajectories[rollout].first_success
+        assert done is not None
+        end = int(rng.integers(2, done - first + 2))  # 2 to T
+        if strategy == "rewind":
+            turned = cut(rollout, first, done, clock(end, int(rng.integers(1, end))))
+            return task, cut(rollout, first, done, clock(len(self.trajectories[rollout].frames) - first)), turned
+        shorter = int(rng.integers(1, end))
+        return task, cut(rollout, first, done, clock(end)), cut(rollout, first, done, clock(shorter))
+
+    def loss(self, model: nn.Module, batch: PairBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Preference of each pair and progress of both videos; one pass over the pairs, one over the second videos."""
+        model = cast(SPURModel, model)
+        tokens = model.encode_frames(batch.frames.flatten(0, 2)).unflatten(0, batch.mask.shape)
+        text = model.encode_text(batch.instructions)
+        mask_a, mask_b = batch.mask.unbind(1)
+        progress_a, logit = model.pair_logits(tokens[:, 0], tokens[:, 1], text, mask_a, mask_b)
+        progress_b = model.progress_logits(tokens[:, 1], text, mask_b)
+        progress = torch.stack([progress_a, progress_b], dim=1).sigmoid()
+        loss = spur_loss(logit, batch.label, progress, batch.progress)
+        return {"loss": loss.total, "preference": loss.preference, "progress": loss.progress}
+
+    def _whole(self, rollouts: list[int], rng: np.random.Generator) -> Clip:
+        """One of the rollouts, from a random first frame to its end."""
+        rollout = int(rng.choice(rollouts))
+        first, trajectory = self._first_frame(rollout, rng), self.trajectories[rollout]
+        return cut(rollout, first, trajectory.first_success, clock(len(trajectory.frames) - first))
+
+    def _first_frame(self, rollout: int, rng: np.random.Generator) -> int:
+        trajectory = self.trajectories[rollout]
+        done = trajectory.first_success
+        length = len(trajectory.frames) if done is None else done + 1
+        return int(rng.integers(0, max(1, length // 2)))

@@ -1,0 +1,3 @@
+from .capture import capture_frames as capture_frames
+from .single import VLPRewardWrapper as VLPRewardWrapper
+from .vector import VLPVectorRewardWrapper as VLPVectorRewardWrapper

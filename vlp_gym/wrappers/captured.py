@@ -1,0 +1,264 @@
+"""What the wrappers of vector environments share: frames of the sub-environments in, rewards out.
+
+What a call of the vector environment did to each sub-environment is read from the shared memory, where the
+sub-environments write it, and not guessed from the mode of autoreset: a step, a reset, or a step and then a reset.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, NoReturn, SupportsIndex, TypeAlias
+
+import numpy as np
+from gymnasium.error import ClosedEnvironmentError, ResetNeeded
+from numpy.typing import NDArray
+
+from vlp_gym.engine.engine import QueryEngine
+from vlp_gym.engine.tickets import Ticket
+from vlp_gym.errors import VLPError
+from vlp_gym.models.protocol import RewardModel
+from vlp_gym.rewards.shaping import Shaping
+from vlp_gym.rewards.stream import Delivery, RewardStream, Streaming, Transition
+from vlp_gym.wrappers.capture import BEGUN, RESET_FRAME, STEP_FRAME, STEPPED, FrameBlock, frame_file
+from vlp_gym.wrappers.workers import Workers
+
+Values: TypeAlias = "Sequence[Any] | NDArray[Any]"
+
+logger = logging.getLogger("vlp_gym")
+
+
+class Settled(NamedTuple):
+    """What a step came to."""
+
+    rewards: NDArray[np.float64]
+    """``[num_envs]``, 0.0 where there was a reset in place of a step."""
+    infos: list[dict[str, Any]]
+    """``info["vlp"]`` of each environment, for the transition (or the reset in its place)."""
+    first: dict[int, dict[str, Any]]
+    """``info["vlp"]`` of the reset frame, of those environments that were reset after their step."""
+
+
+class CapturedRewards(Streaming):
+    """The part of a vector wrapper that does not depend on the kind of vector environment."""
+
+    _call: Callable[..., Sequence[Any]]
+    """Calls a method of every sub-environment."""
+
+    def _listen(
+        self,
+        venv: Any,
+        call: Callable[..., Sequence[Any]],
+        instruction: str | Sequence[str],
+        model: str | os.PathLike[str] | RewardModel | QueryEngine,
+        shaping: Shaping,
+        **options: Any,
+    ) -> None:
+        """Begin the life of the wrapper.
+
+        Args:
+            venv: the vector environment itself, no wrapper around it.
+            call: calls a method of every sub-environment.
+            instruction: one for all, or one for each.
+            model, shaping, options: as `RewardStream` has them.
+        """
+        num_envs: int = venv.num_envs
+        sentences: list[Any] = list(instruction) if isinstance(instruction, (list, tuple)) else [instruction] * num_envs
+        if len(sentences) != num_envs:
+            raise ValueError(f"expected one instruction, or one for each of {num_envs} envs, got {len(sentences)}")
+        places = list(call("detach_frames"))
+        if places != list(range(num_envs)):
+            raise ValueError(
+                f"expected sub-environments from one call of capture_frames, in its order, got the places {places}"
+            )
+        self._stream = RewardStream(sentences, model, shaping, **options)
+        self._call, self._workers = call, Workers(venv)
+        self._block: FrameBlock | None = None
+        self._running = np.zeros(num_envs, np.bool_)
+        self._closed = False
+
+    @property
+    def instructions(self) -> list[str]:
+        """What the running episode of each environment is judged by; change it with `set_instruction`."""
+        return [self._stream.instruction(index) for index in range(len(self._stream))]
+
+    def set_instruction(self, instruction: str, index: int | None = None) -> None:
+        """Change the instruction from the next reset on: one episode is judged by one sentence.
+
+        Args:
+            instruction: what is to be done, in one sentence.
+            index: of which environment; None: of all.
+
+        Raises:
+            InstructionError: for an instruction that is blank, or over the model's limit.
+        """
+        for each in range(len(self._stream)) if index is None else [index]:
+            self._stream.set_instruction(each, instruction)
+
+    def poll(self, timeout_s: float = 0.0) -> list[list[Delivery]]:
+        """Take the late rewards that are there and were in no info: for each environment a list, oldest first.
+
+        Args:
+            timeout_s: how long to wait for the first one.
+
+        Raises:
+            QueryError, TypeError: what the model raised for an earlier step.
+        """
+        return self._stream.poll(timeout_s)
+
+    def flush(self, timeout_s: float | None = None) -> list[list[Delivery]]:
+        """Wait until every reward is there, and take them as `poll` does.
+
+        Raises:
+            QueryTimeout: if that takes longer than `timeout_s`; None waits 60 s.
+        """
+        return self._stream.flush(timeout_s)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Refuse: a live model is no part of a pickle, and worker processes cannot be copied."""
+        raise TypeError(
+            f"a live {type(self).__name__} cannot be pickled: its model lives in this process; "
+            "make the wrapper in the process that uses it"
+        )
+
+    def _check_ready(self) -> None:
+        """Before a step."""
+        if self._closed:
+            raise ClosedEnvironmentError("step was called after close")
+        self._stream.raise_errors()
+        over = [index for index, running in enumerate(self._running) if not running or self._stream.broken(index)]
+        if over:
+            raise ResetNeeded(f"call reset before step: the episodes of the envs {over} have ended or have not begun")
+
+    @contextmanager
+    def _talking(self, *, on: bool = False) -> Iterator[NDArray[np.bool_]]:
+        """Around each call of the vector environment; gives the environments that were running, ``[num_envs]``.
+
+        Args:
+            on: it is the second half of a call.
+        """
+        if self._block is not None and not on:
+            self._block.events[:] = 0
+        running, self._running = self._running, np.zeros_like(self._running)  # after an error, no episode can go on
+        self._stream.work(True)
+        try:
+            with self._workers.guard():
+                yield running
+        finally:
+            self._stream.work(False)
+            if self._workers.stopped:
+                self._shut()
+
+    def _shut(self) -> None:
+        self._closed = True
+        self._block = None
+        self._stream.close()
+
+    def _end(self, close: Callable[[], None]) -> None:
+        """Close the wrapper, and the vector environment by `close`; a second call does nothing."""
+        if self._closed:
+            return
+        self._shut()
+        if self._workers.dead():
+            self._workers.stop()  # the others wait for a word that the vector environment cannot send them any more
+        else:
+            close()
+
+    def _begin(self, running: NDArray[np.bool_]) -> dict[int, dict[str, Any]]:
+        """After a reset: begin the episodes of those that were reset; returns their ``info["vlp"]``.
+
+        Args:
+            running: the environments that were running before; those that were not reset go on.
+        """
+        if self._block is None:
+            self._attach()
+        assert self._block is not None
+        begun = np.flatnonzero(self._block.events[:, BEGUN]).tolist()
+        infos = self._begin_those(begun)
+        for index in begun:
+            if self._block.events[index, STEPPED]:
+                raise _astray(self._stream.ticket(index), "a step in the reset")
+        running[begun] = True
+        self._running = running
+        return infos
+
+    def _settle(self, own: Values, terminated: Values, truncated: Values) -> Settled:
+        """After a step: ask for the rewards of the transitions, and begin the episodes that a reset has begun.
+
+        Args:
+            own: the environments' own rewards, ``[num_envs]``.
+            terminated, truncated: ``[num_envs]``.
+        """
+        assert self._block is not None
+        stream, num_envs = self._stream, len(self._stream)
+        stepped = [bool(number) or not begun for number, _, begun in self._block.events.tolist()]
+        own_rewards = [None if reward is None else float(reward) for reward in own]
+        asked = []
+        for index in range(num_envs):
+            if stepped[index]:
+                ends = bool(terminated[index]), bool(truncated[index])
+                asked.append(self._transition(index, *ends, own_rewards[index]))
+            else:
+                asked.append(self._first(index))
+        stream.observe(asked)
+        rewards, infos = np.zeros(num_envs), []
+        for index in range(num_envs):
+            info = stream.info(index, own_rewards[index] if stepped[index] else None)
+            if stepped[index]:
+                rewards[index] = stream.placeholder(index)
+            if stream.late and stepped[index]:
+                info["ticket"] = stream.ticket(index)
+            infos.append(info)
+        again = [index for index in range(num_envs) if stepped[index] and self._block.events[index, BEGUN]]
+        first = self._begin_those(again)
+        for info, delivered in zip(infos, stream.collect(), strict=True):  # last: nothing can fail any more
+            if stream.late:
+                info["delivered"] = delivered
+        return Settled(rewards, infos, first)
+
+    def _begin_those(self, indices: Sequence[int]) -> dict[int, dict[str, Any]]:
+        stream = self._stream
+        if indices:
+            stream.observe([self._first(index) for index in indices])
+        late = {index: {"ticket": stream.ticket(index)} if stream.late else {} for index in indices}
+        return {index: {**stream.info(index, None), **late[index]} for index in indices}
+
+    def _first(self, index: int) -> Transition:
+        """Begin an episode with the frame of the reset."""
+        ticket = self._stream.begin(index)
+        logger.debug("%s: instruction %s", ticket, self._stream.instruction(index))
+        return Transition(index, self._views(index, RESET_FRAME))
+
+    def _transition(self, index: int, terminated: bool, truncated: bool, env_reward: float | None) -> Transition:
+        """One step, with its frame if it is due."""
+        assert self._block is not None
+        ticket = self._stream.advance(index)
+        number, rendered, _ = self._block.events[index]
+        due = self._stream.due(index, over=terminated or truncated)
+        if number != ticket.step:
+            raise _astray(ticket, f"its step {number}")
+        if due and not rendered:  # `over` is not what the sub-environment saw
+            raise _astray(ticket, "no frame of the end of the episode")
+        return Transition(index, self._views(index, STEP_FRAME) if due else None, terminated, truncated, env_reward)
+
+    def _views(self, index: int, slot: int) -> list[NDArray[np.uint8]]:
+        assert self._block is not None
+        return list(self._block.frames[index, slot])
+
+    def _attach(self) -> None:
+        """Share memory with the sub-environments: only now is it known how large their frames are."""
+        views = next(shape for shape in self._call("frame_shape") if shape is not None)
+        shape = (len(self._stream), *views)
+        with frame_file(shape) as path:
+            block = FrameBlock(path, shape)
+            self._call("attach_frames", path, shape, self._stream.every)
+        self._block = block
+
+
+def _astray(ticket: Ticket, got: str) -> VLPError:
+    return VLPError(
+        f"expected one step or reset of the environment for one of the vector environment, got {got} ({ticket}); "
+        "call capture_frames last, around all other wrappers of the sub-environments"
+    )
