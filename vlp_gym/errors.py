@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 
 class VLPError(Exception):
     """Base class of every error that vlp_gym raises on its own account."""
@@ -38,14 +35,9 @@ class MissingExtraError(VLPError, ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""
 
 
-@contextmanager
-def noted(note: str) -> Iterator[None]:
-    """The environment's own errors stay what they are, with a note that says where and when they came."""
-    try:
-        yield
-    except Exception as error:
-        if hasattr(error, "add_note"):
-            error.add_note(note)
-        else:  # Python 3.10
-            error.__notes__ = [*getattr(error, "__notes__", []), note]  # type: ignore[attr-defined]
-        raise
+def add_note(error: BaseException, note: str) -> None:
+    """Add a note to an error of the environment, which says where and when it came; the error stays what it is."""
+    if hasattr(error, "add_note"):
+        error.add_note(note)
+    else:  # Python 3.10
+        error.__notes__ = [*getattr(error, "__notes__", []), note]  # type: ignore[attr-defined]

@@ -221,9 +221,9 @@ def test_widen_stride_tells_wrappers_to_skip():
     engine.close()
 
 
-def test_a_held_engine_works_only_for_those_who_wait():
+def test_a_paused_engine_works_only_for_those_who_wait():
     engine = begun(PaintedModel())
-    engine.hold(True)
+    engine.pause(True)
     submit(engine, (0, 0, 0))
     time.sleep(0.05)
     assert engine.poll() == []
@@ -233,12 +233,12 @@ def test_a_held_engine_works_only_for_those_who_wait():
     submit(engine, (0, 0, 2))
     time.sleep(0.05)
     assert engine.poll() == []
-    engine.hold(False)
+    engine.pause(False)
     deadline = time.monotonic() + 10
     while engine.stats()["pending"] and time.monotonic() < deadline:
         time.sleep(0.005)
     assert len(engine.poll()) == 1
-    engine.hold(True)
+    engine.pause(True)
     submit(engine, (0, 0, 3))
     assert engine.close() == 1
 

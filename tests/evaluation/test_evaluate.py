@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -158,7 +159,10 @@ class TestFaultyModels:
 
     def test_nan_names_the_trajectory(self):
         model = Oracle(bias=math.nan)
-        with pytest.raises(QueryError, match=r"^the model answered NaN or inf \(task door-close-v3, expert, seed 0\)$"):
+        message = (
+            "the reward model gave the preference nan, which no reward may have (task door-close-v3, expert, seed 0)"
+        )
+        with pytest.raises(QueryError, match=f"^{re.escape(message)}$"):
             run(model)
 
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from vlp_gym.errors import FrameError
-from vlp_gym.frames.check import FrameRing, validate_frame
+from vlp_gym.frames.check import FrameSize, validate_frame
 from vlp_gym.testing import FRAME_FAULTS
 
 FRAME = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
@@ -48,49 +48,22 @@ def test_a_right_frame_passes_as_it_is():
     assert validate_frame(FRAME, where="here") is FRAME
 
 
-def test_the_ring_keeps_the_newest_and_counts_from_the_episode_start():
-    ring = FrameRing(3, 8, 8)
-    for number in range(5):
-        ring.push(np.full((8, 8, 3), number, np.uint8))
-    assert (len(ring), ring.total) == (3, 5)
-    assert ring.take(np.array([4, 2, 4]))[:, 0, 0, 0].tolist() == [4, 2, 4]
-    ring.clear()
-    assert (len(ring), ring.total) == (0, 0)
-    ring.push(FRAME)
-    assert ring.take([0]).shape == (1, 8, 8, 3)
-
-
-@pytest.mark.parametrize("number", [1, 5])
-def test_a_frame_that_is_not_there(number):
-    ring = FrameRing(3, 8, 8)
-    for _ in range(5):
-        ring.push(FRAME)
-    with pytest.raises(IndexError, match=rf"^the ring holds frames 2 to 4, not \[{number}\]$"):
-        ring.take([number])
-
-
-def test_the_ring_owns_its_copies():  # faults 7, 28
-    ring = FrameRing(2, 8, 8)
-    frame = FRAME.copy()
-    ring.push(frame[::-1, ::-1])
-    frame[:] = 0
-    taken = ring.take([0])
-    assert np.array_equal(taken[0], FRAME[::-1, ::-1])
-    taken[:] = 0
-    assert np.array_equal(ring.take([0])[0], FRAME[::-1, ::-1])
+def test_the_first_frame_sets_the_size_and_is_not_copied():
+    size = FrameSize()
+    assert size.height_width is None
+    assert size.fit(FRAME) is FRAME
+    assert size.height_width == FRAME.shape[:2]
+    assert FrameSize((4, 4)).height_width == (4, 4)
 
 
 def test_another_size_is_resized_with_one_warning():  # fault 5
-    ring = FrameRing(2, 8, 8)
+    size = FrameSize((8, 8))
     frame = np.full((16, 12, 3), 77, np.uint8)
     message = "the frame size changed from (8, 8) to (16, 12); frames are resized to (8, 8) from now on"
     with pytest.warns(UserWarning, match=f"^{re.escape(message)}$"):
-        ring.push(frame)
+        size.fit(frame)
     for _ in range(2):
-        ring.push(frame)  # warnings are errors here
-    assert (ring.take([2]) == 77).all()
-
-
-def test_a_ring_of_nothing():
-    with pytest.raises(ValueError, match=r"^capacity, height and width must be at least 1, got 0, 8, 8$"):
-        FrameRing(0, 8, 8)
+        fitted = size.fit(frame)  # warnings are errors here
+    assert fitted.shape == (8, 8, 3)
+    assert (fitted == 77).all()
+    assert np.array_equal(size.fit(frame[::-1, ::-1]), fitted)  # negative strides

@@ -113,17 +113,20 @@ def test_progress_is_the_language_reward(model: R3MModel) -> None:
 
 
 @torch.no_grad()
-def test_the_first_real_frame_counts_and_padding_does_not(model: R3MModel) -> None:
-    tokens, text = model.encode_frames(random_frames(4, 224, 224))[None], model.encode_text(SENTENCES[:1])
-    mask = torch.tensor([[False, True, True, True]])
-    progress = model.score(tokens, text, mask).progress
-    alone = model.score(tokens[:, 1:], text, mask[:, 1:]).progress
-    whole = model.score(tokens, text, torch.ones_like(mask)).progress
-    assert progress is not None
-    assert alone is not None
-    assert whole is not None
-    torch.testing.assert_close(progress[:, 1:], alone)
-    assert (whole[0, 3] - progress[0, 3]).abs() > 1e-4
+def test_the_first_frame_of_the_window_counts_and_other_padding_does_not(model: R3MModel) -> None:
+    tokens, text = model.encode_frames(random_frames(5, 224, 224))[None], model.encode_text(SENTENCES[:1])
+    mask = torch.tensor([[False, False, True, True, True]])
+
+    def progress(order: list[int]) -> Tensor:
+        """Of the last three frames."""
+        values = model.score(tokens[:, order], text, mask[:, -len(order) :]).progress
+        assert values is not None
+        return values[:, -3:]
+
+    shown = progress([0, 0, 2, 3, 4])
+    torch.testing.assert_close(progress([0, 1, 2, 3, 4]), shown)
+    torch.testing.assert_close(progress([0, 2, 3, 4]), shown)  # the episode's first frame, and a segment
+    assert (progress([2, 3, 4]) - shown).abs().max() > 1e-4  # the segment alone
 
 
 @torch.no_grad()

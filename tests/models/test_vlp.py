@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlp_gym.errors import CheckpointError, InstructionError, MissingExtraError
-from vlp_gym.models.checkpoint import load_checkpoint, load_state, save_checkpoint
+from vlp_gym.models.checkpoint import load_checkpoint, load_state, save_checkpoint, stored_config
 from vlp_gym.models.protocol import RewardModel, prefer
 from vlp_gym.models.vlp import VLPModel
 
@@ -432,9 +432,9 @@ def test_names_of_backbones(backbone: OpenClipBackbone) -> None:
         message = f'expected a backbone "open_clip:NAME/PRETRAINED", "open_clip:NAME" or "small", got {name!r}'
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             VLPModel(name)
-    message = "a VLPModel with a backbone object cannot be saved: name the backbone by a string"
+    message = "a VLPModel with a live backbone cannot be saved: name the backbone by a string"
     with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
-        _ = make_model(backbone).config
+        stored_config(make_model(backbone))
     with pytest.raises(ValueError, match=r"^expected token widths that 3 heads divide, got 32$"):
         VLPModel(backbone, heads=3)
 

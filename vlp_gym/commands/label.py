@@ -132,12 +132,13 @@ def ask(
         return
     from tqdm import tqdm
 
+    from vlp_gym.models.protocol import PairwiseModel
     from vlp_gym.models.registry import load_reward_model
     from vlp_gym.preferences.labelers import ModelLabeler
 
     model = load_reward_model(source, device=device)
     # What a pairwise model cannot decide is no "equal" (RL-VLM-F drops it).
-    margin = UNDECIDED if kind == "preference" and hasattr(model, "prefer") else 0.0
+    margin = UNDECIDED if kind == "preference" and isinstance(model, PairwiseModel) else 0.0
     labeler = ModelLabeler(model, instruction, kind=kind, margin=margin)
     with tqdm(desc="labelling", unit="pair", total=len(first)) as bar:
         for start in range(0, len(first), _BLOCK):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vlp_gym.engine.guard import GuardedModel
+from vlp_gym.engine.guard import HEADS, GuardedModel
 from vlp_gym.engine.tickets import UNSCORED, Answer, FrameScore, Request
 from vlp_gym.engine.token_cache import TokenCache
 from vlp_gym.engine.windows import window_indices
@@ -18,7 +18,17 @@ from vlp_gym.errors import QueryError
 from vlp_gym.models.protocol import History, Scores
 
 
-@torch.inference_mode()
+class _Queries:
+    """Names a batch in an error message; a string that is made only when it is needed."""
+
+    def __init__(self, batch: Sequence[Request]) -> None:
+        self.batch = batch
+
+    def __str__(self) -> str:
+        first = self.batch[0].ticket
+        return str(first) if len(self.batch) == 1 else f"{len(self.batch)} queries, the first: {first}"
+
+
 def answer_batch(
     model: GuardedModel, batch: Sequence[Request], window: int, history: History
 ) -> tuple[list[Answer], Tensor]:
@@ -31,15 +41,12 @@ def answer_batch(
         QueryError: if the model raises or runs out of memory at batch 1.
         TypeError: if it returns something of another kind or shape than its protocol says.
     """
-    where = str(batch[0].ticket) if len(batch) == 1 else f"{len(batch)} queries, the first: {batch[0].ticket}"
-    encoded = model.encode_frames(torch.from_numpy(np.concatenate([request.frames for request in batch])), where=where)
+    where = _Queries(batch)
     views = len(batch[0].frames)
-    caches = []
-    for request in batch:
-        while len(request.episode.caches) < views:
-            request.episode.caches.append(TokenCache(window if history == "sliding" else None))
-        caches += request.episode.caches
-    frame_tokens = encoded.unflatten(0, (len(batch), views))
+    pixels = batch[0].frames if len(batch) == 1 else np.concatenate([request.frames for request in batch])
+    encoded = model.encode_frames(torch.from_numpy(pixels), where=where)
+    frame_tokens = encoded.reshape(len(batch), views, *encoded.shape[1:])
+    caches = _caches(batch, views, window if history == "sliding" else None)
     # With "prefix", every window begins with the first frame of the episode.
     in_context = history == "prefix" and window > 1 and model.contextual
     if in_context:
@@ -49,56 +56,68 @@ def answer_batch(
         encoded = model.encode_in_context(encoded, first, where=where)
     windows: list[Tensor] = []
     masks: list[NDArray[np.bool_]] = []
-    texts = []
-    for number, (cache, tokens) in enumerate(zip(caches, encoded, strict=True)):
-        cache.append(tokens)
-        if not batch[number // views].scored:
-            continue
-        indices, real = window_indices(cache.total, window, history)
-        windows.append(cache.take(indices))
-        masks.append(real)
-        texts.append(batch[number // views].episode.text)
-    rows: Iterator[FrameScore] = iter(())
+    texts: list[Tensor] = []
+    for number, cache in enumerate(caches):
+        cache.append(encoded[number])
+        if batch[number // views].scored:
+            indices, real = window_indices(cache.total, window, history)
+            windows.append(cache.take(indices))
+            masks.append(real)
+            texts.append(batch[number // views].episode.text)
+    rows: list[FrameScore] = []
     if windows:
         text = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)  # a copy; padding is zeros, as the models' own
-        mask = torch.from_numpy(np.stack(masks)).to(model.device)
-        rows = iter(split_rows(model.score(torch.stack(windows), text, mask, where=where, in_context=in_context)))
-    answers = []
+        mask = torch.from_numpy(np.array(masks)).to(model.device)
+        scores = model.score(torch.stack(windows), text, mask, where=where, in_context=in_context, finite=False)
+        rows = split_rows(scores)
+    return _answers(batch, views, rows), frame_tokens
+
+
+def _caches(batch: Sequence[Request], views: int, limit: int | None) -> list[TokenCache]:
+    """The token caches of the frames of a batch, in their order."""
+    caches: list[TokenCache] = []
+    for request in batch:
+        own = request.episode.caches
+        while len(own) < views:
+            own.append(TokenCache(limit))
+        caches += own
+    return caches
+
+
+def _answers(batch: Sequence[Request], views: int, rows: Sequence[FrameScore]) -> list[Answer]:
+    """One answer for each request, from the scores of the views of those that asked for one."""
+    answers, taken = [], 0
     for request in batch:
         if not request.scored:
             answers.append(Answer(request.ticket, UNSCORED))
             continue
-        own = [next(rows) for _ in range(views)]
-        try:
-            score = check_finite(_mean(own), where=str(request.ticket))
-        except QueryError as error:
-            answers.append(Answer(request.ticket, None, error))
-        else:
-            answers.append(Answer(request.ticket, score))
-    return answers, frame_tokens
+        own = rows[taken : taken + views]
+        taken += views
+        score = own[0] if views == 1 else mean_score(own)
+        answers.append(check_score(request, score))
+    return answers
+
+
+def check_score(request: Request, score: FrameScore) -> Answer:
+    """The answer with this score, or with the error that one of its numbers is NaN or inf."""
+    for name, value in zip(HEADS, score, strict=True):
+        if value is not None and not math.isfinite(value):
+            message = f"the reward model gave the {name} {value}, which no reward may have ({request.ticket})"
+            return Answer(request.ticket, None, QueryError(message))
+    return Answer(request.ticket, score)
 
 
 def split_rows(scores: Scores) -> list[FrameScore]:
     """A batch as plain floats; the progress is that of the last frame."""
-    progress = None if scores.progress is None else scores.progress[:, -1]
-    heads = (scores.preference, progress, scores.relevance)
-    lists = [[None] * len(scores.preference) if values is None else values.tolist() for values in heads]
-    return [FrameScore(*row) for row in zip(*lists, strict=True)]
+    preference = scores.preference.tolist()
+    nothing = [None] * len(preference)
+    progress = nothing if scores.progress is None else scores.progress[:, -1].tolist()
+    relevance = nothing if scores.relevance is None else scores.relevance.tolist()
+    return [FrameScore(*row) for row in zip(preference, progress, relevance, strict=True)]
 
 
-def check_finite(score: FrameScore, *, where: str) -> FrameScore:
-    """The same score; QueryError if one of its numbers is NaN or inf."""
-    for name in ("preference", "progress", "relevance"):
-        value = getattr(score, name)
-        if value is not None and not math.isfinite(value):
-            raise QueryError(f"the reward model gave the {name} {value}, which no reward may have ({where})")
-    return score
-
-
-def _mean(views: Sequence[FrameScore]) -> FrameScore:
-    """Several cameras count alike."""
-    if len(views) == 1:
-        return views[0]
+def mean_score(views: Sequence[FrameScore]) -> FrameScore:
+    """The mean over the cameras of one moment, which count alike."""
 
     def mean(values: list[float | None]) -> float | None:
         present = [value for value in values if value is not None]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Collection, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
@@ -23,7 +23,7 @@ class QueryBook:
         """What has no answer yet, oldest first."""
         self.queue: deque[Request] = deque()
         """Those of them that the model does not work on."""
-        self._outbox: defaultdict[int, list[Answer]] = defaultdict(list)
+        self._outbox: dict[int, list[Answer]] = {}
         self._counts = {"submitted": 0, "delivered": 0, "stale": 0, "failed": 0, "cancelled": 0}
         self._latencies: deque[float] = deque(maxlen=1000)
 
@@ -54,7 +54,7 @@ class QueryBook:
         return [ticket for ticket in self.pending if envs is None or ticket.env in envs]
 
     def enqueue(self, requests: Sequence[Request]) -> None:
-        """Take requests in; those of a spoiled episode are cancelled at once."""
+        """Take requests in; those of a broken episode are cancelled at once."""
         before = self._counts["submitted"]
         try:
             for request in requests:
@@ -69,7 +69,7 @@ class QueryBook:
                 if request in self.queue:
                     self.queue.remove(request)
             raise
-        self._drop_broken()
+        self._drop_broken(requests)
 
     def next_batch(self, room: float) -> list[Request]:
         """Take the oldest requests out of the queue, all of one shape, at least one and at most `room` frames."""
@@ -81,35 +81,44 @@ class QueryBook:
         return batch
 
     def book(self, batch: Sequence[Request], answers: Sequence[Answer], now_s: float) -> list[int]:
-        """Put the answers to a batch into the outbox; an error spoils its episode. Returns which were delivered."""
-        delivered = []
+        """Put the answers to a batch into the outbox; an error breaks its episode. Returns which were delivered."""
+        delivered, failed = [], False
         for number, (request, answer) in enumerate(zip(batch, answers, strict=True)):
-            if self.pending.get(request.ticket) is not request:  # it is stale, and counted
+            ticket = request.ticket
+            if self.pending.get(ticket) is not request:  # it is stale, and counted
                 continue
+            del self.pending[ticket]
             if request.episode.broken:  # by an earlier row of this batch
-                self._settle(request.ticket, "cancelled")
+                self._counts["cancelled"] += 1
                 continue
-            request.episode.broken = answer.error is not None
-            self._settle(request.ticket, "delivered" if answer.error is None else "failed")
             if answer.error is None:
+                self._counts["delivered"] += 1
                 delivered.append(number)
-            self._outbox[request.ticket.env].append(answer)
+            else:
+                self._counts["failed"] += 1
+                request.episode.broken = failed = True
+            self._outbox.setdefault(ticket.env, []).append(answer)
             self._latencies.append(now_s - request.since_s)
-        self._drop_broken()
+        if failed:
+            self._drop_broken(self.queue)
         return delivered
 
-    def answered(self, envs: Collection[int] | None) -> list[int]:
-        """Those of these environments (None: of all) that have answers in the outbox."""
-        return [env for env in self._outbox if envs is None or env in envs]
+    def answered(self, envs: Collection[int] | None) -> bool:
+        """Whether one of these environments (None: any) has an answer in the outbox."""
+        return bool(self._outbox) and (envs is None or not self._outbox.keys().isdisjoint(envs))
 
     def take(self, envs: Collection[int] | None) -> list[Answer]:
         """Take the answers of these environments (None: of all) out of the outbox."""
-        return [answer for env in self.answered(envs) for answer in self._outbox.pop(env)]
+        answers: list[Answer] = []
+        for env in list(self._outbox):
+            if envs is None or env in envs:
+                answers += self._outbox.pop(env)
+        return answers
 
     def put_back(self, answers: Collection[Answer]) -> None:
         """Answers that were taken and that somebody else will ask for."""
         for answer in answers:
-            self._outbox[answer.ticket.env].append(answer)
+            self._outbox.setdefault(answer.ticket.env, []).append(answer)
 
     def cancel(self, env: int) -> None:
         """End the running episode of one environment and give up its open tickets."""
@@ -129,11 +138,13 @@ class QueryBook:
         for request in requests:
             request.episode.broken = True
             if self.pending.get(request.ticket) is request:
-                self._settle(request.ticket, outcome)
+                del self.pending[request.ticket]
+                self._counts[outcome] += 1
 
-    def _drop_broken(self) -> None:
-        self.drop([request for request in self.queue if request.episode.broken])
-
-    def _settle(self, ticket: Ticket, outcome: str) -> None:
-        del self.pending[ticket]
-        self._counts[outcome] += 1
+    def _drop_broken(self, requests: Iterable[Request]) -> None:
+        broken: list[Request] = []
+        for request in requests:
+            if request.episode.broken:
+                broken.append(request)
+        if broken:
+            self.drop(broken)

@@ -2,40 +2,37 @@
 
 In the mode "sync", `query` answers in the caller's thread. In the mode "async", `submit` returns at once, one worker
 thread answers in batches over environments and time, and `poll` takes the answers. Both modes score with the same
-function, `answer_batch`. This is the only file of the package with threads.
+function, `answer_batch`.
 """
 
 from __future__ import annotations
 
-import atexit
 import copy
 import logging
 import math
 import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Collection, Sequence
-from contextlib import nullcontext
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vlp_gym.engine.batch import answer_batch, check_finite, split_rows
+from vlp_gym.engine.batch import answer_batch, split_rows
 from vlp_gym.engine.book import QueryBook
 from vlp_gym.engine.guard import GuardedModel
+from vlp_gym.engine.settings import Mode, Policy, check_settings
 from vlp_gym.engine.tickets import Answer, Episode, FrameScore, Request, Ticket
 from vlp_gym.engine.windows import window_indices
+from vlp_gym.engine.worker import start_worker, stopped
 from vlp_gym.errors import QueryError, QueryTimeout
-from vlp_gym.models.protocol import History, RewardModel, Scores
+from vlp_gym.models.protocol import History, RewardModel
 
 logger = logging.getLogger("vlp_gym")
 
-Mode = Literal["sync", "async"]
-Policy = Literal["block", "widen_stride"]
 Views: TypeAlias = "NDArray[np.uint8] | Sequence[NDArray[np.uint8]]"
 
 
@@ -43,14 +40,16 @@ class QueryEngine:
     """Scores the newest frames of any number of environments with one reward model.
 
     Every ticket that was submitted is answered once, or counted: submitted = delivered + stale + failed + cancelled +
-    pending, always. An error of the model spoils the episodes it concerns, whose later tickets are cancelled.
+    pending, always. If the model raises, the affected episodes are broken, and their later tickets are cancelled.
 
     Args:
-        model: a live reward model; it is put into eval mode and never copied.
+        model: a live reward model, which is put into eval mode and never copied, or a name, folder or hub id for
+            `load_reward_model`.
         window: T; None takes the model's.
         history: "sliding" or "prefix"; None takes the model's. The memory of "prefix" grows with the episode: one
             frame's tokens a frame.
-        device: "auto" leaves the model where it is; anything else moves it.
+        device: where the model runs; "auto" leaves a live model where it is, and puts a named one on CUDA if there is
+            one.
         truncate: cut an instruction that is over the model's token limit, instead of raising.
         mode: "sync" or "async".
         max_batch: frames in one call of the model, at most ("async").
@@ -67,7 +66,7 @@ class QueryEngine:
 
     def __init__(
         self,
-        model: RewardModel,
+        model: str | os.PathLike[str] | RewardModel,
         *,
         window: int | None = None,
         history: History | None = None,
@@ -81,18 +80,11 @@ class QueryEngine:
         timeout_s: float = 60.0,
         threads: int = 1,
     ) -> None:
-        check_mode(mode)
-        if policy not in get_args(Policy):
-            raise ValueError(f"policy must be one of {get_args(Policy)}, got {policy!r}")
-        for name, value in (("max_batch", max_batch), ("slots", slots), ("threads", threads)):
-            if not (isinstance(value, int) and value >= 1):
-                raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}")
-        if not (0.0 <= max_wait_s < math.inf and 0.0 < timeout_s < math.inf):
-            raise ValueError(f"max_wait_s and timeout_s must be seconds, got {max_wait_s} and {timeout_s}")
-        self.window = model.window if window is None else window
-        self.history: History = model.history if history is None else history
-        window_indices(1, self.window, self.history)  # raises if one of them makes no sense
+        check_settings(mode, policy, max_batch, slots, threads, max_wait_s, timeout_s)
         self.model = GuardedModel(model, device=device, truncate=truncate)
+        self.window = self.model.model.window if window is None else window
+        self.history: History = self.model.model.history if history is None else history
+        window_indices(1, self.window, self.history)  # raises if one of them makes no sense
         self.mode, self.policy = mode, policy
         self.max_batch, self.max_wait_s, self.slots = max_batch, max_wait_s, slots
         self.timeout_s, self.threads = timeout_s, threads
@@ -102,21 +94,16 @@ class QueryEngine:
         self._process = os.getpid()
         self._texts: dict[str, Tensor] = {}
         self._book = QueryBook()
-        self._changed = threading.Condition()  # guards the book and what follows
+        self._lock = threading.RLock()  # guards the book and what follows
+        self._changed = threading.Condition(self._lock)
         self._calling = threading.Lock()  # held while the model runs
         self._asking = threading.RLock()  # held through a call of `submit` in the mode "sync"
-        self._held = self._closed = False
+        self._paused = self._closed = False
         self._hurried = self._awaited = 0  # how many wait for all answers, or for room; and for any answer
         self._death: BaseException | None = None
         self._worker: threading.Thread | None = None
         if mode == "async":
-            ready, before = threading.Event(), torch.get_num_threads()
-            arguments = (weakref.ref(self), ready)
-            self._worker = threading.Thread(target=_work, args=arguments, name="vlp_gym-engine", daemon=True)
-            _at_work.add(self)
-            self._worker.start()
-            ready.wait(5.0)
-            torch.set_num_threads(before)  # the worker's number is now the default of every thread to come
+            self._worker = start_worker(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QueryEngine:
         """The same model, the running episodes copied."""
@@ -125,7 +112,8 @@ class QueryEngine:
         clone = object.__new__(type(self))
         memo[id(self)] = clone
         memo |= {
-            id(self._changed): threading.Condition(),
+            id(self._lock): (lock := threading.RLock()),
+            id(self._changed): threading.Condition(lock),
             id(self._calling): threading.Lock(),
             id(self._asking): threading.RLock(),
         }
@@ -135,7 +123,7 @@ class QueryEngine:
 
     def add_env(self) -> int:
         """Take in one more environment; returns the `env` of its tickets."""
-        with self._changed:
+        with self._lock:
             self._book.episodes.append(None)
             return len(self._book.episodes) - 1
 
@@ -149,15 +137,15 @@ class QueryEngine:
         text = self._texts.get(instruction)
         if text is None:
             where = f"instruction {instruction!r}"
-            text = self.exclusively(lambda: self.model.encode_text(instruction, where=where))
-            if len(self._texts) >= 1024:  # somebody makes sentences up; do not keep them all
+            text = self.exclusively(lambda: self.model.encode_text([instruction], where=where)[0])
+            if len(self._texts) >= 1024:  # unbounded instruction sets must not fill memory
                 self._texts.clear()
             self._texts[instruction] = text
         return text
 
     def begin(self, env: int, episode: int, text: Tensor) -> None:
         """Start an episode; the tickets of the episodes before stay open until they are answered."""
-        with self._changed:
+        with self._lock:
             self._book.episodes[env] = Episode(episode, text)
 
     def cancel(self, env: int) -> None:
@@ -165,17 +153,17 @@ class QueryEngine:
 
         Those still in the queue are counted as cancelled; those the model works on will be stale.
         """
-        with self._changed:
+        with self._lock:
             self._book.cancel(env)
 
     def stats(self) -> dict[str, int]:
         """Counts of tickets; submitted = delivered + stale + failed + cancelled + pending, always."""
-        with self._changed:
+        with self._lock:
             return self._book.stats()
 
     def latencies(self) -> dict[str, float]:
         """Seconds from `submit` to the answer: p50 and p99 of the newest 1,000 answers; empty before the first."""
-        with self._changed:
+        with self._lock:
             return self._book.latencies()
 
     def crowded(self, count: int) -> bool:
@@ -200,7 +188,7 @@ class QueryEngine:
         self.submit(tickets, frames)
         answers = {answer.ticket: answer for answer in self.flush({ticket.env for ticket in tickets})}
         asked = [answers.pop(ticket, Answer(ticket, None)) for ticket in tickets]
-        with self._changed:  # of earlier calls of `submit`
+        with self._lock:  # of earlier calls of `submit`
             self._book.put_back(answers.values())
         for answer in asked:
             if answer.error is not None:
@@ -214,38 +202,47 @@ class QueryEngine:
     ) -> None:
         """Ask for scores; the answers come by `poll`, and so do the errors of the model.
 
-        Arguments and other errors are those of `query`. A ticket of an episode that an error of the model has spoiled
-        is counted as cancelled at once. Where ``scored`` says False, the frame is encoded for the windows that come
-        later, and the answer is `vlp_gym.engine.tickets.UNSCORED`.
+        Arguments and other errors are those of `query`. A ticket of a broken episode is counted as cancelled at
+        once. Where ``scored`` says False, the frame is encoded for the windows that come
+        later, and the answer is `UNSCORED`.
         """
         self._check_usable()
-        if not tickets and not len(frames):
-            return
-        if len({ticket.env for ticket in tickets}) != len(tickets) or len(frames) != len(tickets):
+        if len(frames) != len(tickets) or (
+            len(tickets) > 1 and len({ticket.env for ticket in tickets}) != len(tickets)
+        ):
             raise ValueError(f"expected one ticket and frame for each env, got {len(frames)} for {list(tickets)}")
-        with self._asking if self.mode == "sync" else nullcontext():
-            self._submit(tickets, frames, [True] * len(tickets) if scored is None else scored)
-
-    def _submit(self, tickets: Sequence[Ticket], frames: Sequence[Views], scored: Sequence[bool]) -> None:
-        with self._changed:
-            pending, episodes = self._book.pending, [self._book.running(ticket) for ticket in tickets]
-            self._wait(lambda: not pending or len(pending) + len(tickets) <= self.slots, tickets)
-            now = time.monotonic()
-            requests = [
-                Request(ticket, np.array(views, np.uint8, ndmin=4), episode, now, asked)
-                for ticket, views, episode, asked in zip(tickets, frames, episodes, scored, strict=True)
-            ]
-            self._book.enqueue(requests)
-            self._changed.notify_all()
-        if self.mode == "sync":
+        if not tickets:
+            return
+        scored = scored or [True] * len(tickets)
+        if self.mode == "async":
+            self._take_in(tickets, frames, scored)
+            return
+        with self._asking:
+            requests = self._take_in(tickets, frames, scored)
             try:
                 while batch := self._book.next_batch(math.inf):
                     self._serve(batch)
             except BaseException:  # KeyboardInterrupt
-                with self._changed:
+                with self._lock:
                     self._book.queue.clear()
                     self._book.give_up(requests)
                 raise
+
+    def _take_in(self, tickets: Sequence[Ticket], frames: Sequence[Views], scored: Sequence[bool]) -> list[Request]:
+        """Queue copies of the frames, as soon as there is room."""
+        requests = []
+        with self._lock:
+            pending = self._book.pending
+            episodes = list(map(self._book.running, tickets))
+            if pending and len(pending) + len(tickets) > self.slots:
+                self._wait(lambda: not pending or len(pending) + len(tickets) <= self.slots, tickets)
+            now = time.monotonic()
+            for ticket, views, episode, asked in zip(tickets, frames, episodes, scored, strict=True):
+                requests.append(Request(ticket, np.array(views, np.uint8, ndmin=4), episode, now, asked))
+            self._book.enqueue(requests)
+            if self._worker is not None:
+                self._changed.notify_all()
+        return requests
 
     def poll(self, envs: Collection[int] | None = None, timeout_s: float = 0.0) -> list[Answer]:
         """Take the answers that are there, for some environments or all, in the order of the tickets of each.
@@ -257,19 +254,9 @@ class QueryEngine:
         Raises:
             QueryError: if the worker thread has died.
         """
-        deadline = time.monotonic() + timeout_s
-        with self._changed:
-            while not self._book.answered(envs) and self._book.open(envs):
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    break
-                self._check_usable()
-                self._awaited += 1
-                self._changed.notify_all()
-                try:
-                    self._changed.wait(min(left, 0.5))
-                finally:
-                    self._awaited -= 1
+        with self._lock:
+            if timeout_s > 0.0:
+                self._await(envs, time.monotonic() + timeout_s)
             answers = self._book.take(envs)
             if not answers and not self._closed:
                 self._check_usable()
@@ -287,17 +274,17 @@ class QueryEngine:
 
     def wait(self, envs: Collection[int] | None = None, timeout_s: float | None = None) -> None:
         """Wait until nothing is pending for these environments; errors are those of `flush`."""
-        with self._changed:
+        with self._lock:
             self._wait(lambda: not self._book.open(envs), self._book.open(envs), timeout_s)
 
-    def hold(self, on: bool) -> None:
+    def pause(self, on: bool) -> None:
         """Begin no batch while this is on, unless somebody waits for an answer or for room.
 
         Python threads share one interpreter lock: a learner in the main thread is faster if the model works while the
         environment renders, and not while the learner updates.
         """
-        with self._changed:
-            self._held = on
+        with self._lock:
+            self._paused = on
             if not on:
                 self._changed.notify_all()
 
@@ -311,15 +298,15 @@ class QueryEngine:
         """
         if self._process != os.getpid():
             return 0  # a forked child has no worker to stop
-        with self._changed:
+        with self._lock:
             first, self._closed = not self._closed, True
             given_up = len(self._book.queue)
             self._book.drop(list(self._book.queue))
             self._changed.notify_all()
         if self._worker is not None and self._worker is not threading.current_thread():
             self._worker.join(timeout_s)
-        _at_work.discard(self)
-        with self._changed:
+        stopped(self)
+        with self._lock:
             given_up += len(self._book.pending)
             self._book.give_up(list(self._book.pending.values()))  # the model hangs
         if first and given_up:
@@ -332,15 +319,7 @@ class QueryEngine:
         Args:
             text: text tokens, ``[L, D]``.
         """
-        where = "first call, on a black frame"
-        frames = torch.zeros((1, *self.model.model.frame_size, 3), dtype=torch.uint8)
-        mask = torch.ones((1, 1), dtype=torch.bool, device=self.model.device)
-
-        def score() -> Scores:
-            tokens = self.model.encode_frames(frames, where=where)
-            return self.model.score(tokens[:, None], text[None], mask, where=where)
-
-        return check_finite(split_rows(self.exclusively(score))[0], where=where)
+        return split_rows(self.exclusively(lambda: self.model.probe(text)))[0]
 
     def exclusively(self, function: Callable[[], Any]) -> Any:
         """Call a function that uses the model while nobody else does; some tokenizers cannot be used from two threads.
@@ -360,6 +339,20 @@ class QueryEngine:
             self._calling.release()
 
     # What follows is called with the lock held, but for `_serve`.
+
+    def _await(self, envs: Collection[int] | None, deadline_s: float) -> None:
+        """Wait for an answer to one of these environments, if something is pending for them."""
+        while not self._book.answered(envs) and self._book.open(envs):
+            left = deadline_s - time.monotonic()
+            if left <= 0:
+                break
+            self._check_usable()
+            self._awaited += 1
+            self._changed.notify_all()
+            try:
+                self._changed.wait(min(left, 0.5))
+            finally:
+                self._awaited -= 1
 
     def _wait(self, done: Callable[[], bool], tickets: Sequence[Ticket], timeout_s: float | None = None) -> None:
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
@@ -393,22 +386,6 @@ class QueryEngine:
                 raise QueryError("CUDA has failed for good in this process; restart it") from self._death
             raise QueryError("the worker thread of the query engine has died; make a new one") from self._death
 
-    def _take_batch(self) -> list[Request]:
-        """What the worker is to do next; waits up to `max_wait_s` for a batch to fill."""
-        if self._resting():
-            return []
-        queue = self._book.queue
-        while queue and not (self._hurried or self._closed):
-            left = queue[0].since_s + self.max_wait_s - time.monotonic()
-            if left <= 0 or sum(len(request.frames) for request in queue) >= self.max_batch:
-                break
-            self._changed.wait(left)
-        return self._book.next_batch(self.max_batch)
-
-    def _resting(self) -> bool:
-        held = self._held and not (self._hurried or self._awaited)
-        return not self._closed and (held or not self._book.queue)
-
     def _serve(self, batch: Sequence[Request]) -> None:
         """Answer a batch, and put what came into the outbox."""
         tokens = None
@@ -420,71 +397,13 @@ class QueryEngine:
             if "CUDA error" in str(error):  # but for "CUDA out of memory", these stay until the process ends
                 self._death = error
         except BaseException:  # the end of the worker, or KeyboardInterrupt
-            with self._changed:
+            with self._lock:
                 self._book.give_up(batch)
             raise
-        now = time.monotonic()
-        with self._changed:
-            for number in self._book.book(batch, answers, now):
-                if self.on_answer is not None and tokens is not None:
+        with self._lock:
+            delivered = self._book.book(batch, answers, time.monotonic())
+            if self.on_answer is not None and tokens is not None:
+                for number in delivered:
                     self.on_answer(answers[number], batch[number].frames, tokens[number])
-            self._changed.notify_all()
-
-
-def check_mode(mode: str) -> None:
-    """Raise ValueError unless the mode exists."""
-    if mode not in get_args(Mode):
-        raise ValueError(f"mode must be one of {get_args(Mode)}, got {mode!r}")
-
-
-def _work(reference: weakref.ref[QueryEngine], ready: threading.Event) -> None:
-    """The worker thread. It holds the engine only while it works, so that an engine nobody uses can be collected."""
-    engine = reference()
-    if engine is None:
-        return
-    torch.get_num_threads()  # a thread takes over the default at its first use of torch, which would come later
-    torch.set_num_threads(engine.threads)
-    ready.set()
-    changed, model = engine._changed, engine.model
-    on_stream: Any = nullcontext()
-    if model.device.type == "cuda":
-        on_stream = torch.cuda.stream(torch.cuda.Stream(model.device, priority=0))  # the lowest
-    del engine
-    while True:
-        engine = reference()
-        if engine is None:
-            return
-        try:
-            with changed:
-                batch = engine._take_batch()
-                if not batch and engine._closed:
-                    return
-            if batch:
-                with on_stream:
-                    engine._serve(batch)
-        except BaseException as error:
-            with changed:
-                engine._death = error
-                changed.notify_all()
-            return
-        del batch
-        with changed:
-            idle = engine._resting()
-            del engine
-            if idle:
-                changed.wait(0.5)  # in slices, to see that the engine is gone
-
-
-_at_work: weakref.WeakSet[QueryEngine] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_all() -> None:
-    """A thread that is inside torch when the interpreter goes away ends the process with an abort."""
-    engines = list(_at_work)
-    for engine in engines:
-        engine.close(timeout_s=0.0)
-    deadline = time.monotonic() + 1.5  # together: an exit takes at most 5 s
-    for engine in engines:
-        if engine._worker is not None:
-            engine._worker.join(max(deadline - time.monotonic(), 0.0))
+            if self._worker is not None or self._hurried or self._awaited:
+                self._changed.notify_all()

@@ -1,131 +1,190 @@
-"""A reward model behind a guard: whatever it does wrong becomes an error that says what and where."""
+"""The one guarded way to ask a reward model: whatever it does wrong becomes an error that says what and where.
+
+Wrappers, labelers, evaluation, calibration and tuning all ask through `GuardedModel`; nothing else calls a model.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from vlp_gym.errors import InstructionError, QueryError
-from vlp_gym.models.protocol import ContextualModel, RewardModel, Scores
+from vlp_gym.models.protocol import ContextualModel, GoalModel, PairwiseModel, RewardModel, Scores, Truncating
+from vlp_gym.models.registry import place_model
 
 Result = TypeVar("Result")
+_training = attrgetter("training")
 
 
 class GuardedModel:
     """Calls a `RewardModel` without gradients, in eval mode, in batches that fit, and checks what comes back.
 
-    Every method takes `where`, which names the env, episode and step in the messages.
+    Every method takes `where`, which names the env, episode and step, or the video, in the messages.
 
     Args:
-        model: the live model; it is never copied.
-        device: "auto" leaves the model where it is; anything else moves it.
+        model: a live model, which is never copied, or a name, folder or hub id for `load_reward_model`.
+        device: where the model runs; "auto" leaves a live model where it is, and puts a named one on CUDA if there is
+            one.
         truncate: cut an instruction that is over the model's token limit, instead of raising. It is set, for the
             call only, on those parts of the model that have an attribute of this name.
 
     Raises (by every method):
-        QueryError: if the model raises or runs out of memory at batch 1.
+        QueryError: if the model raises, runs out of memory at batch 1, or answers NaN or inf.
         TypeError: if it returns something of another kind, shape or device than its protocol says, or with gradient.
     """
 
-    def __init__(self, model: RewardModel, *, device: str | torch.device = "auto", truncate: bool = False) -> None:
-        self.model = model
-        if isinstance(model, nn.Module):
-            if device != "auto":
-                model.to(device)
-            model.eval()
-        self.device = next((weight.device for weight in _weights(model)), torch.device("cpu"))
-        self.contextual = isinstance(model, ContextualModel)
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | RewardModel,
+        *,
+        device: str | torch.device = "auto",
+        truncate: bool = False,
+    ) -> None:
+        self.model: RewardModel = place_model(model, device)
+        self.device = next((weight.device for weight in _weights(self.model)), torch.device("cpu"))
+        self.contextual = isinstance(self.model, ContextualModel)
+        self.pairwise = isinstance(self.model, PairwiseModel)
         self.max_batch = 256
         """Rows in one call of the model; halved, for good, when the memory does not suffice."""
-        self._truncate = truncate
-        self._parts: list[Any] = list(model.modules()) if isinstance(model, nn.Module) else [model]
+        parts: list[Any] = list(self.model.modules()) if isinstance(self.model, nn.Module) else [self.model]
+        self._modules = [part for part in parts if isinstance(part, nn.Module)]
+        self._truncating_parts = [part for part in parts if truncate and isinstance(part, Truncating)]
+        if self._modules:
+            self._modules[0].eval()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GuardedModel:
         """Itself: a deep copy of an environment shares the model."""
         return self
 
     @torch.inference_mode()
-    def encode_text(self, instruction: str, *, where: str) -> Tensor:
-        """Encode one checked instruction as tokens, ``[L, D]``."""
+    def encode_text(self, instructions: Sequence[str], *, where: object) -> Tensor:
+        """Encode B checked instructions as tokens, ``[B, L, D]``."""
+        self._enter()
         with self._truncating():
-            text = self._call(where, lambda: self.model.encode_text([instruction]))
-        self._check(text, "encode_text", {"B": 1, "L": None, "D": None}, where)
-        return text[0]
+            text = self._call(where, self.model.encode_text, instructions)
+        return self._check(text, "encode_text", (len(instructions), None, None), "BLD", where)
 
     @torch.inference_mode()
-    def encode_frames(self, frames: Tensor, *, where: str) -> Tensor:
+    def encode_goals(self, frames: Tensor, *, where: object) -> Tensor:
+        """Encode N pictures of goals, uint8 ``[N, H, W, 3]``, as text tokens, ``[N, L, D]``; of a `GoalModel`."""
+        self._enter()
+        assert isinstance(self.model, GoalModel)
+        text = self._call(where, self.model.encode_goals, frames.to(self.device))
+        return self._check(text, "encode_goals", (len(frames), None, None), "NLD", where)
+
+    @torch.inference_mode()
+    def encode_frames(self, frames: Tensor, *, where: object) -> Tensor:
         """Encode frames, uint8 ``[N, H, W, 3]`` on any device, as tokens, ``[N, K, D]``."""
+        self._enter()
 
         def encode(frames: Tensor) -> Tensor:
-            tokens = self._call(where, lambda: self.model.encode_frames(frames))
-            self._check(tokens, "encode_frames", {"N": len(frames), "K": None, "D": None}, where)
-            return tokens
+            tokens = self._call(where, self.model.encode_frames, frames.to(self.device))
+            return self._check(tokens, "encode_frames", (len(frames), None, None), "NKD", where)
 
-        return torch.cat(self._batched(encode, [frames.to(self.device)], where))
+        return _cat(self._batched(encode, [frames], where))
 
     @torch.inference_mode()
-    def encode_in_context(self, frames: Tensor, first: Tensor, *, where: str) -> Tensor:
-        """Of a `ContextualModel`: frame tokens ``[N, K, D]`` beside those of the first frames, ``[N, K', D']``."""
+    def encode_in_context(self, frames: Tensor, first: Tensor, *, where: object) -> Tensor:
+        """Frame tokens ``[N, K, D]`` beside those of the first frames, as ``[N, K', D']``; of a `ContextualModel`."""
+        self._enter()
         model: Any = self.model
 
         def encode(frames: Tensor, first: Tensor) -> Tensor:
-            tokens = self._call(where, lambda: model.encode_in_context(frames, first))
-            self._check(tokens, "encode_in_context", {"N": len(frames), "K": None, "D": None}, where)
-            return tokens
+            tokens = self._call(where, model.encode_in_context, frames, first)
+            return self._check(tokens, "encode_in_context", (len(frames), None, None), "NKD", where)
 
-        return torch.cat(self._batched(encode, [frames, first], where))
+        return _cat(self._batched(encode, [frames, first], where))
 
     @torch.inference_mode()
-    def score(self, frames: Tensor, text: Tensor, mask: Tensor, *, where: str, in_context: bool = False) -> Scores:
+    def score(
+        self,
+        frames: Tensor,
+        text: Tensor,
+        mask: Tensor,
+        *,
+        where: object,
+        in_context: bool = False,
+        finite: bool = True,
+    ) -> Scores:
         """Score windows: frame tokens ``[B, T, K, D]``, text tokens ``[B, L, D]``, mask ``[B, T]``.
 
         Args:
+            frames, text, mask: as `RewardModel.score` takes them.
+            where: see the class.
             in_context: the frame tokens are those of `encode_in_context`.
+            finite: refuse NaN and inf, in progress where the frame is real; False leaves that to the caller.
         """
+        self._enter()
         model: Any = self.model
         call = model.score_in_context if in_context else model.score
 
         def score(frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
-            scores = self._call(where, lambda: call(frames, text, mask))
+            scores = self._call(where, call, frames, text, mask)
             if not isinstance(scores, Scores):
                 raise TypeError(f"expected Scores from score, got {type(scores).__name__} ({where})")
-            batch, time = mask.shape
-            self._check(scores.preference, "preference", {"B": batch}, where)
+            self._check(scores.preference, "preference", mask.shape[:1], "B", where)
             if scores.progress is not None:
-                self._check(scores.progress, "progress", {"B": batch, "T": time}, where)
+                self._check(scores.progress, "progress", mask.shape, "BT", where)
             if scores.relevance is not None:
-                self._check(scores.relevance, "relevance", {"B": batch}, where)
+                self._check(scores.relevance, "relevance", mask.shape[:1], "B", where)
             return scores
 
         parts = self._batched(score, [frames, text, mask], where)
-        return Scores(
-            torch.cat([part.preference for part in parts]),
-            _join([part.progress for part in parts]),
-            _join([part.relevance for part in parts]),
-        )
+        scores = parts[0] if len(parts) == 1 else _joined(parts)
+        if finite:
+            progress = None if scores.progress is None else scores.progress[mask]
+            for name, values in zip(HEADS, (scores.preference, progress, scores.relevance), strict=True):
+                check_finite(values, name, where)
+        return scores
 
-    def _call(self, where: str, function: Callable[[], Result]) -> Result:
-        if isinstance(self.model, nn.Module) and any(part.training for part in self._parts):
-            self.model.eval()  # someone trained it meanwhile, and dropout would make the reward random
+    @torch.inference_mode()
+    def prefer(self, a: Tensor, b: Tensor, text: Tensor, *, where: object) -> Tensor:
+        """P(a > b | text), ``[B]``, by the head of a `PairwiseModel`; arguments as there."""
+        self._enter()
+        model: Any = self.model
+
+        def prefer(a: Tensor, b: Tensor, text: Tensor) -> Tensor:
+            chance = self._call(where, model.prefer, a, b, text)
+            return self._check(chance, "prefer", (len(text),), "B", where)
+
+        chances = _cat(self._batched(prefer, [a, b, text], where))
+        check_finite(chances, "P(a > b)", where)
+        return chances
+
+    def probe(self, text: Tensor) -> Scores:
+        """Score one black frame under text tokens ``[L, D]``."""
+        where = "first call, on a black frame"
+        tokens = self.encode_frames(torch.zeros((1, *self.model.frame_size, 3), dtype=torch.uint8), where=where)
+        mask = torch.ones((1, 1), dtype=torch.bool, device=self.device)
+        return self.score(tokens[:, None], text[None], mask, where=where)
+
+    def _enter(self) -> None:
+        """Back to eval mode: somebody may have trained the model meanwhile, and dropout would make rewards random."""
+        if any(map(_training, self._modules)):
+            self._modules[0].eval()
+
+    def _call(self, where: object, function: Callable[..., Result], *arguments: Any) -> Result:
         try:
-            return function()
+            return function(*arguments)
         except (InstructionError, torch.cuda.OutOfMemoryError):
             raise
         except Exception as error:
             raise QueryError(f"the reward model raised {type(error).__name__}: {error} ({where})") from error
 
-    def _batched(self, function: Callable[..., Result], rows: Sequence[Tensor], where: str) -> list[Result]:
+    def _batched(self, function: Callable[..., Result], rows: Sequence[Tensor], where: object) -> list[Result]:
         """Apply `function` to at most `max_batch` rows at a time, and to half as many when memory runs out."""
         results: list[Result] = []
-        start = 0
-        while start < len(rows[0]):
-            stop = min(start + self.max_batch, len(rows[0]))
+        start, count = 0, rows[0].shape[0]
+        while start < count:
+            stop = min(start + self.max_batch, count)
             try:
-                results.append(function(*(tensor[start:stop] for tensor in rows)))
+                results.append(function(*(rows if stop - start == count else [part[start:stop] for part in rows])))
                 start = stop
                 continue
             except torch.cuda.OutOfMemoryError as error:
@@ -136,23 +195,32 @@ class GuardedModel:
                 torch.cuda.empty_cache()
         return results
 
-    def _check(self, tensor: Any, name: str, shape: dict[str, int | None], where: str) -> None:
+    def _check(self, tensor: Any, name: str, shape: Sequence[int | None], letters: str, where: object) -> Tensor:
+        """The same tensor, if it is what the protocol says.
+
+        Args:
+            tensor: what the model gave.
+            name: what it is.
+            shape: the size of each dimension; None takes any.
+            letters: their names.
+            where: see the class.
+        """
         got = type(tensor).__name__
         if isinstance(tensor, Tensor):
-            sizes = list(shape.values())
-            fits = len(sizes) == tensor.ndim and all(
-                want in (None, size) for want, size in zip(sizes, tensor.shape, strict=True)
-            )
-            if fits and tensor.is_floating_point() and tensor.device == self.device and not tensor.requires_grad:
-                return
+            sizes = tensor.shape
+            fits = len(sizes) == len(shape)
+            for want, size in zip(shape, sizes, strict=False):
+                fits = fits and (want is None or want == size)
+            if fits and tensor.dtype.is_floating_point and tensor.device == self.device and not tensor.requires_grad:
+                return tensor
             grad = " with gradient" if tensor.requires_grad else ""
-            got = f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}{grad}"
-        words = ", ".join(letter if size is None else str(size) for letter, size in shape.items())
+            got = f"{tensor.dtype} {list(sizes)} on {tensor.device}{grad}"
+        words = ", ".join(letter if size is None else str(size) for letter, size in zip(letters, shape, strict=True))
         raise TypeError(f"expected float [{words}] on {self.device} without gradient from {name}, got {got} ({where})")
 
     @contextmanager
     def _truncating(self) -> Iterator[None]:
-        changed = [part for part in self._parts if self._truncate and getattr(part, "truncate", None) is False]
+        changed = [part for part in self._truncating_parts if part.truncate is False]
         for part in changed:
             part.truncate = True
         try:
@@ -162,9 +230,29 @@ class GuardedModel:
                 part.truncate = False
 
 
+HEADS = ("preference", "progress", "relevance")
+
+
+def check_finite(values: Tensor | None, name: str, where: object) -> None:
+    """Raise QueryError if one of these numbers is NaN or inf; None has no numbers."""
+    if values is None or torch.isfinite(values).all():
+        return
+    wrong = values[~torch.isfinite(values)].flatten()[0].item()
+    raise QueryError(f"the reward model gave the {name} {wrong}, which no reward may have ({where})")
+
+
+def _cat(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _joined(parts: Sequence[Scores]) -> Scores:
+    progress, relevance = (_join([getattr(part, name) for part in parts]) for name in ("progress", "relevance"))
+    return Scores(torch.cat([part.preference for part in parts]), progress, relevance)
+
+
 def _join(parts: Sequence[Tensor | None]) -> Tensor | None:
     present = [part for part in parts if part is not None]
-    return torch.cat(present) if present else None
+    return _cat(present) if present else None
 
 
 def _weights(model: RewardModel) -> Iterator[Tensor]:

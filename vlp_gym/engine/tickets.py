@@ -23,13 +23,12 @@ class Ticket(NamedTuple):
         return f"env {self.env}, episode {self.episode}, step {self.step}"
 
 
-@dataclass(frozen=True)
-class FrameScore:
-    """What the model says of the newest frame of an episode.
+class FrameScore(NamedTuple):
+    """What the model gives the newest frame of an episode.
 
     Attributes:
         preference: f(v | l), any finite number.
-        progress: in [0, 1], or None if the model has no such head.
+        progress: in [0, 1], or in the model's `value_range`; None if the model has no such head.
         relevance: logit that the video shows the instructed task, or None.
     """
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vlp_gym.engine.guard import GuardedModel
 from vlp_gym.engine.windows import window_indices
-from vlp_gym.errors import QueryError
-from vlp_gym.models.protocol import RewardModel
+from vlp_gym.errors import InstructionError
+from vlp_gym.models.protocol import AnchoredModel, GoalModel, RewardModel
 from vlp_gym.rewards.shaping import gated_progress
 
 Floats = NDArray[np.float64]
 
 ENCODE_BATCH = 64  # frames
 SCORE_BATCH = 256  # windows at most ...
+PAIR_BATCH = 32  # pairs of clips
 SCORE_NUMBERS = 2**24  # ... and at most so many floats of frame tokens at a time (64 MiB)
 
 
@@ -25,41 +28,86 @@ class VideoScorer:
     """Asks a model about one open video at a time.
 
     Args:
-        model: the model; moved to ``device`` and put in eval mode if it is a module.
+        model: a live model, or its name.
         sentences: every instruction that will be asked about.
-        device: a torch device.
+        device: where the model runs, see `GuardedModel`.
+        goals: for a model that takes pictures of goals only: instruction -> its picture, uint8 ``[H, W, 3]``.
+
+    Raises:
+        InstructionError: for an instruction that is over the model's limit, or has no picture where one is needed.
     """
 
-    def __init__(self, model: RewardModel, sentences: Sequence[str], device: str = "cpu") -> None:
-        self.model, self.device = model, torch.device(device)
-        if isinstance(model, torch.nn.Module):
-            model.to(self.device).eval()
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | RewardModel,
+        sentences: Sequence[str],
+        device: str | torch.device = "auto",
+        *,
+        goals: Mapping[str, NDArray[np.uint8]] | None = None,
+    ) -> None:
+        self.guard = GuardedModel(model, device=device)
+        self.model = self.guard.model
         self._row = {sentence: row for row, sentence in enumerate(sentences)}
-        with torch.inference_mode():
-            self._text = model.encode_text(sentences)
+        self._text = self._encode(sentences, goals or {})
         self._name = ""
         self._tokens = torch.empty(0)
 
-    @torch.inference_mode()
     def open(self, frames: NDArray[np.uint8], name: str) -> None:
         """Encode a video, uint8 ``[F, H, W, 3]``, in place of the one that was open; ``name`` goes into errors."""
         self._name = name
         chunks = torch.from_numpy(np.ascontiguousarray(frames)).split(ENCODE_BATCH)
-        self._tokens = torch.cat([self.model.encode_frames(chunk.to(self.device)) for chunk in chunks])
+        self._tokens = torch.cat([self.guard.encode_frames(chunk, where=name) for chunk in chunks])
+
+    def window(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """The frames that a segment of the video is judged by, and which of them are real.
+
+        T frames are spread evenly over the segment, whatever the model's history, as VLP samples a video (section 4.2).
+        An `AnchoredModel` also gets the video's first frame, in front and masked out.
+        """
+        chosen, mask = window_indices(stop - start, self.model.window, "prefix")
+        indices = start + chosen
+        if isinstance(self.model, AnchoredModel) and self.model.anchored:
+            return np.insert(indices, 0, 0), np.insert(mask, 0, False)
+        return indices, mask
 
     def preferences(self, spans: Sequence[tuple[int, int]], sentences: Sequence[str]) -> Floats:
         """Preference of N segments of the video, each under its own sentence, float ``[N]``.
 
         Args:
-            spans: (first frame, one past the last frame); the window's T frames are spread evenly over it, whatever the
-                model's history, as VLP samples a video (section 4.2).
+            spans: (first frame, one past the last frame), see `window`.
             sentences: N instructions.
         """
         if not spans:
             return np.zeros(0)
-        windows = [window_indices(stop - start, self.model.window, "prefix") for start, stop in spans]
-        indices = np.stack([start + chosen for (start, _), (chosen, _) in zip(spans, windows, strict=True)])
-        return self._score(indices, np.stack([mask for _, mask in windows]), sentences)[0]
+        indices, masks = zip(*(self.window(*span) for span in spans), strict=True)
+        return self._score(np.stack(indices), np.stack(masks), sentences)[0]
+
+    def clip(self, start: int, stop: int) -> Tensor:
+        """Frame tokens of a segment for a pairwise head, ``[T, K, D]`` on the CPU."""
+        indices, mask = self.window(start, stop)
+        return self._tokens[torch.from_numpy(indices[mask])].cpu()
+
+    def prefer(self, a: Sequence[Tensor], b: Sequence[Tensor], sentences: Sequence[str]) -> Floats:
+        """P(a > b) of N pairs of clips, float ``[N]``: the mean of what a `PairwiseModel` answers in both orders.
+
+        Args:
+            a: N clips, see `clip`.
+            b: N clips.
+            sentences: N instructions.
+
+        Returns:
+            (P(a > b) + 1 - P(b > a)) / 2, which is symmetric even where the head is not.
+        """
+        chances = np.zeros(len(sentences))
+        for sizes in {(len(one), len(other)) for one, other in zip(a, b, strict=True)}:  # pairs of one shape at a time
+            rows = [i for i in range(len(a)) if (len(a[i]), len(b[i])) == sizes]
+            for chunk in (rows[k : k + PAIR_BATCH] for k in range(0, len(rows), PAIR_BATCH)):
+                first, second = (torch.stack([side[i] for i in chunk]).to(self.guard.device) for side in (a, b))
+                text = self._text[[self._row[sentences[i]] for i in chunk]]
+                forth = self.guard.prefer(first, second, text, where=self._name)
+                back = self.guard.prefer(second, first, text, where=self._name)
+                chances[chunk] = ((forth + 1.0 - back) / 2).double().cpu().numpy()
+        return chances
 
     def values(self, sentence: str, order: NDArray[np.int64] | None = None) -> Floats:
         """Value at each frame, from that frame and those before it: progress, or preference without such a head.
@@ -78,13 +126,12 @@ class VideoScorer:
         preference, progress, _ = self._score(indices, masks, [sentence] * len(order))
         return preference if progress is None else progress
 
-    @torch.inference_mode()
     def together(self, sentence: str) -> Floats | None:
         """Progress of all frames, shown as one window, float ``[F]``; None without such a head."""
         mask = torch.ones(1, len(self._tokens), dtype=torch.bool, device=self._tokens.device)
         row = self._row[sentence]
-        progress = self.model.score(self._tokens[None], self._text[row : row + 1], mask).progress
-        return None if progress is None else self._gather([progress[0]])
+        scores = self.guard.score(self._tokens[None], self._text[row : row + 1], mask, where=self._name)
+        return None if scores.progress is None else _array([scores.progress[0]])
 
     def final_rewards(self, sentences: Sequence[str]) -> dict[str, float] | None:
         """What the wrapper pays at the last frame (gated progress) by sentence; None without a progress head."""
@@ -96,7 +143,6 @@ class VideoScorer:
         gates = [None] * rows if relevance is None else relevance.tolist()
         return {s: gated_progress(p, r) for s, p, r in zip(sentences, progress.tolist(), gates, strict=True)}
 
-    @torch.inference_mode()
     def _score(
         self, indices: NDArray[np.int64], masks: NDArray[np.bool_], sentences: Sequence[str]
     ) -> tuple[Floats, Floats | None, Floats | None]:
@@ -107,19 +153,26 @@ class VideoScorer:
         for k in range(0, len(indices), size):
             frames = self._tokens[torch.from_numpy(indices[k : k + size]).to(self._tokens.device)]
             mask = torch.from_numpy(masks[k : k + size]).to(self._tokens.device)
-            scores = self.model.score(frames, self._text[rows[k : k + size]], mask)
+            scores = self.guard.score(frames, self._text[rows[k : k + size]], mask, where=self._name)
             newest = None if scores.progress is None else scores.progress[:, -1]
             answers.append((scores.preference, newest, scores.relevance))
-        preference, progress, relevance = (self._gather(parts) for parts in zip(*answers, strict=True))
-        if preference is None:
-            raise QueryError(f"the model gave no preference ({self._name})")
+        preference, progress, relevance = (_array(parts) for parts in zip(*answers, strict=True))
+        assert preference is not None
         return preference, progress, relevance
 
-    def _gather(self, parts: Sequence[Tensor | None]) -> Floats | None:
-        present = [part for part in parts if part is not None]
-        if not present:
-            return None
-        array: Floats = torch.cat(present).double().cpu().numpy()
-        if not np.isfinite(array).all():
-            raise QueryError(f"the model answered NaN or inf ({self._name})")
-        return array
+    def _encode(self, sentences: Sequence[str], goals: Mapping[str, NDArray[np.uint8]]) -> Tensor:
+        """Text tokens of all instructions, ``[B, L, D]``."""
+        if not (isinstance(self.model, GoalModel) and self.model.needs_goal):
+            return self.guard.encode_text(sentences, where="instructions")
+        if missing := [sentence for sentence in sentences if sentence not in goals]:
+            raise InstructionError(
+                f"{type(self.model).__name__} takes pictures of goals only; expected one for each instruction, found "
+                f"none for {missing[0]!r}"
+            )
+        pictures = [torch.from_numpy(goals[sentence])[None] for sentence in sentences]
+        return torch.cat([self.guard.encode_goals(picture, where="goal pictures") for picture in pictures])
+
+
+def _array(parts: Sequence[Tensor | None]) -> Floats | None:
+    present = [part for part in parts if part is not None]
+    return torch.cat(present).double().cpu().numpy() if present else None

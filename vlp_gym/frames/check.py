@@ -1,4 +1,4 @@
-"""Rendered frames: who makes them, the check at the door, and the ring that owns copies of the newest ones.
+"""Rendered frames: who makes them, the check at the door, and one size for all of an environment.
 
 Worker processes of vector environments import this file, so it imports torch only where a frame is resized: that would
 cost each of them seconds and some 300 MB.
@@ -39,7 +39,7 @@ def check_cameras(env: Any, render_fn: RenderFn | Sequence[RenderFn] | None) -> 
     return cameras
 
 
-def validate_frame(frame: object, *, where: str) -> NDArray[np.uint8]:
+def validate_frame(frame: object, *, where: object) -> NDArray[np.uint8]:
     """Check that `frame` is what ``render_mode="rgb_array"`` promises; nothing is guessed or converted.
 
     Args:
@@ -66,71 +66,39 @@ def validate_frame(frame: object, *, where: str) -> NDArray[np.uint8]:
     return frame
 
 
-class FrameRing:
-    """The newest frames of one environment, in one contiguous uint8 block that nobody else writes to.
-
-    Frames are numbered from 0 at the start of each episode; a number stays valid until `capacity` newer
-    frames have come.
-
-    Args:
-        capacity: how many frames are kept.
-        height: H in pixels; a frame of another size is resized, with one warning in the ring's life.
-        width: W in pixels.
+class FrameSize:
+    """The size of an environment's frames, which the first one sets; others are resized to it, with one warning.
 
     Example:
-        >>> ring = FrameRing(2, 4, 4)
-        >>> for grey in (10, 20, 30):
-        ...     ring.push(np.full((4, 4, 3), grey, np.uint8))
-        >>> len(ring), ring.total, ring.take([1, 2])[:, 0, 0, 0].tolist()
-        (2, 3, [20, 30])
+        >>> size = FrameSize()
+        >>> size.fit(np.zeros((4, 6, 3), np.uint8)).shape, size.height_width
+        ((4, 6, 3), (4, 6))
     """
 
-    def __init__(self, capacity: int, height: int, width: int) -> None:
-        if min(capacity, height, width) < 1:
-            raise ValueError(f"capacity, height and width must be at least 1, got {capacity}, {height}, {width}")
-        self.capacity = capacity
-        self.total = 0
-        """How many frames were pushed since the last `clear`."""
-        self._block = np.zeros((capacity, height, width, 3), np.uint8)
+    def __init__(self, height_width: tuple[int, int] | None = None) -> None:
+        self.height_width = height_width
+        """(H, W) in pixels; None before the first frame."""
         self._warned = False
 
-    def __len__(self) -> int:
-        return min(self.total, self.capacity)
+    def fit(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """A validated frame, uint8 ``[H', W', 3]``, at this size, ``[H, W, 3]``; it is not copied if it fits."""
+        shape = frame.shape[:2]
+        if self.height_width is None:
+            self.height_width = shape
+        if shape == self.height_width:
+            return frame
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the frame size changed from {self.height_width} to {shape}; "
+                f"frames are resized to {self.height_width} from now on",
+                stacklevel=2,
+            )
+        import torch
 
-    def clear(self) -> None:
-        """Forget all frames: the next one pushed has number 0."""
-        self.total = 0
+        from vlp_gym.frames.resize import resize_frames
 
-    def push(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Copy a validated frame, uint8 ``[H, W, 3]``, into the ring; returns the ring's own, not to be kept."""
-        slot = self._block[self.total % self.capacity]
-        if frame.shape != slot.shape:
-            if not self._warned:
-                self._warned = True
-                height, width = slot.shape[:2]
-                warnings.warn(
-                    f"the frame size changed from {(height, width)} to {frame.shape[:2]}; "
-                    f"frames are resized to {(height, width)} from now on",
-                    stacklevel=2,
-                )
-            import torch
-
-            from vlp_gym.frames.resize import resize_frames
-
-            frame = resize_frames(torch.from_numpy(np.ascontiguousarray(frame))[None], slot.shape[:2])[0].numpy()
-        np.copyto(slot, frame)
-        self.total += 1
-        return slot
-
-    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Copies of the frames with these numbers, uint8 ``[n, H, W, 3]``.
-
-        Raises:
-            IndexError: if a number has not come yet or is overwritten.
-        """
-        numbers = np.asarray(indices, np.int64)
-        oldest = self.total - len(self)
-        if np.any(numbers < oldest) or np.any(numbers >= self.total):
-            raise IndexError(f"the ring holds frames {oldest} to {self.total - 1}, not {numbers.tolist()}")
-        copies: NDArray[np.uint8] = self._block[numbers % self.capacity]
-        return copies
+        resized: NDArray[np.uint8] = resize_frames(
+            torch.from_numpy(np.ascontiguousarray(frame))[None], self.height_width
+        )[0].numpy()
+        return resized

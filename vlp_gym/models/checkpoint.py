@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
+import numpy as np
 import torch
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from torch import Tensor, nn
@@ -27,7 +29,7 @@ def save_checkpoint(
     """Save a model as ``config.json`` + ``model.safetensors``; an existing checkpoint is replaced whole or not at all.
 
     Args:
-        model: has ``model_type`` (str) and ``config`` (dict of its constructor's keyword arguments, JSON values). With
+        model: has ``model_type`` (str) and ``config`` (its constructor's keyword arguments, JSON values). With
             ``checkpoint_state()`` it chooses what is stored, else ``state_dict()`` is.
         folder: made if missing; other files in it stay.
         dtype: stores floating-point weights in this type; None keeps theirs.
@@ -44,7 +46,7 @@ def save_checkpoint(
         target = getattr(torch, dtype)
         state = {name: tensor.to(target) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     _check_finite(state, f"{type(model).__name__} was not saved")
-    document = {"model_type": model.model_type, "format_version": FORMAT_VERSION, "config": model.config}
+    document = {"model_type": model.model_type, "format_version": FORMAT_VERSION, "config": stored_config(model)}
     write_pair(folder, document, state, stem="model")
     if card is not None:
         write_atomic(Path(folder) / "README.md", card.encode())
@@ -122,12 +124,28 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
 class CheckpointMixin(PyTorchModelHubMixin, library_name="vlp_gym", license="mit", tags=["reward-model", "robotics"]):
     """``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` over the checkpoint functions of this file.
 
-    Mix it into an ``nn.Module`` that has the class attribute ``model_type`` and the attribute ``config``. The hub's own
-    versions are replaced: they delete ``config.json`` before they write, load keys loosely, and fall back to pickles.
+    Mix it into an ``nn.Module`` that has the class attribute ``model_type``. The hub's own versions are replaced: they
+    delete ``config.json`` before they write, load keys loosely, and fall back to pickles.
     """
 
     model_type: str
+    not_stored: ClassVar[tuple[str, ...]] = ()
+    """Constructor arguments that are no part of the config."""
     config: dict[str, Any]
+    """The constructor's arguments, defaults included, which build the model anew; recorded before ``__init__`` runs."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Record the arguments."""
+        model = super().__new__(cls, *args, **kwargs)
+        bound = inspect.signature(cls.__init__).bind_partial(model, *args, **kwargs)
+        bound.apply_defaults()
+        named = list(bound.arguments.items())[1:]
+        model.__dict__["config"] = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in named
+            if name not in cls.not_stored
+        }
+        return model
 
     def save_pretrained(  # type: ignore[override]  # one option more (dtype), and no free-form config
         self,
@@ -218,6 +236,21 @@ def fetch_folder(folder_or_id: str | Path, **download: Any) -> Path:
             f"{name}: this hub repository has no {' and no '.join(missing)}; pickle files (.bin, .pt) are never loaded"
         )
     return folder
+
+
+def stored_config(model: nn.Module) -> dict[str, Any]:
+    """The arguments that build a model anew.
+
+    Raises:
+        CheckpointError: if one of them is a live object, which no file can hold.
+    """
+    config: dict[str, Any] = model.config  # type: ignore[assignment]
+    for name, value in config.items():
+        if not isinstance(value, (str, int, float, list, dict, np.generic, type(None))):
+            raise CheckpointError(
+                f"a {type(model).__name__} with a live {name} cannot be saved: name the {name} by a string"
+            )
+    return config
 
 
 def stored_state(model: nn.Module) -> Mapping[str, Tensor]:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -97,20 +96,9 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         truncate: bool = False,
     ) -> None:
         super().__init__()
-        self.config: dict[str, Any] = {
-            "window": window,
-            "history": history,
-            "image_size": image_size,
-            "channels": channels,
-            "hidden": hidden,
-            "embedding": embedding,
-            "buckets": buckets,
-            "quality_weight": quality_weight,
-            "motion_weight": motion_weight,
-            "relevance_shift": relevance_shift,
-            "truncate": truncate,
-        }
         self.window, self.history = window, history
+        self.quality_weight, self.motion_weight = quality_weight, motion_weight
+        self.relevance_shift = relevance_shift
         self.frame_size = (image_size, image_size)
         self.backbone = SmallBackbone(image_size, channels, buckets, truncate=truncate)
         self.pair = nn.Linear(2 * channels, hidden)
@@ -160,7 +148,7 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
 
     def score_in_context(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
         """See `ContextualModel`."""
-        state, overview = frames.squeeze(2).split([self.config["hidden"], 2 * self.config["channels"]], -1)
+        state, overview = frames.squeeze(2).split([self.order.out_features, 2 * self.backbone.frame_dim], -1)
         return self._scores(self._clip_features(state, overview[:, -1], mask), text, mask)
 
     def features(self, frames: Tensor, mask: Tensor) -> ClipFeatures:
@@ -230,9 +218,9 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         scene = self.scene_relevance(clips, text).diagonal()
         motion = self.motion_relevance(clips, text).diagonal()
         return Scores(
-            preference=scene + self.config["motion_weight"] * motion + self.config["quality_weight"] * quality,
+            preference=scene + self.motion_weight * motion + self.quality_weight * quality,
             progress=torch.sigmoid(progress),
-            relevance=scene + self.config["relevance_shift"],
+            relevance=scene + self.relevance_shift,
         )
 
     def _text(self, text: Tensor) -> tuple[Tensor, Tensor]:

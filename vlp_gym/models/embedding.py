@@ -7,7 +7,6 @@ it was trained with, which `vlp_gym.training.recipes.embedding` chooses; the mod
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -65,15 +64,6 @@ class EmbeddingModel(nn.Module, CheckpointMixin):
         truncate: bool = False,
     ) -> None:
         super().__init__()
-        self.config: dict[str, Any] = {
-            "image_size": image_size,
-            "channels": channels,
-            "reduced": reduced,
-            "hidden": hidden,
-            "embedding": embedding,
-            "buckets": buckets,
-            "truncate": truncate,
-        }
         self.frame_size = (image_size, image_size)
         self.backbone = SmallBackbone(image_size, channels, buckets, truncate=truncate)
         positions = (image_size // TOKEN_PIXELS) ** 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ class EnsembleModel(nn.Module, CheckpointMixin):
     """
 
     model_type = "ensemble"
+    not_stored = ("models",)
     progress_ranks: Tensor
     preference_ranks: Tensor
 
@@ -62,7 +63,6 @@ class EnsembleModel(nn.Module, CheckpointMixin):
             from vlp_gym.models.registry import load_reward_model
 
             models = [load_reward_model(name) for name in members]
-        self.config: dict[str, Any] = {"members": list(members), "reduce": reduce}
         self.modules_of_members = nn.ModuleList(model for model in models if isinstance(model, nn.Module))
         self.members: list[RewardModel] = list(models)
         self.window = max(model.window for model in models)

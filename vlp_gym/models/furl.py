@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp_gym.errors import CheckpointError
 from vlp_gym.models.checkpoint import CheckpointMixin
 from vlp_gym.models.protocol import History, RewardModel, Scores, frame_scores
 from vlp_gym.objectives.furl import goal_ranking_loss, success_ranking_loss
@@ -51,11 +50,9 @@ class FuRLModel(nn.Module, CheckpointMixin):
 
     def __init__(self, base: str | RewardModel, *, widths: Sequence[int] = (256, 64)) -> None:
         super().__init__()
-        self._config: dict[str, Any] | None = None
         if isinstance(base, str):
             from vlp_gym.models.registry import load_reward_model
 
-            self._config = {"base": base, "widths": list(widths)}
             base = load_reward_model(base)
         self.base: Any = base
         if isinstance(base, nn.Module):
@@ -70,13 +67,6 @@ class FuRLModel(nn.Module, CheckpointMixin):
         """New heads on the model of this name."""
         with torch.random.fork_rng(devices=[]):
             return cls(spec)
-
-    @property
-    def config(self) -> dict[str, Any]:  # type: ignore[override]  # read only
-        """The arguments that build this model anew, as JSON values; a `CheckpointError` where none can."""
-        if self._config is None:
-            raise CheckpointError("a FuRLModel on a live model cannot be saved: name the base by a string")
-        return dict(self._config)
 
     @property
     def frame_size(self) -> tuple[int, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,10 +31,10 @@ class LIVModel(nn.Module, CheckpointMixin):
     window = 8
     history: History = "sliding"
     value_range = (-1.0, 1.0)
+    needs_goal = False
 
     def __init__(self, *, architecture: str = "RN50-quickgelu", truncate: bool = False) -> None:
         super().__init__()
-        self.config: dict[str, Any] = {"architecture": architecture, "truncate": truncate}
         self.clip = ClipTowers(architecture, None, crop=True, truncate=truncate)
         self.frame_size = self.clip.frame_size
 
@@ -45,7 +44,11 @@ class LIVModel(nn.Module, CheckpointMixin):
         Raises:
             InstructionError: a sentence is blank or too long, or a picture is missing or damaged.
         """
-        return torch.cat([self._encode_goal(instruction) for instruction in instructions])
+        return torch.cat([self._encode(instruction) for instruction in instructions])
+
+    def encode_goals(self, frames: Tensor) -> Tensor:
+        """Encode N goal pictures as frames are encoded, float ``[N, 1, D]``."""
+        return self.encode_frames(frames)
 
     def encode_frames(self, frames: Tensor) -> Tensor:
         """Encode N frames, uint8 ``[N, H, W, 3]`` of any size, as unit vectors, float ``[N, 1, D]``."""
@@ -55,9 +58,9 @@ class LIVModel(nn.Module, CheckpointMixin):
         """The cosine of each frame and the goal, ``[B, T]`` in [-1, 1]; shapes as in `RewardModel`."""
         return frame_scores(cosine(frames[:, :, 0], text), mask)
 
-    def _encode_goal(self, instruction: str) -> Tensor:
+    def _encode(self, instruction: str) -> Tensor:
         picture = read_goal_image(instruction)
-        return self.clip.encode_text([instruction]) if picture is None else self.clip.encode_frames(picture[None])
+        return self.clip.encode_text([instruction]) if picture is None else self.encode_goals(picture[None])
 
 
 def from_published(

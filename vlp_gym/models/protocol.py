@@ -80,14 +80,74 @@ class ContextualModel(RewardModel, Protocol):
         ...
 
 
+@runtime_checkable
+class PairwiseModel(RewardModel, Protocol):
+    """A model with a head that compares two videos; it need not be symmetric."""
+
+    def prefer(self, a: Tensor, b: Tensor, text: Tensor) -> Tensor:
+        """P(a > b | text), float ``[B]`` in [0, 1].
+
+        Args:
+            a: frame tokens of the first videos, ``[B, T, K, D]``.
+            b: frame tokens of the second videos, ``[B, T', K, D]``.
+            text: text tokens, ``[B, L, D]``.
+        """
+        ...
+
+
+@runtime_checkable
+class AnchoredModel(RewardModel, Protocol):
+    """A model that measures every frame against the first one of its window, even where the mask is False there.
+
+    Who scores a segment puts the episode's first frame in front of it, masked out.
+    """
+
+    anchored: bool
+
+
+@runtime_checkable
+class RangedModel(RewardModel, Protocol):
+    """A model whose progress lies in another range than [0, 1]."""
+
+    value_range: tuple[float, float]
+
+
+@runtime_checkable
+class GoalModel(RewardModel, Protocol):
+    """A model that takes the picture of a goal where others take a sentence."""
+
+    needs_goal: bool
+    """It takes pictures only, no sentences."""
+
+    def encode_goals(self, frames: Tensor) -> Tensor:
+        """Pictures of N goals, uint8 ``[N, H, W, 3]`` of any size, as text tokens, float ``[N, L, D]``."""
+        ...
+
+
+@runtime_checkable
+class PixelModel(RewardModel, Protocol):
+    """A model whose encoder can be trained: it takes float pictures, which augmentation makes."""
+
+    def encode_pixels(self, pictures: Tensor) -> Tensor:
+        """Pictures, float ``[..., 3, H, W]`` in [0, 1] at `frame_size`, as frame tokens ``[..., K, D]``."""
+        ...
+
+
+@runtime_checkable
+class Truncating(Protocol):
+    """A model, or a part of one, that can cut an instruction which is over its token limit."""
+
+    truncate: bool
+
+
 def value_range(model: RewardModel) -> tuple[float, float]:
-    """Between which numbers the model's progress lies: its attribute ``value_range``, (0, 1) where it has none."""
-    low, high = getattr(model, "value_range", (0.0, 1.0))
+    """Lowest and highest progress of a model; (0, 1) unless it is a `RangedModel`."""
+    low, high = model.value_range if isinstance(model, RangedModel) else (0.0, 1.0)
     return float(low), float(high)
 
 
 def prefer(model: RewardModel, a: Tensor, b: Tensor, text: Tensor) -> Tensor:
-    """P(a > b | text), float ``[B]``: the model's pairwise head if it has one, else Bradley-Terry (VLP eq. 3).
+    """P(a > b | text), float ``[B]``: the pairwise head of a `PairwiseModel`, else Bradley-Terry (VLP eq. 3).
 
     Args:
         model: the reward model.
@@ -95,9 +155,8 @@ def prefer(model: RewardModel, a: Tensor, b: Tensor, text: Tensor) -> Tensor:
         b: frame tokens of the second videos, ``[B, T, K, D]``.
         text: text tokens, ``[B, L, D]``.
     """
-    pairwise = getattr(model, "prefer", None)
-    if pairwise is not None:
-        return pairwise(a, b, text)
+    if isinstance(model, PairwiseModel):
+        return model.prefer(a, b, text)
     mask_a = torch.ones(a.shape[:2], dtype=torch.bool, device=a.device)
     mask_b = torch.ones(b.shape[:2], dtype=torch.bool, device=b.device)
     difference = model.score(a, text, mask_a).preference - model.score(b, text, mask_b).preference

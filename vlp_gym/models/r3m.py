@@ -48,6 +48,7 @@ class R3MModel(nn.Module, CheckpointMixin):
     history: History = "prefix"
     frame_size = (224, 224)
     value_range = (-float("inf"), float("inf"))
+    anchored = True
 
     mean: Tensor
     std: Tensor
@@ -67,18 +68,6 @@ class R3MModel(nn.Module, CheckpointMixin):
         truncate: bool = False,
     ) -> None:
         super().__init__()
-        self.config: dict[str, Any] = {
-            "resnet": resnet,
-            "hidden": hidden,
-            "text_dim": text_dim,
-            "text_layers": text_layers,
-            "text_heads": text_heads,
-            "text_hidden": text_hidden,
-            "vocabulary": vocabulary,
-            "text_length": text_length,
-            "tokenizer": tokenizer,
-            "truncate": truncate,
-        }
         self.truncate = truncate
         transformers = _transformers()
         self.convnet = make_resnet(resnet)
@@ -144,11 +133,10 @@ class R3MModel(nn.Module, CheckpointMixin):
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
         """The language reward of each frame, ``[B, T]``, any number; shapes as in `RewardModel`.
 
-        ``e_0`` is the first real frame of the window, which under the history "prefix" is the episode's.
+        ``e_0`` is the first frame of the window, masked out or not, which under the history "prefix" is the episode's.
         """
         seen = frames[:, :, 0]
-        first = seen[torch.arange(len(seen), device=seen.device), mask.int().argmax(1)]
-        inputs = torch.cat([first[:, None].expand_as(seen), seen, text.expand(-1, seen.shape[1], -1)], dim=-1)
+        inputs = torch.cat([seen[:, :1].expand_as(seen), seen, text.expand(-1, seen.shape[1], -1)], dim=-1)
         values: Tensor = self.lang_rew["pred"](inputs).squeeze(-1)
         return frame_scores(values, mask)
 

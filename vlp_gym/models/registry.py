@@ -123,6 +123,28 @@ def best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def place_model(model: str | os.PathLike[str] | RewardModel, device: str | torch.device = "auto") -> RewardModel:
+    """The live model, on its device; the one place that says where models go.
+
+    Args:
+        model: a live model, or a name for `load_reward_model`.
+        device: "auto" leaves a live model where it is, and puts a named one on CUDA if there is one.
+
+    Raises:
+        TypeError: if it is neither.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        with torch.random.fork_rng(devices=[]):  # building a model draws random weights
+            return load_reward_model(model, device=best_device() if device == "auto" else device)  # type: ignore[no-any-return]
+    if not isinstance(model, RewardModel):
+        raise TypeError(
+            f"expected the model as a name, a path, a RewardModel or a QueryEngine, got {type(model).__name__}"
+        )
+    if device != "auto" and isinstance(model, torch.nn.Module):
+        model.to(device)
+    return model
+
+
 def load_folder(folder: str | Path, *, device: str | torch.device = "cpu") -> Any:
     """Load the model of a checkpoint folder; its class follows from the "model_type" in ``config.json``.
 

@@ -76,22 +76,6 @@ class ReWiNDModel(nn.Module, CheckpointMixin):
         truncate: bool = False,
     ) -> None:
         super().__init__()
-        self.config: dict[str, Any] = {
-            "backbone": backbone,
-            "window": window,
-            "hidden": hidden,
-            "layers": layers,
-            "heads": heads,
-            "feed_forward": feed_forward,
-            "dropout": dropout,
-            "from_first": from_first,
-            "frame_size": frame_size,
-            "channels": channels,
-            "freeze_encoders": freeze_encoders,
-            "frame_encoder": frame_encoder,
-            "text_encoder": text_encoder,
-            "truncate": truncate,
-        }
         if backbone == "dinov2+minilm":
             self.backbone = DinoMiniLMBackbone(frame_encoder, text_encoder, frame_size or 224, truncate=truncate)
         elif backbone == "small":

@@ -72,17 +72,7 @@ class RoboCLIPModel(nn.Module, CheckpointMixin):
         rows = len(vocabulary) + 1 if words is None else words
         if rows <= len(vocabulary):
             raise ValueError(f"expected more rows than the vocabulary's {len(vocabulary)} words, got words={rows}")
-        self.config: dict[str, Any] = {
-            "vocabulary": list(vocabulary),
-            "window": window,
-            "frame_size": frame_size,
-            "width": width,
-            "embedding": embedding,
-            "word_dim": word_dim,
-            "text_hidden": text_hidden,
-            "words": rows,
-            "truncate": truncate,
-        }
+        self.config["words"] = rows
         self.window = window
         self.frame_size = (frame_size, frame_size)
         self.truncate = truncate

@@ -93,10 +93,7 @@ class RobometerModel(nn.Module, CheckpointMixin):
             raise CheckpointError(
                 f"expected an embedding of {len(tokenizer)} rows for the tokenizer of {base}, got {rows}"
             )
-        self.config: dict[str, Any] = {
-            "base": base, "architecture": json.loads(config.to_json_string(use_diff=False)), "bins": bins,
-            "window": window, "frame_size": frame_size, "dtype": dtype, "truncate": truncate,
-        }  # fmt: skip
+        self.config["architecture"] = json.loads(config.to_json_string(use_diff=False))
         self.window = window
         model = transformers.AutoModel.from_config(config, dtype=getattr(torch, dtype))
         self.backbone = QwenVL(model, tokenizer, frame_size, truncate=truncate)

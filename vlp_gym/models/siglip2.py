@@ -47,7 +47,6 @@ class SigLIP2Model(nn.Module, CheckpointMixin):
 
     def __init__(self, *, base: str = BASE, rank: int = 16, alpha: float = 32, truncate: bool = False) -> None:
         super().__init__()
-        self.config: dict[str, Any] = {"base": base, "rank": rank, "alpha": alpha, "truncate": truncate}
         self.truncate = truncate
         try:
             import peft

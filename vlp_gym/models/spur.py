@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,10 +69,6 @@ class SPURModel(nn.Module, CheckpointMixin):
         truncate: bool = False,
     ) -> None:
         super().__init__()
-        self.config: dict[str, Any] = {
-            "base": base, "window": window, "frame_size": frame_size, "lora_rank": lora_rank, "dropout": dropout,
-            "dtype": dtype, "truncate": truncate,
-        }  # fmt: skip
         self.window = window
         model, tokenizer = load_base(base, "qwen2_5_vl", dtype)
         self.backbone = QwenVL(model, tokenizer, frame_size, truncate=truncate)

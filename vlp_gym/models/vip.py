@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,13 +34,13 @@ class VIPModel(nn.Module, CheckpointMixin):
     history: History = "sliding"
     frame_size = (224, 224)
     value_range = (-float("inf"), 0.0)
+    needs_goal = True
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, *, resnet: int = 50, dim: int = 1024) -> None:
         super().__init__()
-        self.config: dict[str, Any] = {"resnet": resnet, "dim": dim}
         self.convnet = make_resnet(resnet, num_classes=dim)
         self.register_buffer("mean", per_channel(IMAGENET_MEAN), persistent=False)
         self.register_buffer("std", per_channel(IMAGENET_STD), persistent=False)
@@ -52,7 +51,11 @@ class VIPModel(nn.Module, CheckpointMixin):
         Raises:
             InstructionError: an instruction is a sentence, or its picture is missing or damaged.
         """
-        return torch.cat([self._encode_goal(instruction) for instruction in instructions])
+        return torch.cat([self.encode_goals(_goal(instruction)[None]) for instruction in instructions])
+
+    def encode_goals(self, frames: Tensor) -> Tensor:
+        """Encode N goal pictures as frames are encoded, float ``[N, 1, D]``."""
+        return self.encode_frames(frames)
 
     def encode_frames(self, frames: Tensor) -> Tensor:
         """Encode N frames, uint8 ``[N, H, W, 3]`` of any size, float ``[N, 1, D]``."""
@@ -64,13 +67,14 @@ class VIPModel(nn.Module, CheckpointMixin):
         """Minus the distance of each frame to the goal, ``[B, T]``, at most 0; shapes as in `RewardModel`."""
         return frame_scores(-torch.linalg.vector_norm(frames[:, :, 0] - text, dim=-1), mask)
 
-    def _encode_goal(self, instruction: str) -> Tensor:
-        picture = read_goal_image(instruction)
-        if picture is None:
-            raise InstructionError(
-                f"VIP knows no language: expected the path of a goal picture (.png, .jpg or .jpeg), got {instruction!r}"
-            )
-        return self.encode_frames(picture[None])
+
+def _goal(instruction: str) -> Tensor:
+    picture = read_goal_image(instruction)
+    if picture is None:
+        raise InstructionError(
+            f"VIP knows no language: expected the path of a goal picture (.png, .jpg or .jpeg), got {instruction!r}"
+        )
+    return picture
 
 
 def from_published(state: Mapping[str, Tensor]) -> VIPModel:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp_gym.errors import CheckpointError
 from vlp_gym.models.checkpoint import CheckpointMixin
 from vlp_gym.models.protocol import History, Scores
 
@@ -88,20 +87,7 @@ class VLPModel(nn.Module, CheckpointMixin):
         truncate: bool = False,
     ) -> None:
         super().__init__()
-        self._config: dict[str, Any] | None = None
         if isinstance(backbone, str):
-            self._config = {
-                "backbone": backbone,
-                "window": window,
-                "self_attention_layers": self_attention_layers,
-                "heads": heads,
-                "dropout": dropout,
-                "head": list(head),
-                "temporal_embedding": temporal_embedding,
-                "frame_size": frame_size,
-                "train_backbone": train_backbone,
-                "truncate": truncate,
-            }
             backbone = _build_backbone(backbone, frame_size, train_backbone, truncate)
         self.backbone = backbone
         self.window = window
@@ -115,13 +101,6 @@ class VLPModel(nn.Module, CheckpointMixin):
         for width_in, width_out in zip((dim_v + dim_l, *head), head, strict=False):
             layers += [nn.Linear(width_in, width_out), nn.ReLU()]
         self.head = nn.Sequential(*layers, nn.Linear(head[-1], 1))
-
-    @property
-    def config(self) -> dict[str, Any]:  # type: ignore[override]  # read only
-        """The arguments that build this model anew, as JSON values; a `CheckpointError` where none can."""
-        if self._config is None:
-            raise CheckpointError("a VLPModel with a backbone object cannot be saved: name the backbone by a string")
-        return dict(self._config)
 
     @property
     def frame_size(self) -> tuple[int, int]:

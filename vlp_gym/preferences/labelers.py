@@ -19,8 +19,7 @@ from vlp_gym.engine.engine import QueryEngine
 from vlp_gym.engine.guard import GuardedModel
 from vlp_gym.engine.windows import window_indices
 from vlp_gym.errors import QueryError
-from vlp_gym.models.protocol import RewardModel, prefer
-from vlp_gym.models.registry import load_reward_model
+from vlp_gym.models.protocol import AnchoredModel, RewardModel
 from vlp_gym.preferences.segments import EpisodeRecord, Segments, Span
 from vlp_gym.preferences.teachers import ScriptedTeacher, TeacherName, scripted_teacher
 from vlp_gym.rewards.shaping import gated_progress
@@ -96,6 +95,7 @@ class ModelLabeler:
     Args:
         model: a `QueryEngine` that has seen the segments (its tokens are taken); or a name, folder, hub id or live
             `RewardModel`: then frames are taken where they were kept, else tokens, which must be of the same model.
+            A named model runs on CUDA if there is one.
         instruction: what is to be done, in one sentence.
         kind: "preference" compares f of T frames spread over each segment (VLP eq. 3), or asks the model's pairwise
             head in both orders and takes the mean; "reward" compares the sums of the rewards that the model pays.
@@ -121,23 +121,20 @@ class ModelLabeler:
         sentence = normalize_instruction(instruction)
         self.kind, self.margin, self.soft = kind, check_margin(margin), soft
         self._trusts_tokens = isinstance(model, QueryEngine)
-        if not isinstance(model, QueryEngine):
-            model = QueryEngine(model if isinstance(model, RewardModel) else load_reward_model(model))
-        self.engine: QueryEngine = model
-        self._text = model.encode_text(sentence)
+        self.engine = model if isinstance(model, QueryEngine) else QueryEngine(model)
+        self._text = self.engine.encode_text(sentence)
 
     def __call__(self, first: Segments, second: Segments) -> Floats:
         """Waits for the model; the engine's other work goes on afterwards.
 
         Raises:
-            QueryError: for segments without frames and tokens, or what the model raises.
+            QueryError: for segments without frames and tokens, what the model raises, or if it answers NaN or inf.
         """
         return self.engine.exclusively(lambda: self._label(first, second))  # type: ignore[no-any-return]
 
     @torch.inference_mode()
     def _label(self, first: Segments, second: Segments) -> Floats:
         guarded, memory = self.engine.model, _Memory(self.engine.model, self._trusts_tokens)
-        pairwise = self.kind == "preference" and hasattr(guarded.model, "prefer")
         values: list[list[Any]] = []
         for side in (first, second):
             pieces = zip(side.episodes, side.spans, strict=True)
@@ -147,7 +144,7 @@ class ModelLabeler:
                 values.append([memory.window(record, span, self.engine.window) for record, span in pieces])
         if self.kind == "reward":
             probability = _sigmoid(np.array(values[0], float) - np.array(values[1], float))
-        elif pairwise:
+        elif guarded.pairwise:
             probability = self._ask_in_both_orders(values)
         else:
             probability = _sigmoid(np.subtract(*(self._preferences(side) for side in values)))
@@ -163,9 +160,9 @@ class ModelLabeler:
 
     def _ask_in_both_orders(self, values: Sequence[Sequence[Any]]) -> Floats:
         a, b = (torch.cat([tokens for tokens, _ in side]) for side in values)
-        text = self._text.expand(len(a), -1, -1)
-        model = self.engine.model.model
-        both = (prefer(model, a, b, text) + 1.0 - prefer(model, b, a, text)) / 2
+        text, where = self._text.expand(len(a), -1, -1), f"{len(values[0])} pairs of segments"
+        guarded = self.engine.model
+        both = (guarded.prefer(a, b, text, where=where) + 1.0 - guarded.prefer(b, a, text, where=where)) / 2
         return both.double().cpu().numpy().reshape(len(values[0]), -1).mean(1)
 
     def _rewards(self, memory: _Memory, record: EpisodeRecord | None, span: Span) -> float:
@@ -218,12 +215,18 @@ class _Memory:
         return torch.stack([self._encoded[record.number, step] for step in steps])
 
     def window(self, record: EpisodeRecord | None, span: Span, window: int) -> tuple[Tensor, Tensor]:
-        """T frames spread over a segment, from before its first step on: tokens ``[C, T, K, D]``, mask ``[C, T]``."""
+        """T frames spread over a segment, from before its first step on: tokens ``[C, T, K, D]``, mask ``[C, T]``.
+
+        An `AnchoredModel` also gets the episode's first frame, in front and masked out.
+        """
         kept = [step for step in self.steps(record, span) if span.start <= step <= span.stop]
         if not kept:
             raise QueryError(f"no frame was kept of the steps of {span}")
         indices, mask = window_indices(len(kept), window, "prefix")
-        rows = self.tokens(record, [kept[index] for index in indices]).transpose(0, 1)
+        shown = [kept[index] for index in indices]
+        if isinstance(self.model.model, AnchoredModel) and self.model.model.anchored:
+            shown, mask = [self.steps(record, span)[0], *shown], np.insert(mask, 0, False)
+        rows = self.tokens(record, shown).transpose(0, 1)
         return rows, torch.from_numpy(mask).to(rows.device).expand(len(rows), -1)
 
     def _takes_tokens(self, record: EpisodeRecord) -> bool:

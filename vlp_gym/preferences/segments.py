@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -201,7 +201,7 @@ class SegmentStore:
         """What `QueryEngine.on_answer` is given, in any thread: frames ``[C, H, W, 3]``, tokens ``[C, K, D]``."""
         if answer.score is None:
             return
-        score = score_of("progress" if answer.score.progress is not None else "preference", *astuple(answer.score))
+        score = score_of("progress" if answer.score.progress is not None else "preference", *answer.score)
         kept = tokens.cpu().clone() if self.keep_tokens else None
         self._seen.append(_Seen(answer.ticket, score, frames[:1].copy() if self.frame_size else None, kept))
 

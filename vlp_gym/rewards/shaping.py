@@ -132,8 +132,12 @@ class Shaping:
             return value
         return value + self.env_reward_weight * self.check_env_reward(env_reward)
 
-    def check_env_reward(self, env_reward: float | None) -> float:
+    def check_env_reward(self, env_reward: float | None, *, where: object = None) -> float:
         """The environment's own reward, 0.0 where it is not mixed in.
+
+        Args:
+            env_reward: what the environment gave.
+            where: names the transition in the message.
 
         Raises:
             ValueError: if it is to be mixed in and is None, NaN or inf.
@@ -141,9 +145,10 @@ class Shaping:
         if self.env_reward_weight == 0.0:
             return 0.0
         if env_reward is None or not math.isfinite(env_reward):
+            place = "" if where is None else f" ({where})"
             raise ValueError(
                 f"the environment's own reward is {env_reward} and cannot be mixed in; "
-                "repair it or set env_reward_weight=0"
+                f"repair it or set env_reward_weight=0{place}"
             )
         return env_reward
 

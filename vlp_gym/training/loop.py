@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from vlp_gym.data.trajectory import Trajectory
 from vlp_gym.errors import CheckpointError, MissingExtraError
-from vlp_gym.models.checkpoint import save_checkpoint
+from vlp_gym.models.checkpoint import save_checkpoint, stored_config
 from vlp_gym.models.compact import CompactRewardModel
 from vlp_gym.storage import write_atomic
 from vlp_gym.training.recipe import Recipe, TrainConfig
@@ -159,7 +159,7 @@ class _DistributedLoss(nn.Module):
 def _model_settings(model: nn.Module) -> dict[str, Any]:
     """The model's config: a saved state leaves frozen weights out, and only their name says which they were."""
     try:
-        return {"model": model.config}
+        return {"model": stored_config(model)}
     except (AttributeError, CheckpointError):  # as of a VLPModel around a live backbone
         return {}
 

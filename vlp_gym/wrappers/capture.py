@@ -19,8 +19,8 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from vlp_gym.errors import noted
-from vlp_gym.frames.check import FrameRing, RenderFn, check_cameras, validate_frame
+from vlp_gym.errors import add_note
+from vlp_gym.frames.check import FrameSize, RenderFn, check_cameras, validate_frame
 
 CAPTURED = "vlp_gym.captured"
 """Key in the metadata of an environment that went through `capture_frames`."""
@@ -30,6 +30,8 @@ STEP_FRAME, RESET_FRAME = 0, 1
 
 STEPPED, RENDERED, BEGUN = 0, 1, 2
 """Columns of `FrameBlock.events`."""
+
+NOTE = "in the environment under capture_frames ({})"
 
 
 def capture_frames(
@@ -49,7 +51,7 @@ def capture_frames(
         Functions for `SyncVectorEnv`, `AsyncVectorEnv`, or SB3's `DummyVecEnv` and `SubprocVecEnv`.
 
     Example:
-        >>> from vlp_gym.testing.checks import PaintedEnv
+        >>> from vlp_gym.testing import PaintedEnv
         >>> venv = gym.vector.SyncVectorEnv(capture_frames([PaintedEnv, PaintedEnv]))
         >>> venv.metadata[CAPTURED]
         True
@@ -137,18 +139,18 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any]):
         self._cameras = check_cameras(env, render_fn)
         self.metadata = {**env.metadata, CAPTURED: True}
         self._index, self._episode, self._step, self._every = index, -1, 0, 1
-        self._ring: FrameRing | None = None
+        self._size = FrameSize()
         self._block: FrameBlock | None = None
-        self._begun = False
+        self._first: list[NDArray[np.uint8]] = []
 
     def detach_frames(self) -> int:
         """Forget the wrapper that looked at the frames before; returns the place in the vector environment."""
-        self._ring, self._block, self._begun = None, None, False
+        self._size, self._block, self._first = FrameSize(), None, []
         return self._index
 
     def frame_shape(self) -> tuple[int, ...] | None:
         """``(C, H, W)``, or None before the first reset."""
-        return None if self._ring is None else self._views().shape[:3]
+        return (len(self._cameras), *self._size.height_width) if self._size.height_width else None
 
     def attach_frames(self, path: str, shape: Sequence[int], every: int) -> None:
         """Put the frames into shared memory from now on, and the one of the reset before too.
@@ -158,21 +160,22 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any]):
             shape: ``(num_envs, C, H, W)``; frames of another size are resized, with one warning.
             every: render every so many steps, and at the end of the episode.
         """
-        first = self._views() if self._begun else ()
-        self._block, self._every, self._ring = FrameBlock(path, shape), every, FrameRing(*shape[1:])
-        for frame in first:
-            self._ring.push(frame)
-        if self._begun:
-            self._block.frames[self._index, RESET_FRAME] = self._views()
+        self._block, self._every, self._size = FrameBlock(path, shape), every, FrameSize((shape[2], shape[3]))
+        if self._first:
+            for camera, frame in enumerate(self._first):
+                self._block.frames[self._index, RESET_FRAME, camera] = self._size.fit(frame)
             self._block.events[self._index] = self._step, False, True
+        self._first = []
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the environment, and render the first frame."""
         self._episode, self._step = self._episode + 1, 0
-        with noted(f"in the environment under capture_frames ({self._where()})"):
+        try:
             observation, info = self.env.reset(seed=seed, options=options)
+        except Exception as error:
+            add_note(error, NOTE.format(self._where()))
+            raise
         self._render(RESET_FRAME)
-        self._begun = True
         if self._block is not None:
             self._block.events[self._index, BEGUN] = True
         return observation, info
@@ -180,8 +183,11 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any]):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step the environment, and render it if the step is due."""
         self._step += 1
-        with noted(f"in the environment under capture_frames ({self._where()})"):
+        try:
             observation, reward, terminated, truncated, info = self.env.step(action)
+        except Exception as error:
+            add_note(error, NOTE.format(self._where()))
+            raise
         if self._block is not None:
             due = self._step % self._every == 0 or terminated or truncated  # as `RewardStream.due` has it
             if due:
@@ -198,19 +204,16 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any]):
         return f"env {self._index}, episode {self._episode}, step {self._step}"
 
     def _render(self, slot: int) -> None:
-        if self._ring is not None:
-            self._ring.clear()
-        for camera in self._cameras:
-            with noted(f"in the environment under capture_frames ({self._where()})"):
+        first: list[NDArray[np.uint8]] = []
+        for number, camera in enumerate(self._cameras):
+            try:
                 rendered = camera(self.env)
-            frame = validate_frame(rendered, where=self._where())
-            if self._ring is None:
-                self._ring = FrameRing(len(self._cameras), *frame.shape[:2])
-            self._ring.push(frame)  # at once: the next camera may draw into the same buffer
-        if self._block is not None:
-            self._block.frames[self._index, slot] = self._views()
-
-    def _views(self) -> NDArray[np.uint8]:
-        """The newest frames, one for each camera, ``[C, H, W, 3]``."""
-        assert self._ring is not None
-        return self._ring.take(np.arange(len(self._cameras)))
+            except Exception as error:
+                add_note(error, NOTE.format(self._where()))
+                raise
+            frame = self._size.fit(validate_frame(rendered, where=self._where()))
+            if self._block is not None:  # copied at once: the next camera may draw into the same buffer
+                self._block.frames[self._index, slot, number] = frame
+            elif slot == RESET_FRAME:
+                first.append(frame.copy())
+        self._first = first

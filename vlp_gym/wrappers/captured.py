@@ -20,9 +20,11 @@ from vlp_gym.engine.engine import QueryEngine
 from vlp_gym.engine.tickets import Ticket
 from vlp_gym.errors import VLPError
 from vlp_gym.models.protocol import RewardModel
-from vlp_gym.rewards.shaping import Shaping
-from vlp_gym.rewards.stream import Delivery, RewardStream, Streaming, Transition
+from vlp_gym.rewards.options import Shorthand, make_stream
+from vlp_gym.rewards.shaping import Reward, Shaping
+from vlp_gym.rewards.stream import Delivery, Transition
 from vlp_gym.wrappers.capture import BEGUN, RESET_FRAME, STEP_FRAME, STEPPED, FrameBlock, frame_file
+from vlp_gym.wrappers.streaming import Streaming
 from vlp_gym.wrappers.workers import Workers
 
 Values: TypeAlias = "Sequence[Any] | NDArray[Any]"
@@ -53,8 +55,8 @@ class CapturedRewards(Streaming):
         call: Callable[..., Sequence[Any]],
         instruction: str | Sequence[str],
         model: str | os.PathLike[str] | RewardModel | QueryEngine,
-        shaping: Shaping,
-        **options: Any,
+        reward: Reward | Shaping,
+        options: Shorthand,
     ) -> None:
         """Begin the life of the wrapper.
 
@@ -62,7 +64,7 @@ class CapturedRewards(Streaming):
             venv: the vector environment itself, no wrapper around it.
             call: calls a method of every sub-environment.
             instruction: one for all, or one for each.
-            model, shaping, options: as `RewardStream` has them.
+            model, reward, options: as `VLPRewardWrapper` has them.
         """
         num_envs: int = venv.num_envs
         sentences: list[Any] = list(instruction) if isinstance(instruction, (list, tuple)) else [instruction] * num_envs
@@ -73,7 +75,7 @@ class CapturedRewards(Streaming):
             raise ValueError(
                 f"expected sub-environments from one call of capture_frames, in its order, got the places {places}"
             )
-        self._stream = RewardStream(sentences, model, shaping, **options)
+        self._stream = make_stream(sentences, model, reward, **options)
         self._call, self._workers = call, Workers(venv)
         self._block: FrameBlock | None = None
         self._running = np.zeros(num_envs, np.bool_)
@@ -127,13 +129,13 @@ class CapturedRewards(Streaming):
         """Before a step."""
         if self._closed:
             raise ClosedEnvironmentError("step was called after close")
-        self._stream.raise_errors()
+        self._stream.settle()
         over = [index for index, running in enumerate(self._running) if not running or self._stream.broken(index)]
         if over:
             raise ResetNeeded(f"call reset before step: the episodes of the envs {over} have ended or have not begun")
 
     @contextmanager
-    def _talking(self, *, on: bool = False) -> Iterator[NDArray[np.bool_]]:
+    def _calling_envs(self, *, on: bool = False) -> Iterator[NDArray[np.bool_]]:
         """Around each call of the vector environment; gives the environments that were running, ``[num_envs]``.
 
         Args:
@@ -142,12 +144,12 @@ class CapturedRewards(Streaming):
         if self._block is not None and not on:
             self._block.events[:] = 0
         running, self._running = self._running, np.zeros_like(self._running)  # after an error, no episode can go on
-        self._stream.work(True)
+        self._stream.env_is_stepping(True)
         try:
             with self._workers.guard():
                 yield running
         finally:
-            self._stream.work(False)
+            self._stream.env_is_stepping(False)
             if self._workers.stopped:
                 self._shut()
 
@@ -179,7 +181,7 @@ class CapturedRewards(Streaming):
         infos = self._begin_those(begun)
         for index in begun:
             if self._block.events[index, STEPPED]:
-                raise _astray(self._stream.ticket(index), "a step in the reset")
+                raise _out_of_step(self._stream.ticket(index), "a step in the reset")
         running[begun] = True
         self._running = running
         return infos
@@ -238,9 +240,9 @@ class CapturedRewards(Streaming):
         number, rendered, _ = self._block.events[index]
         due = self._stream.due(index, over=terminated or truncated)
         if number != ticket.step:
-            raise _astray(ticket, f"its step {number}")
+            raise _out_of_step(ticket, f"its step {number}")
         if due and not rendered:  # `over` is not what the sub-environment saw
-            raise _astray(ticket, "no frame of the end of the episode")
+            raise _out_of_step(ticket, "no frame of the end of the episode")
         return Transition(index, self._views(index, STEP_FRAME) if due else None, terminated, truncated, env_reward)
 
     def _views(self, index: int, slot: int) -> list[NDArray[np.uint8]]:
@@ -257,7 +259,7 @@ class CapturedRewards(Streaming):
         self._block = block
 
 
-def _astray(ticket: Ticket, got: str) -> VLPError:
+def _out_of_step(ticket: Ticket, got: str) -> VLPError:
     return VLPError(
         f"expected one step or reset of the environment for one of the vector environment, got {got} ({ticket}); "
         "call capture_frames last, around all other wrappers of the sub-environments"

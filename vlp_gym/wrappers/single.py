@@ -13,13 +13,16 @@ import gymnasium as gym
 import torch
 from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 
-from vlp_gym.engine.engine import Mode, QueryEngine
+from vlp_gym.engine.engine import QueryEngine
+from vlp_gym.engine.settings import Mode
 from vlp_gym.engine.tickets import Ticket
-from vlp_gym.errors import noted
+from vlp_gym.errors import add_note
 from vlp_gym.frames.check import RenderFn, check_cameras
 from vlp_gym.models.protocol import History, RewardModel
+from vlp_gym.rewards.options import make_stream
 from vlp_gym.rewards.shaping import Reward, Shaping
-from vlp_gym.rewards.stream import Delivery, RewardStream, Streaming, Transition
+from vlp_gym.rewards.stream import Delivery, Transition
+from vlp_gym.wrappers.streaming import Streaming
 
 logger = logging.getLogger("vlp_gym")
 
@@ -74,7 +77,7 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
         InstructionError: for an instruction that is blank, or over the model's limit.
 
     Example:
-        >>> from vlp_gym.testing.checks import PaintedEnv, PaintedModel
+        >>> from vlp_gym.testing import PaintedEnv, PaintedModel
         >>> env = VLPRewardWrapper(PaintedEnv(), "press the button", PaintedModel())
         >>> observation, info = env.reset(seed=0)
         >>> sorted(info["vlp"])
@@ -88,7 +91,7 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
         instruction: str,
         model: str | os.PathLike[str] | RewardModel | QueryEngine = "vlp-compact",
         *,
-        reward: Reward = "progress",
+        reward: Reward | Shaping = "progress",
         scale: float = 1.0,
         gamma: float = 0.99,
         env_reward_weight: float = 0.0,
@@ -103,34 +106,12 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
         mode: Mode = "sync",
         truncate: bool = False,
     ) -> None:
-        gym.utils.RecordConstructorArgs.__init__(
-            self,
-            instruction=instruction,
-            model=record(model),
-            reward=reward,
-            scale=scale,
-            gamma=gamma,
-            env_reward_weight=env_reward_weight,
-            success_threshold=success_threshold,
-            success_bonus=success_bonus,
-            terminate_on_success=terminate_on_success,
-            every=every,
-            history=history,
-            window=window,
-            render_fn=record(render_fn),
-            device=str(device),
-            mode=mode,
-            truncate=truncate,
-        )
+        options = {name: value for name, value in locals().items() if name not in ("self", "env", "__class__")}
+        recorded = {name: record(value) for name, value in options.items()}
+        gym.utils.RecordConstructorArgs.__init__(self, **recorded)
         gym.Wrapper.__init__(self, env)
-        self._cameras = check_cameras(env, render_fn)
-        shaping = Shaping(
-            reward, scale, gamma, env_reward_weight, success_threshold, success_bonus, terminate_on_success
-        )
-        self._stream = RewardStream(
-            [instruction], model, shaping,
-            every=every, history=history, window=window, device=device, mode=mode, truncate=truncate,
-        )  # fmt: skip
+        self._cameras = check_cameras(env, options.pop("render_fn"))
+        self._stream = make_stream([options.pop("instruction")], **options)
         self._running = self._closed = False
 
     @property
@@ -184,11 +165,14 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
             raise ClosedEnvironmentError("reset was called after close")
         self._running = False
         ticket = self._stream.begin(0)
-        self._stream.work(True)
-        with noted(NOTE.format(ticket)):
+        self._stream.env_is_stepping(True)
+        try:
             observation, info = self.env.reset(seed=seed, options=options)
             views = self._render()
-        self._stream.work(False)
+        except Exception as error:
+            add_note(error, NOTE.format(ticket))
+            raise
+        self._stream.env_is_stepping(False)
         logger.debug("%s: instruction %s", ticket, self.instruction)
         self._stream.observe([Transition(0, views)])
         self._running = True
@@ -198,16 +182,19 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
         """Step the environment; the reward, a Python float, is the sentence's, or the placeholder of a late one."""
         if self._closed:
             raise ClosedEnvironmentError("step was called after close")
-        self._stream.raise_errors()
+        self._stream.settle()
         if not self._running or self._stream.broken(0):
             raise ResetNeeded(f"call reset before step: the episode has ended or has not begun ({self.ticket})")
         self._running = False  # until the step is through: after an error the episode cannot go on
         ticket = self._stream.advance(0)
-        self._stream.work(True)
-        with noted(NOTE.format(ticket)):
+        self._stream.env_is_stepping(True)
+        try:
             observation, own, terminated, truncated, info = self.env.step(action)
             views = self._render() if self._stream.due(0, over=bool(terminated or truncated)) else None
-        self._stream.work(False)
+        except Exception as error:
+            add_note(error, NOTE.format(ticket))
+            raise
+        self._stream.env_is_stepping(False)
         env_reward = None if own is None else float(own)
         self._stream.observe([Transition(0, views, bool(terminated), bool(truncated), env_reward)])
         delivered = self._stream.collect()[0]
@@ -242,8 +229,9 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
         )
 
     def _render(self) -> list[object]:
-        """One frame for each camera; copies, for the next camera may draw into the same buffer."""
-        return [copy.copy(camera(self.env)) for camera in self._cameras]
+        """One frame for each camera; all but the last are copied: the next camera may draw into the same buffer."""
+        *others, last = self._cameras
+        return [*(copy.copy(camera(self.env)) for camera in others), last(self.env)]
 
     def _info(self, env_reward: float | None, delivered: Sequence[Delivery] = ()) -> dict[str, Any]:
         info = self._stream.info(0, env_reward)
@@ -255,7 +243,7 @@ def record(value: Any) -> Any:
 
     A spec with the stand-in cannot be made again; without it, it would be made with another model or camera.
     """
-    if value is None or isinstance(value, (str, FunctionType)):
+    if value is None or isinstance(value, (str, bool, int, float, FunctionType, Shaping)):
         return value
     if isinstance(value, (list, tuple)):
         return [record(item) for item in value]

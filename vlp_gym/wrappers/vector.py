@@ -8,13 +8,14 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from gymnasium.error import ClosedEnvironmentError
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from numpy.typing import NDArray
+from typing_extensions import Unpack
 
-from vlp_gym.engine.engine import Mode, QueryEngine
-from vlp_gym.models.protocol import History, RewardModel
+from vlp_gym.engine.engine import QueryEngine
+from vlp_gym.models.protocol import RewardModel
+from vlp_gym.rewards.options import Shorthand
 from vlp_gym.rewards.shaping import Reward, Shaping
 from vlp_gym.wrappers.capture import CAPTURED
 from vlp_gym.wrappers.captured import CapturedRewards
@@ -53,7 +54,7 @@ class VLPVectorRewardWrapper(
         InstructionError: for an instruction that is blank, or over the model's limit.
 
     Example:
-        >>> from vlp_gym.testing.checks import PaintedEnv, PaintedModel
+        >>> from vlp_gym.testing import PaintedEnv, PaintedModel
         >>> from vlp_gym.wrappers import capture_frames
         >>> venv = gym.vector.SyncVectorEnv(capture_frames([PaintedEnv, PaintedEnv]))
         >>> venv = VLPVectorRewardWrapper(venv, "press the button", PaintedModel())
@@ -69,45 +70,16 @@ class VLPVectorRewardWrapper(
         instruction: str | Sequence[str],
         model: str | os.PathLike[str] | RewardModel | QueryEngine = "vlp-compact",
         *,
-        reward: Reward = "progress",
-        scale: float = 1.0,
-        gamma: float = 0.99,
-        env_reward_weight: float = 0.0,
-        success_threshold: float | None = None,
-        success_bonus: float = 0.0,
-        every: int = 1,
-        history: History | None = None,
-        window: int | None = None,
-        device: str | torch.device = "auto",
-        mode: Mode = "sync",
-        truncate: bool = False,
+        reward: Reward | Shaping = "progress",
+        **options: Unpack[Shorthand],
     ) -> None:
-        gym.utils.RecordConstructorArgs.__init__(
-            self,
-            instruction=instruction,
-            model=record(model),
-            reward=reward,
-            scale=scale,
-            gamma=gamma,
-            env_reward_weight=env_reward_weight,
-            success_threshold=success_threshold,
-            success_bonus=success_bonus,
-            every=every,
-            history=history,
-            window=window,
-            device=str(device),
-            mode=mode,
-            truncate=truncate,
-        )
+        given = {"instruction": instruction, "model": model, "reward": reward, **options}
+        gym.utils.RecordConstructorArgs.__init__(self, **{name: record(value) for name, value in given.items()})
         gym.vector.VectorWrapper.__init__(self, env)
         if not env.metadata.get(CAPTURED):
             raise ValueError("the sub-environments do not render themselves; make env from capture_frames(env_fns)")
         venv: Any = env.unwrapped
-        shaping = Shaping(reward, scale, gamma, env_reward_weight, success_threshold, success_bonus)
-        self._listen(
-            venv, venv.call, instruction, model, shaping,
-            every=every, history=history, window=window, device=device, mode=mode, truncate=truncate,
-        )  # fmt: skip
+        self._listen(venv, venv.call, instruction, model, reward, options)
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -115,7 +87,7 @@ class VLPVectorRewardWrapper(
         """Reset the environments, or those of ``options["reset_mask"]``, and score their first frames."""
         if self._closed:
             raise ClosedEnvironmentError("reset was called after close")
-        with self._talking() as running:
+        with self._calling_envs() as running:
             if isinstance(self.env, AsyncVectorEnv):  # its `reset` in two parts, to see a death between them
                 self.env.reset_async(seed=seed, options=options)
                 self._workers.wait()
@@ -130,7 +102,7 @@ class VLPVectorRewardWrapper(
     ) -> tuple[Any, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
         """Step the environments; the rewards are the sentence's, or the placeholders of late ones."""
         self._check_ready()
-        with self._talking():
+        with self._calling_envs():
             if isinstance(self.env, AsyncVectorEnv):
                 self.env.step_async(actions)
                 self._workers.wait()

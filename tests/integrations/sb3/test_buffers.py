@@ -40,6 +40,7 @@ class Wrappers:
     """
 
     late = True
+    by_poll = False
 
     def __init__(self, n_envs=1, lengths=(5, 2)):
         self.venv, self.lengths = self, lengths

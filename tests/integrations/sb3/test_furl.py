@@ -144,7 +144,7 @@ def test_round_trip(tmp_path, monkeypatch):
         for m in (model, again)
     ]
     assert torch.equal(*progress)
-    message = "a FuRLModel on a live model cannot be saved: name the base by a string"
+    message = "a FuRLModel with a live base cannot be saved: name the base by a string"
     with pytest.raises(CheckpointError, match=f"^{message}$"):
         tiny().save_pretrained(tmp_path / "other")
 

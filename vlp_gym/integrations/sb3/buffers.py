@@ -56,6 +56,8 @@ class LateRewards:
     """Puts a reward into a row and column: the buffers' own."""
     _source: RewardSource | None = None
     _timeout_s = 60.0
+    _announced: tuple[Any, list[Ticket | None]] = (None, [])
+    """The infos of the newest step that was announced, and its tickets."""
 
     def stats(self) -> dict[str, int]:
         """Counts of tickets; submitted = delivered + stale + failed + cancelled + pending, always."""
@@ -86,36 +88,39 @@ class LateRewards:
             self._wait(lambda: False)
             self._ledger.give_up(unstored=True)
 
-    def announce(self, infos: Sequence[dict[str, Any]], rewards: NDArray[Any]) -> bool:
-        """Take in what a step says, before its transition is stored; a second call with the same step does nothing.
+    def announce(self, infos: Sequence[dict[str, Any]], rewards: NDArray[Any]) -> list[Ticket | None]:
+        """Take in a step before its transition is stored; a second call with the same infos does nothing.
 
         Args:
             infos: of the step, one for each environment.
             rewards: of the step, ``[num_envs]``.
 
         Returns:
-            Whether there was a new ticket.
+            The ticket of each environment's transition; None where its reward came with the step.
         """
-        new = False
-        for index, ticket in enumerate(tickets_of(infos)):
+        before, known = self._announced
+        if infos is before and known and infos[0].get("vlp", {}).get("ticket") == known[0]:
+            return known
+        tickets = [info.get("vlp", {}).get("ticket") for info in infos]
+        for index, ticket in enumerate(tickets):
             if ticket is not None and self._ledger.announce(index, ticket):
-                self._announced(index, rewards)
+                self._on_ticket(index, rewards)
                 self._receive(index, infos[index]["vlp"]["delivered"])
-                new = True
-        return new
+        self._announced = infos, tickets
+        return tickets
 
-    def _announced(self, index: int, rewards: NDArray[Any]) -> None:
-        """Called for each new ticket."""
+    def _on_ticket(self, index: int, rewards: NDArray[Any]) -> None:
+        """Hook for subclasses, called for each new ticket."""
 
     def _receive(self, index: int, deliveries: Iterable[Delivery]) -> None:
         for delivery in deliveries:
             self._ledger.deliver(index, delivery.ticket, delivery.reward, self._write)
-            self._heard(index, delivery)
+            self._on_delivery(index, delivery)
             if self._source is not None:
                 self._source.listener(delivery)
 
-    def _heard(self, index: int, delivery: Delivery) -> None:
-        """Called for each delivery."""
+    def _on_delivery(self, index: int, delivery: Delivery) -> None:
+        """Hook for subclasses, called once per delivered reward."""
 
     def _take(self, indices: Sequence[int], timeout_s: float = 0.0) -> bool:
         """Take what the source has; whether there was anything."""
@@ -152,11 +157,6 @@ class LateRewards:
                 time.sleep(0.001)  # a poll returns at once where what is pending is not of that environment
 
 
-def tickets_of(infos: Sequence[dict[str, Any]]) -> list[Ticket | None]:
-    """The ticket of each environment's newest transition; None where its reward came with the step."""
-    return [info.get("vlp", {}).get("ticket") for info in infos]
-
-
 class VLPReplayBuffer(LateRewards, ReplayBuffer):
     """A `ReplayBuffer` for ``mode="async"``: a row is sampled only when the rewards of all its environments are there.
 
@@ -187,11 +187,11 @@ class VLPReplayBuffer(LateRewards, ReplayBuffer):
         infos: list[dict[str, Any]],
     ) -> None:
         """Store one step of all environments; late rewards that ``infos`` bring go where they belong."""
-        self.announce(infos, reward)
+        tickets = self.announce(infos, reward)
         row = self.pos
         self._ledger.close(row)  # an interrupt in between leaves half a row, which is not to be sampled
         super().add(obs, next_obs, action, reward, done, infos)
-        self._ledger.bind(row, tickets_of(infos), self._write)
+        self._ledger.bind(row, tickets, self._write)
         self._take(self._ledger.waiting())
 
     def sample(self, batch_size: int, env: Any = None) -> Any:
@@ -233,12 +233,12 @@ class VLPReplayBuffer(LateRewards, ReplayBuffer):
     def __getstate__(self) -> dict[str, Any]:
         """Wait for what is pending; the source of the rewards is no part of a file."""
         self._wait(lambda: not self._ledger.waiting())
-        return {**self.__dict__, "_source": None, "_ledger": self._ledger.snapshot()}
+        return {**self.__dict__, "_source": None, "_announced": (None, []), "_ledger": self._ledger.snapshot()}
 
     def _write(self, row: int, index: int, reward: float) -> None:
         self.rewards[row, index] = reward
 
-    def _heard(self, index: int, delivery: Delivery) -> None:
+    def _on_delivery(self, index: int, delivery: Delivery) -> None:
         if self.normalizer is not None:
             self.normalizer.update(index, delivery.ticket.episode, delivery.reward)
 
@@ -282,21 +282,15 @@ class VLPRolloutBuffer(LateRewards, RolloutBuffer):
     """Late rewards, ``[buffer_size, n_envs]``."""
     _tickets: list[list[Ticket | None]]
     """Of each row that was stored."""
-    _next: list[Ticket | None] | None = None
-    """Of the step that was announced and is not stored yet."""
+    _stored: list[Ticket | None] | None = None
+    """Those of the newest row."""
 
-    def announce(self, infos: Sequence[dict[str, Any]], rewards: NDArray[Any]) -> bool:
-        """Take in what a step says; the placeholders in `rewards` become 0.0.
+    def _on_ticket(self, index: int, rewards: NDArray[Any]) -> None:
+        """The placeholder becomes 0.0.
 
         What Stable-Baselines3 then adds for a time-out, gamma * V(terminal observation), is all that is stored; the
         late reward is added to it. The sum is that of ``mode="sync"``, to the bit.
         """
-        new = super().announce(infos, rewards)
-        if new:
-            self._next = tickets_of(infos)
-        return new
-
-    def _announced(self, index: int, rewards: NDArray[Any]) -> None:
         rewards[index] = 0.0
 
     def add(self, *args: Any, **kwargs: Any) -> None:
@@ -305,14 +299,19 @@ class VLPRolloutBuffer(LateRewards, RolloutBuffer):
         Raises:
             RuntimeError: if the callback did not see the step, so that the rewards may be placeholders.
         """
-        if self._source is None or (self._source.late and self._next is None):
+        tickets = self._announced[1]
+        unseen = not tickets or tickets is self._stored
+        if self._source is None or (self._source.late and unseen):
             raise RuntimeError(f"{type(self).__name__} needs learn(..., callback=VLPRewardCallback())")
-        tickets, self._next = self._next or [None] * self.n_envs, None
+        tickets = [None] * self.n_envs if unseen else tickets
+        self._stored = tickets
         row = self.pos
         self._ledger.close(row)
         super().add(*args, **kwargs)
         self._tickets.append(tickets)
         self._ledger.bind(row, tickets, self._write)
+        if self._source.by_poll:
+            self._take(self._ledger.waiting())
 
     def compute_returns_and_advantage(self, last_values: torch.Tensor, dones: np.ndarray) -> None:
         """Wait for all rewards of the rollout, put them in their places, and compute the returns.
@@ -342,7 +341,7 @@ class VLPRolloutBuffer(LateRewards, RolloutBuffer):
             self._ledger = RewardLedger(self.n_envs)
         self._ledger.discard()
         self._late = np.zeros_like(self.rewards)
-        self._tickets, self._next = [], None
+        self._tickets, self._stored = [], self._announced[1]
 
     def _write(self, row: int, index: int, reward: float) -> None:
         self._late[row, index] = reward

@@ -66,11 +66,13 @@ class RewardSource(RewardWrappers):
                 f"environment in it; found neither in {venv.unwrapped}"
             )
         self.listener = listener
-        if not self.late:
+        self.by_poll = self.late and (self.vector is not None or self._local)
+        """Rewards come by `poll` alone; other processes, where a poll is a round trip, put them into the infos too."""
+        if not self.by_poll:
             return
         if self.vector is not None:
             self.vector.deliver_by_poll()
-        elif self._local:  # otherwise, to ask is a round trip
+        else:
             venv.env_method("deliver_by_poll")
 
     def poll(self, indices: Sequence[int], timeout_s: float) -> Iterator[tuple[int, list[Delivery]]]:

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from gymnasium.error import ClosedEnvironmentError
 from numpy.typing import NDArray
+from typing_extensions import Unpack
 
-from vlp_gym.engine.engine import Mode, QueryEngine
+from vlp_gym.engine.engine import QueryEngine
 from vlp_gym.errors import MissingExtraError
-from vlp_gym.models.protocol import History, RewardModel
+from vlp_gym.models.protocol import RewardModel
+from vlp_gym.rewards.options import Shorthand
 from vlp_gym.rewards.shaping import Reward, Shaping
 from vlp_gym.wrappers.captured import CapturedRewards
 
@@ -49,33 +50,19 @@ class VLPVecReward(CapturedRewards, VecEnvWrapper):
         instruction: str | Sequence[str],
         model: str | os.PathLike[str] | RewardModel | QueryEngine = "vlp-compact",
         *,
-        reward: Reward = "progress",
-        scale: float = 1.0,
-        gamma: float = 0.99,
-        env_reward_weight: float = 0.0,
-        success_threshold: float | None = None,
-        success_bonus: float = 0.0,
-        every: int = 1,
-        history: History | None = None,
-        window: int | None = None,
-        device: str | torch.device = "auto",
-        mode: Mode = "sync",
-        truncate: bool = False,
+        reward: Reward | Shaping = "progress",
+        **options: Unpack[Shorthand],
     ) -> None:
         VecEnvWrapper.__init__(self, venv)
         if not venv.has_attr("attach_frames"):
             raise ValueError("the sub-environments do not render themselves; make venv from capture_frames(env_fns)")
-        shaping = Shaping(reward, scale, gamma, env_reward_weight, success_threshold, success_bonus)
-        self._listen(
-            venv.unwrapped, venv.env_method, instruction, model, shaping,
-            every=every, history=history, window=window, device=device, mode=mode, truncate=truncate,
-        )  # fmt: skip
+        self._listen(venv.unwrapped, venv.env_method, instruction, model, reward, options)
 
     def reset(self) -> Any:
         """Reset all environments, and score their first frames."""
         if self._closed:
             raise ClosedEnvironmentError("reset was called after close")
-        with self._talking() as running:
+        with self._calling_envs() as running:
             with self._workers.watch():
                 observations = self.venv.reset()
             self.reset_infos = list(self.venv.reset_infos)
@@ -85,12 +72,12 @@ class VLPVecReward(CapturedRewards, VecEnvWrapper):
     def step_async(self, actions: NDArray[Any]) -> None:
         """Send the actions."""
         self._check_ready()
-        with self._talking():
+        with self._calling_envs():
             self.venv.step_async(actions)
 
     def step_wait(self) -> tuple[Any, NDArray[np.float32], NDArray[np.bool_], list[dict[str, Any]]]:
         """Wait for the step; the rewards are the sentence's, or the placeholders of late ones."""
-        with self._talking(on=True):
+        with self._calling_envs(on=True):
             self._workers.wait()
             observations, own, dones, infos = self.venv.step_wait()
         truncated = [bool(info.get("TimeLimit.truncated", False)) for info in infos]
