@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from vlp_gym.engine.guard import GuardedModel
 from vlp_gym.errors import InstructionError
 from vlp_gym.models.backbones.hashed_words import HashedWords
 from vlp_gym.models.compact import CompactRewardModel
-from vlp_gym.models.protocol import RewardModel, prefer
+from vlp_gym.models.protocol import RewardModel
 from vlp_gym.models.registry import load_reward_model
 from vlp_gym.testing import check_reward_model
 
@@ -174,7 +175,9 @@ class TestWhatItSees:
         text = model.encode_text(SENTENCES)
         f = model.score(tokens, text, ALL).preference
         g = model.score(tokens.flip(0), text, ALL).preference
-        assert torch.allclose(prefer(model, tokens, tokens.flip(0), text), torch.sigmoid(f - g))
+        assert torch.allclose(
+            GuardedModel(model).prefer(tokens, tokens.flip(0), text, where="test"), torch.sigmoid(f - g)
+        )
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ pytest.importorskip("transformers")
 import transformers
 
 from tests.own_code import with_own_code
+from vlp_gym.engine.guard import GuardedModel
 from vlp_gym.errors import CheckpointError, InstructionError
 from vlp_gym.models.backbones.dino_minilm import DinoMiniLMBackbone
 from vlp_gym.models.checkpoint import load_checkpoint, load_state
-from vlp_gym.models.protocol import prefer
 from vlp_gym.models.registry import load_reward_model
 from vlp_gym.models.rewind import ReWiNDModel, from_published
 from vlp_gym.storage import read_pair
@@ -195,7 +195,7 @@ def test_preference_is_bradley_terry_on_who_did_it():
     (a, text, mask), (b, _, _) = clip(model, 4), clip(model, 4, seed=1)
     p, q = (model.score(frames, text, mask).progress[:, -1] for frames in (a, b))
     expected = p * (1 - q) / (p * (1 - q) + q * (1 - p))
-    torch.testing.assert_close(prefer(model, a, b, text), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(GuardedModel(model).prefer(a, b, text, where="test"), expected, rtol=1e-5, atol=1e-6)
 
 
 # --- backbones --------------------------------------------------------------------------------------------------------

@@ -14,9 +14,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vlp_gym.engine.guard import GuardedModel
 from vlp_gym.errors import CheckpointError, InstructionError, MissingExtraError
 from vlp_gym.models.checkpoint import load_checkpoint, load_state, save_checkpoint, stored_config
-from vlp_gym.models.protocol import RewardModel, prefer
+from vlp_gym.models.protocol import RewardModel
 from vlp_gym.models.vlp import VLPModel
 
 open_clip = pytest.importorskip("open_clip")
@@ -270,7 +271,7 @@ def test_it_is_a_reward_model(backbone: OpenClipBackbone) -> None:
     tokens, text, mask = encode(model)
     swapped = tokens.flip(0)
     expected = torch.sigmoid(scores.preference - model.score(swapped, text, mask).preference)
-    torch.testing.assert_close(prefer(model, tokens, swapped, text), expected)
+    torch.testing.assert_close(GuardedModel(model).prefer(tokens, swapped, text, where="test"), expected)
 
 
 def test_the_paper_s_sizes(backbone: OpenClipBackbone) -> None:

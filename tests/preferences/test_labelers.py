@@ -12,10 +12,11 @@ from tiny import tiny_model
 
 from vlp_gym import VLPRewardWrapper
 from vlp_gym.engine import QueryEngine
+from vlp_gym.engine.guard import GuardedModel
 from vlp_gym.engine.tickets import Answer, FrameScore, Ticket
 from vlp_gym.engine.video import VideoScorer
 from vlp_gym.errors import InstructionError, QueryError
-from vlp_gym.models.protocol import prefer
+from vlp_gym.models.protocol import Scores
 from vlp_gym.preferences.labelers import ModelLabeler, RecordedLabeler, ScriptedLabeler, decide
 from vlp_gym.preferences.segments import SegmentStore
 from vlp_gym.testing import PaintedEnv, PaintedModel
@@ -189,7 +190,7 @@ def test_a_pairwise_head_is_asked_in_both_orders():
     swapped = ModelLabeler(QueryEngine(OneSided()), SENTENCE, soft=True)(second, first)
     np.testing.assert_allclose(soft + swapped, 1.0, atol=1e-6)
     one = torch.ones(1, 1, 1, 1)
-    assert prefer(OneSided(), one, one, one[0]).item() != 0.5  # asked once, it has a side
+    assert GuardedModel(OneSided()).prefer(one, one, one[0], where="test").item() != 0.5  # asked once, it has a side
 
 
 def test_what_a_labeler_cannot_do():
@@ -205,3 +206,55 @@ def test_what_a_labeler_cannot_do():
         ModelLabeler(PaintedModel(), SENTENCE, kind="progress")
     with pytest.raises(InstructionError):
         ModelLabeler(PaintedModel(), "  ")
+
+
+class Wrong(PaintedModel):
+    """Answers NaN, by its scores and by its pairwise head."""
+
+    def score(self, frames, text, mask):
+        return Scores(torch.full((len(text),), torch.nan), torch.full(mask.shape, torch.nan))
+
+
+class WrongPair(PaintedModel):
+    def prefer(self, a, b, text):
+        return torch.full((len(text),), torch.nan)
+
+
+@pytest.mark.parametrize(("model", "kind"), [(Wrong, "preference"), (Wrong, "reward"), (WrongPair, "preference")])
+def test_nan_is_an_error_and_no_skipped_label(model, kind):
+    store = recorded([[0.5] * 3, [0.25] * 3])
+    labeler = ModelLabeler(model(), SENTENCE, kind=kind)
+    with pytest.raises(QueryError, match=r"^the reward model gave the .* nan, which no reward may have \(.*\)$"):
+        labeler(store.cut([(0, 0, 3)]), store.cut([(1, 0, 3)]))
+
+
+class Broken(PaintedModel):
+    def prefer(self, a, b, text):
+        return 1 / 0
+
+
+def test_an_error_of_a_pairwise_head_says_what_and_where():
+    store = recorded([[0.5] * 3, [0.25] * 3])
+    message = "the reward model raised ZeroDivisionError: division by zero (1 pairs of segments)"
+    with pytest.raises(QueryError, match=f"^{re.escape(message)}$"):
+        ModelLabeler(Broken(), SENTENCE)(store.cut([(0, 0, 3)]), store.cut([(1, 0, 3)]))
+
+
+class SinceTheStart(PaintedModel):
+    """Its preference is the last frame's value minus that of the first one, masked out or not."""
+
+    anchored = True
+
+    def score(self, frames, text, mask):
+        self.masks = mask.tolist()
+        return Scores(frames[:, -1, 0, 0] - frames[:, 0, 0, 0])
+
+
+def test_a_model_that_measures_from_the_start_gets_the_episodes_first_frame():
+    model = SinceTheStart()
+    engine = QueryEngine(model, window=2)
+    store = recorded([[0.0, 0.25, 0.5, 1.0], [0.75, 0.25, 0.5, 0.5]])
+    first, second = store.cut([(0, 1, 4)]), store.cut([(1, 1, 4)])
+    soft = ModelLabeler(engine, SENTENCE, soft=True)(first, second)
+    np.testing.assert_allclose(soft, sigmoid([(1.0 - 0.0) - (0.5 - 0.75)]), atol=1e-6)
+    assert model.masks == [[False, True, True]]

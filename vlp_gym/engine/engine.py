@@ -46,8 +46,7 @@ class QueryEngine:
         model: a live reward model, which is put into eval mode and never copied, or a name, folder or hub id for
             `load_reward_model`.
         window: T; None takes the model's.
-        history: "sliding" or "prefix"; None takes the model's. The memory of "prefix" grows with the episode: one
-            frame's tokens a frame.
+        history: "sliding" or "prefix", whose memory grows with the episode; None takes the model's.
         device: where the model runs; "auto" leaves a live model where it is, and puts a named one on CUDA if there is
             one.
         truncate: cut an instruction that is over the model's token limit, instead of raising.
@@ -55,8 +54,8 @@ class QueryEngine:
         max_batch: frames in one call of the model, at most ("async").
         max_wait_s: how long the worker waits for a batch to fill, counted from its oldest frame; 0 takes what is there.
         slots: queries that may be pending at once.
-        policy: what happens when all slots are taken: "block" waits in `submit`; with "widen_stride" the wrappers skip
-            frames, and hold the score, until there is room (the last frame of an episode always waits).
+        policy: when all slots are taken, "block" waits in `submit`; with "widen_stride" the wrappers skip frames and
+            hold the score until there is room (the last frame of an episode always waits).
         timeout_s: how long `submit`, `query` and `flush` wait for the model.
         threads: torch threads of the worker.
 
@@ -256,7 +255,7 @@ class QueryEngine:
         """
         with self._lock:
             if timeout_s > 0.0:
-                self._await(envs, time.monotonic() + timeout_s)
+                self._until(lambda: self._book.answered(envs) or not self._book.open(envs), timeout_s, hurry=False)
             answers = self._book.take(envs)
             if not answers and not self._closed:
                 self._check_usable()
@@ -340,38 +339,31 @@ class QueryEngine:
 
     # What follows is called with the lock held, but for `_serve`.
 
-    def _await(self, envs: Collection[int] | None, deadline_s: float) -> None:
-        """Wait for an answer to one of these environments, if something is pending for them."""
-        while not self._book.answered(envs) and self._book.open(envs):
-            left = deadline_s - time.monotonic()
-            if left <= 0:
-                break
-            self._check_usable()
-            self._awaited += 1
-            self._changed.notify_all()
-            try:
-                self._changed.wait(min(left, 0.5))
-            finally:
-                self._awaited -= 1
-
-    def _wait(self, done: Callable[[], bool], tickets: Sequence[Ticket], timeout_s: float | None = None) -> None:
-        timeout_s = self.timeout_s if timeout_s is None else timeout_s
+    def _until(self, done: Callable[[], bool], timeout_s: float, *, hurry: bool) -> bool:
+        """Wait for something; False if it does not come in time. With `hurry`, no batch waits to be filled."""
         deadline = time.monotonic() + timeout_s
-        self._hurried += 1  # no batch waits to be filled
+        self._hurried += hurry
+        self._awaited += not hurry
         try:
             while not done():
                 self._check_usable()
                 left = deadline - time.monotonic()
                 if left <= 0:
-                    pending = len(self._book.pending)
-                    raise QueryTimeout(
-                        f"the reward model did not answer within {timeout_s:g} s; {pending} queries are pending "
-                        f"({tickets[0]})"
-                    )
+                    return False
                 self._changed.notify_all()
                 self._changed.wait(min(left, 0.5))  # in slices: a worker that died does not notify
+            return True
         finally:
-            self._hurried -= 1
+            self._hurried -= hurry
+            self._awaited -= not hurry
+
+    def _wait(self, done: Callable[[], bool], tickets: Sequence[Ticket], timeout_s: float | None = None) -> None:
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
+        if not self._until(done, timeout_s, hurry=True):
+            raise QueryTimeout(
+                f"the reward model did not answer within {timeout_s:g} s; {len(self._book.pending)} queries are "
+                f"pending ({tickets[0]})"
+            )
 
     def _check_usable(self) -> None:
         if self._process != os.getpid() and (self.mode == "async" or self.model.device.type == "cuda"):

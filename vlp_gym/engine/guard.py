@@ -145,7 +145,16 @@ class GuardedModel:
 
     @torch.inference_mode()
     def prefer(self, a: Tensor, b: Tensor, text: Tensor, *, where: object) -> Tensor:
-        """P(a > b | text), ``[B]``, by the head of a `PairwiseModel`; arguments as there."""
+        """P(a > b | text), ``[B]``: the head of a `PairwiseModel`, else Bradley-Terry on the preferences (VLP eq. 3).
+
+        Args:
+            a, b, text: as `PairwiseModel.prefer` takes them; every frame is real.
+            where: see the class.
+        """
+        if not self.pairwise:
+            whole = [torch.ones(side.shape[:2], dtype=torch.bool, device=self.device) for side in (a, b)]
+            f, g = (self.score(side, text, mask, where=where) for side, mask in zip((a, b), whole, strict=True))
+            return torch.sigmoid(f.preference - g.preference)
         self._enter()
         model: Any = self.model
 

@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,6 +21,24 @@ _HUB_FILES = ["config.json", "model.safetensors"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+@runtime_checkable
+class PartlyStored(Protocol):
+    """A model that chooses what a checkpoint holds of it, and leaves out what others provide."""
+
+    def checkpoint_state(self) -> Mapping[str, Tensor]:
+        """Tensors by name; names of their own need a `Restoring` model."""
+        ...
+
+
+@runtime_checkable
+class Restoring(Protocol):
+    """A model that takes back the tensors of a checkpoint itself."""
+
+    def load_checkpoint_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take in checked tensors, of the names, shapes and dtypes of ``checkpoint_state()``."""
+        ...
 
 
 def save_checkpoint(
@@ -255,8 +273,7 @@ def stored_config(model: nn.Module) -> dict[str, Any]:
 
 def stored_state(model: nn.Module) -> Mapping[str, Tensor]:
     """What is stored of a model: its ``checkpoint_state()`` where it has one, which leaves out what others provide."""
-    own = getattr(model, "checkpoint_state", None)
-    return own() if own is not None else model.state_dict()
+    return model.checkpoint_state() if isinstance(model, PartlyStored) else model.state_dict()
 
 
 def _check_finite(state: Mapping[str, Tensor], where: str) -> None:
@@ -290,9 +307,8 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> Non
         found = "; ".join(faults)
         raise CheckpointError(f"{where}: made for another architecture than this {type(model).__name__}: {found}")
     cast = {name: state[name].to(tensor.dtype) for name, tensor in expected.items()}
-    own = getattr(model, "load_checkpoint_state", None)
-    if own is not None:
-        own(cast)
+    if isinstance(model, Restoring):
+        model.load_checkpoint_state(cast)
     elif renamed := sorted(cast.keys() - model.state_dict().keys()):
         raise TypeError(
             f"{type(model).__name__}.checkpoint_state() has names of its own, such as {renamed[0]}: "

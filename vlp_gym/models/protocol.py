@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
 History = Literal["sliding", "prefix"]
@@ -144,23 +143,6 @@ def value_range(model: RewardModel) -> tuple[float, float]:
     """Lowest and highest progress of a model; (0, 1) unless it is a `RangedModel`."""
     low, high = model.value_range if isinstance(model, RangedModel) else (0.0, 1.0)
     return float(low), float(high)
-
-
-def prefer(model: RewardModel, a: Tensor, b: Tensor, text: Tensor) -> Tensor:
-    """P(a > b | text), float ``[B]``: the pairwise head of a `PairwiseModel`, else Bradley-Terry (VLP eq. 3).
-
-    Args:
-        model: the reward model.
-        a: frame tokens of the first videos, ``[B, T, K, D]``.
-        b: frame tokens of the second videos, ``[B, T, K, D]``.
-        text: text tokens, ``[B, L, D]``.
-    """
-    if isinstance(model, PairwiseModel):
-        return model.prefer(a, b, text)
-    mask_a = torch.ones(a.shape[:2], dtype=torch.bool, device=a.device)
-    mask_b = torch.ones(b.shape[:2], dtype=torch.bool, device=b.device)
-    difference = model.score(a, text, mask_a).preference - model.score(b, text, mask_b).preference
-    return torch.sigmoid(difference)
 
 
 def frame_scores(values: Tensor, mask: Tensor) -> Scores:

@@ -75,6 +75,8 @@ class CapturedRewards(Streaming):
             raise ValueError(
                 f"expected sub-environments from one call of capture_frames, in its order, got the places {places}"
             )
+        if options.get("terminate_on_success") or (isinstance(reward, Shaping) and reward.terminate_on_success):
+            raise ValueError("terminate_on_success needs an environment that is reset by us; use VLPRewardWrapper")
         self._stream = make_stream(sentences, model, reward, **options)
         self._call, self._workers = call, Workers(venv)
         self._block: FrameBlock | None = None

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from tests.chat_server import ChatServer, brightness
 from vlp_gym import VLPRewardWrapper
+from vlp_gym.engine.guard import GuardedModel
 from vlp_gym.errors import QueryError
 from vlp_gym.evaluation.curation import detect_success
 from vlp_gym.models.prompted.gvl import GVLModel, shuffled
-from vlp_gym.models.protocol import prefer
 from vlp_gym.models.registry import load_reward_model
 from vlp_gym.prompting import ChatClient
 from vlp_gym.testing import PaintedEnv, check_reward_model
@@ -207,7 +207,7 @@ def test_values_of_a_video_show_success(model: GVLModel) -> None:
 
 def test_a_preference_compares_the_newest_frames(model: GVLModel) -> None:
     tokens, text, _ = windows(model, video(0, 200, 60), video(0, 10, 120))
-    chance = prefer(model, tokens[:1], tokens[1:], text[:1])
+    chance = GuardedModel(model).prefer(tokens[:1], tokens[1:], text[:1], where="test")
     assert chance.item() == pytest.approx(1 / (1 + np.exp((120 - 60) / 255)), abs=1e-5)
 
 

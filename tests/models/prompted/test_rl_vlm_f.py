@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from tests.chat_server import ChatServer
+from vlp_gym.engine.guard import GuardedModel
 from vlp_gym.engine.tickets import Answer, FrameScore, Ticket
 from vlp_gym.errors import QueryError
 from vlp_gym.models.prompted.rl_vlm_f import RLVLMFModel
-from vlp_gym.models.protocol import prefer
 from vlp_gym.models.registry import load_reward_model
 from vlp_gym.preferences.labelers import ModelLabeler
 from vlp_gym.preferences.schedule import Queries
@@ -43,8 +43,8 @@ def test_the_last_frames_are_compared(model: RLVLMFModel) -> None:
     a, text = windows(model, [0, 200], [0, 50], [9, 100], [3, 70])
     b, _ = windows(model, [250, 100], [0, 150], [0, 101], [8, 70])
     # 100 and 101 differ by less than the server can tell; 70 and 70 are one picture.
-    assert prefer(model, a, b, text).tolist() == [1.0, 0.0, 0.5, 0.5]
-    assert prefer(model, b, a, text).tolist() == [0.0, 1.0, 0.5, 0.5]
+    assert GuardedModel(model).prefer(a, b, text, where="test").tolist() == [1.0, 0.0, 0.5, 0.5]
+    assert GuardedModel(model).prefer(b, a, text, where="test").tolist() == [0.0, 1.0, 0.5, 0.5]
 
 
 def test_two_stages(model: RLVLMFModel, server: ChatServer) -> None:
