@@ -337,10 +337,8 @@ class QueryEngine:
         finally:
             self._calling.release()
 
-    # What follows is called with the lock held, but for `_serve`.
-
     def _until(self, done: Callable[[], bool], timeout_s: float, *, hurry: bool) -> bool:
-        """Wait for something; False if it does not come in time. With `hurry`, no batch waits to be filled."""
+        """Wait, with the lock held; False if it does not come in time. With `hurry`, no batch waits to be filled."""
         deadline = time.monotonic() + timeout_s
         self._hurried += hurry
         self._awaited += not hurry
