@@ -150,7 +150,7 @@ def write_shard(trajectories: Sequence[Trajectory], path: Path) -> None:
             "sentences": texts,
             "held_out": texts,
             "opposite_sentences": datasets.Sequence(texts),
-            "variants": {kind: texts for kind in VARIANT_KINDS},
+            "variants": dict.fromkeys(VARIANT_KINDS, texts),
             "observation": matrix,
             "action": matrix,
         }
