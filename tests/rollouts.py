@@ -10,13 +10,17 @@ import numpy as np
 
 from vlp_gym.data.shards import shard_path, write_shard
 from vlp_gym.data.trajectory import AGENT, ALL_TIERS, EXPLORE, NEAR_MISS, TIERS, Trajectory
+from vlp_gym.metaworld.sentences import with_sentences
 
 STRIDE = 5
 SUCCESS_AT = 12  # frame at which an expert succeeds
 
 
 def painted(task, tier, number=0, frames=16, size=16, *, fails=False):
-    """A rollout whose reward grows to 10 (expert), 5 (medium), 2 (near miss), 3 (explore), 4 (agent), or under 1."""
+    """A rollout whose reward grows to 10 (expert), 5 (medium), 2 (near miss), 3 (explore), 4 (agent), or under 1.
+
+    A Meta-World task comes with its sentences, any other without.
+    """
     rng = np.random.default_rng([number, frames, len(tier)])
     step = np.arange(frames, dtype=np.int64) * STRIDE
     top = {"expert": 10.0, "medium": 5.0, NEAR_MISS: 2.0, EXPLORE: 3.0, AGENT: 4.0, "random": 0.0}[tier]
@@ -30,7 +34,7 @@ def painted(task, tier, number=0, frames=16, size=16, *, fails=False):
     positions = np.zeros((frames, 2, 3))  # the hand reaches the object at frame 5, and takes it along from there
     positions[:, 0, 0], positions[:, 1, 0] = step / 100, np.maximum(step / 100, 0.25)
     numbers = reward.astype(np.float32), success, every.astype(np.float32), positions.astype(np.float32)
-    return Trajectory(task, tier, number, "corner2", STRIDE, False, pictures, step, *numbers)
+    return with_sentences(Trajectory(task, tier, number, "corner2", STRIDE, False, pictures, step, *numbers))
 
 
 def painted_tasks(tasks, *, each=2, size=16, tiers=TIERS):

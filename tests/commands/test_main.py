@@ -32,9 +32,10 @@ from vlp_gym.data.shards import shard_path
 from vlp_gym.data.trajectory import TIERS
 from vlp_gym.evaluation.curation import THRESHOLD
 from vlp_gym.evaluation.evaluate import evaluate
-from vlp_gym.metaworld import instructions
+from vlp_gym.metaworld import splits
 from vlp_gym.metaworld.config import CollectConfig
-from vlp_gym.metaworld.instructions import TEST_TASKS
+from vlp_gym.metaworld.instructions import SIBLINGS
+from vlp_gym.metaworld.splits import TEST_TASKS
 from vlp_gym.models import registry
 from vlp_gym.training.recipe import TrainConfig
 from vlp_gym.training.recipes.registry import SYSTEMS
@@ -42,13 +43,13 @@ from vlp_gym.video import overlay_video, read_video
 
 ROOT = Path(__file__).parents[2]
 TRAIN_TASKS = ("push-v3", "reach-v3")
-SIBLING = instructions.SIBLINGS["door-close-v3"]
+SIBLING = SIBLINGS["door-close-v3"]
 
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch):
     monkeypatch.setenv("PYTHONWARNINGS", "ignore")  # `main` sets it; so it is put back
-    monkeypatch.setattr(instructions, "train_tasks", lambda split: TRAIN_TASKS if split == "vlp" else None)
+    monkeypatch.setattr(splits, "train_tasks", lambda split: TRAIN_TASKS if split == "vlp" else None)
 
 
 @pytest.fixture(scope="module")

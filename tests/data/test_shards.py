@@ -19,6 +19,7 @@ from vlp_gym.data.shards import (
     encode_trajectory,
     load_trajectories,
     shard_path,
+    shard_tasks,
     stream_trajectories,
     write_shard,
 )
@@ -34,8 +35,59 @@ def folder(tmp_path_factory):
     return made
 
 
+def full(task="fold the towel", frames=4, wide=3, **changed):
+    """A rollout of no simulator that has everything; O = `wide`, A = 2."""
+    made = painted(task, "expert", frames=frames)
+    steps, rng = len(made.episode_reward), np.random.default_rng(frames)
+    return replace(
+        made,
+        **{
+            "sentences": ("fold the towel", "make the towel small"),
+            "held_out": ("a towel gets folded",),
+            "opposite_sentences": (("unfold the towel", "spread the towel"), ()),
+            "opposite": "spread the towel",
+            "sibling": "roll the towel",
+            "variants": {"phrase": ("towel", "fold")},
+            "observation": rng.normal(size=(steps + 1, wide)).astype(np.float32),
+            "action": rng.normal(size=(steps, 2)).astype(np.float32),
+            **changed,
+        },
+    )
+
+
+def write_version_1(trajectories, path):
+    """A shard as this package wrote it before trajectories carried sentences, observations and actions."""
+    import datasets
+
+    series = {"step": "int64", "reward": "float32", "success": "bool", "episode_reward": "float32"}
+    plain = {
+        "task": "string",
+        "tier": "string",
+        "seed": "int64",
+        "camera": "string",
+        "stride": "int64",
+        "varied": "bool",
+    }
+    features = {
+        **{name: datasets.Value(kind) for name, kind in plain.items()},
+        "frames": datasets.Sequence(datasets.Image()),
+        **{name: datasets.Sequence(datasets.Value(kind)) for name, kind in series.items()},
+        "positions": datasets.Sequence(datasets.Sequence(datasets.Value("float32"))),
+    }
+    rows = [{name: encode_trajectory(trajectory)[name] for name in features} for trajectory in trajectories]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    datasets.Dataset.from_list(rows, features=datasets.Features(features)).to_parquet(str(path))
+
+
 def same(a, b):
-    return all(np.array_equal(value, getattr(b, name)) for name, value in vars(a).items() if name != "frames")
+    for name, value in vars(a).items():
+        other = getattr(b, name)
+        if isinstance(value, np.ndarray):
+            equal = name == "frames" or (value.dtype == other.dtype and np.array_equal(value, other))
+        else:
+            equal = type(value) is type(other) and value == other
+        assert equal, name
+    return True
 
 
 class TestRoundTrip:
@@ -71,6 +123,42 @@ class TestRoundTrip:
         assert rows.features["frames"].feature == datasets.Image()
         assert rows[0]["frames"][0].size == (16, 16)
         assert rows[0]["task"] == "push-v3"
+
+    @pytest.mark.parametrize("wide", [1, 39])
+    def test_sentences_observations_and_actions(self, tmp_path, wide):
+        written = [
+            full(wide=wide),
+            full(frames=3, observation=None, action=None, variants={}, opposite_sentences=()),
+            full(frames=2, sentences=(), held_out=(), opposite_sentences=(), opposite=None, sibling=None),
+        ]
+        write_tasks(tmp_path, written)
+        read = load_trajectories(tmp_path, progress_bar=False)
+        assert len(read) == 3
+        assert all(same(a, b) for a, b in zip(written, read, strict=True))
+
+    def test_version_1_still_reads_beside_version_2(self, tmp_path):
+        old, new = painted("push-v3", "expert"), full("reach-v3")
+        write_version_1([replace(old, sentences=("push",))], shard_path(tmp_path, "push-v3", "expert"))
+        write_tasks(tmp_path, [new])
+        read = load_trajectories(tmp_path, progress_bar=False)
+        bare = replace(old, sentences=(), held_out=(), opposite_sentences=(), opposite=None, sibling=None, variants={})
+        assert (bare.observation, bare.action) == (None, None)
+        assert same(bare, read[0])
+        assert same(new, read[1])
+
+    def test_any_reader_of_parquet_sees_which_version_it_is(self, tmp_path):
+        import datasets
+
+        write_tasks(tmp_path, [full()])
+        file = str(shard_path(tmp_path, "fold the towel", "expert"))
+        (row,) = datasets.load_dataset("parquet", data_files=file, split="train", streaming=True)
+        assert row["format_version"] == shards.FORMAT_VERSION == 2
+        assert row["sentences"] == ["fold the towel", "make the towel small"]
+
+    def test_a_task_whose_name_begins_another(self, tmp_path):
+        write_tasks(tmp_path, [full("fold"), full("fold-shirt")])
+        assert shard_tasks(tmp_path) == ["fold", "fold-shirt"]
+        assert [t.task for t in stream_trajectories(tmp_path, tasks=["fold"])] == ["fold"]
 
     def test_first_success(self):
         assert painted("push-v3", "expert").first_success == 12
@@ -148,6 +236,61 @@ class TestFaults:
             decode_trajectory(row)
         assert str(caught.value) == (
             f"push-v3/expert/7: expected one step, reward, success and positions a frame, got {lengths}"
+        )
+
+    @pytest.mark.parametrize(
+        ("changed", "message"),
+        [
+            ({"observation": np.zeros((15, 3))}, "expected 16 rows of observation for 15 environment steps, got 15"),
+            ({"action": np.zeros((16, 2))}, "expected 15 rows of action for 15 environment steps, got 16"),
+            (
+                {"opposite_sentences": (("unfold",),)},
+                "expected opposite_sentences for none or each of 2 sentences, got 1",
+            ),
+        ],
+    )
+    def test_lengths_that_do_not_fit(self, tmp_path, changed, message):
+        path = shard_path(tmp_path, "fold the towel", "expert")
+        with pytest.raises(DatasetError) as caught:
+            write_shard([full(**changed)], path)
+        assert str(caught.value) == f"fold the towel/expert/0: {message}"
+        assert not path.exists()
+        with pytest.raises(DatasetError) as caught:
+            decode_trajectory(encode_trajectory(full(**changed)))
+        assert str(caught.value) == f"fold the towel/expert/0: {message}"
+
+    def test_rows_of_several_lengths(self):
+        row = encode_trajectory(full())
+        row["action"][3].append(0.0)
+        with pytest.raises(DatasetError) as caught:
+            decode_trajectory(row)
+        assert str(caught.value) == "fold the towel/expert/0: expected rows of action of one length, got [2, 3]"
+
+    def test_unknown_kind_of_variant(self, tmp_path):
+        with pytest.raises(DatasetError) as caught:
+            write_shard([full(variants={"poem": ("o towel",)})], shard_path(tmp_path, "fold the towel", "expert"))
+        assert str(caught.value) == (
+            "task fold the towel, expert, seed 0: expected variants of phrase, description, right_colour, "
+            "wrong_colour, got ['poem']"
+        )
+
+    def test_a_newer_version_is_refused(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(shards, "FORMAT_VERSION", 3)
+        write_tasks(tmp_path, [full()])
+        monkeypatch.undo()
+        with pytest.raises(DatasetError) as caught:
+            load_trajectories(tmp_path, progress_bar=False)
+        assert str(caught.value) == (
+            f"{shard_path(tmp_path, 'fold the towel', 'expert')}: expected format version 1 to 2, got 3; "
+            "update vlp_gym to read it"
+        )
+
+    def test_no_sentences(self):
+        with pytest.raises(DatasetError) as caught:
+            full(sentences=()).canonical  # noqa: B018
+        assert str(caught.value) == (
+            "task fold the towel, expert, seed 0: expected sentences that say what the task is, found none; "
+            "set `Trajectory.sentences`, the canonical one first"
         )
 
     def test_no_frames_or_too_many(self, monkeypatch):

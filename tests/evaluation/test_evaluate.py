@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from vlp_gym.data.trajectory import Trajectory
+from vlp_gym.data.trajectory import VARIANT_KINDS, Trajectory
 from vlp_gym.engine.video import VideoScorer
-from vlp_gym.errors import QueryError
+from vlp_gym.errors import DatasetError, QueryError
 from vlp_gym.evaluation import plan as protocol
 from vlp_gym.evaluation.evaluate import evaluate
 from vlp_gym.evaluation.report import FIGURES
 from vlp_gym.metaworld.instructions import NOT_OPPOSITE, SIBLINGS, instructions_for
+from vlp_gym.metaworld.sentences import with_sentences
 from vlp_gym.models.protocol import Scores
 
 TASKS = ("door-close-v3", "drawer-close-v3")
@@ -41,7 +43,8 @@ def trajectory(task, tier, seed, steps):
     shown = np.where(step == 0, 0, reward[step]).astype(np.float32)
     success = (progress >= 1)[step]
     nowhere = np.full((len(step), 2, 3), np.nan, np.float32)
-    return Trajectory(task, tier, seed, "corner2", STRIDE, False, frames, step, shown, success, reward[1:], nowhere)
+    numbers = frames, step, shown, success, reward[1:], nowhere
+    return with_sentences(Trajectory(task, tier, seed, "corner2", STRIDE, False, *numbers))
 
 
 def rollouts():
@@ -218,9 +221,55 @@ class TestProtocol:
     def test_a_variation_is_no_opposite(self):
         task = next(iter(NOT_OPPOSITE))
         video = trajectory(TASKS[0], "expert", 0, 60)
-        data = [Trajectory(**{**vars(video), "task": name}) for name in (task, SIBLINGS[task])]
+        data = [with_sentences(replace(video, task=name, sentences=())) for name in (task, SIBLINGS[task])]
         plan = protocol.plan_task(task, [task], data, np.random.default_rng(0), 5, 50)
         assert plan.sibling_sentence is None
+
+    def test_the_opposites_sentence_comes_from_its_rollouts_or_from_the_task(self):
+        data = [replace(t, sentences=("pull the door",)) if t.task == ALL[2] else t for t in rollouts()]
+        plans = [protocol.plan_task(task, TASKS, data, np.random.default_rng(0), 5, 50) for task in TASKS]
+        assert plans[0].sibling_sentence == "pull the door"
+        assert plans[1].sibling_sentence == data[12].opposite_sentences[0][0] == "open the drawer"
+
+
+class TestOtherData:
+    """Rollouts of no simulator's tasks, which say themselves what they are."""
+
+    TASKS = ("fold the towel", "stack the cups")
+    UNKNOWN = (
+        "itp_tier_held_out",
+        "ivp_held_out",
+        "ivp_sibling",
+        "control_wrong_sibling",
+        *(f"itp_{kind}" for kind in VARIANT_KINDS),
+    )
+
+    def data(self, **facts):
+        """The painted rollouts under other names, with the sentences that the oracle knows the tasks by."""
+        bare = {"held_out": (), "opposite_sentences": (), "opposite": None, "sibling": None, "variants": {}}
+        other = dict(zip(TASKS, self.TASKS, strict=True))
+        return [
+            replace(t, task=other[t.task], **{"sentences": t.sentences[:1], **bare, **facts})
+            for t in rollouts()
+            if t.task in TASKS
+        ]
+
+    def test_figures_that_the_data_cannot_give_are_none(self):
+        figures = run(Oracle(), self.data(), tasks=self.TASKS)
+        own = run(Oracle(), [t for t in rollouts() if t.task in TASKS])
+        for one, other in zip(self.TASKS, TASKS, strict=True):
+            assert {name for name, value in figures["per_task"][one].items() if value is None} == set(self.UNKNOWN)
+            assert figures["per_task"][one]["itp_tier"] == own["per_task"][other]["itp_tier"] == 1.0
+        assert figures["mean"]["ivp"] == 1.0
+        assert figures["mean"]["voc_expert_spearman"] == own["mean"]["voc_expert_spearman"]
+
+    def test_without_sentences(self):
+        with pytest.raises(DatasetError) as caught:
+            run(Oracle(), self.data(sentences=()), tasks=self.TASKS)
+        assert str(caught.value) == (
+            "task fold the towel, expert, seed 0: expected sentences that say what the task is, found none; "
+            "set `Trajectory.sentences`, the canonical one first"
+        )
 
 
 class TestVideoScorer:

@@ -13,18 +13,17 @@ import pytest
 from vlp_gym.assets_path import asset_path
 from vlp_gym.errors import DatasetError
 from vlp_gym.metaworld.instructions import (
-    ML45_TEST_TASKS,
     NOT_OPPOSITE,
     SIBLINGS,
-    TEST_TASKS,
     VARIANT_KINDS,
+    VARIANT_TASKS,
     held_out_phrasings,
     instructions_for,
     load_book,
-    train_tasks,
     training_phrasings,
     variants,
 )
+from vlp_gym.metaworld.splits import ML45_TEST_TASKS, TEST_TASKS, judged_tasks, known_task, train_tasks
 
 ALL = train_tasks("all")
 COLOURS = {"red", "green", "blue", "yellow", "orange", "purple", "white", "black", "brown", "grey", "gray", "pink"}
@@ -118,8 +117,21 @@ def test_splits() -> None:
     assert set(train_tasks("vlp")) == set(ALL) - set(TEST_TASKS)
     assert set(train_tasks("ml45")) == set(ALL) - set(ML45_TEST_TASKS)
     assert len(train_tasks("vlp")) == len(train_tasks("ml45")) == 45
-    with pytest.raises(ValueError, match=whole("unknown split 'ML45'; expected one of vlp, ml45, all")):
-        train_tasks("ML45")  # type: ignore[arg-type]
+    for split in ("vlp", "ml45"):
+        assert {*train_tasks(split), *judged_tasks(split)} == set(ALL)
+        assert len(judged_tasks(split)) == 5
+    assert judged_tasks("vlp") == TEST_TASKS == VARIANT_TASKS
+    assert judged_tasks("ml45") == ML45_TEST_TASKS
+    assert judged_tasks("all") == ALL
+    for function in (train_tasks, judged_tasks):
+        with pytest.raises(ValueError, match=whole("unknown split 'ML45'; expected one of vlp, ml45, all")):
+            function("ML45")  # type: ignore[arg-type]
+
+
+def test_names_with_and_without_their_version() -> None:
+    assert known_task("soccer") == known_task("soccer-v3") == "soccer-v3"
+    with pytest.raises(ValueError, match=r"^unknown Meta-World task 'soccr-v3'; did you mean soccer-v3"):
+        known_task("soccr")
 
 
 def test_siblings_go_both_ways() -> None:

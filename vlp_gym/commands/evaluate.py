@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal
 
-SplitName = Literal["vlp", "ml45", "all"]
+from vlp_gym.commands.data import SplitName, judged_tasks, load
 
 
 def evaluate(
@@ -23,25 +22,27 @@ def evaluate(
     Args:
         model: a shipped name (see `vlp-gym models`), a checkpoint folder, or a hub id org/name.
         data: folder that `vlp-gym collect` filled, best with another seed than the training's.
-        split: vlp and ml45 judge the five tasks that each holds out; all judges the 50.
+        split: vlp and ml45 judge the five tasks of Meta-World that each holds out; all judges the 50; data judges every
+            task of the folder, whatever it is.
         out: folder for the report; runs/eval/MODEL-SPLIT by default.
         seed: of every draw.
         pairs_per_task: pairs for scripted ITP, IVP and ILP.
     """
-    from vlp_gym.data.shards import load_trajectories, shard_path
+    from vlp_gym.data.shards import shard_path
     from vlp_gym.evaluation.evaluate import evaluate as judge
     from vlp_gym.evaluation.report import markdown, write_report
-    from vlp_gym.metaworld.instructions import ML45_TEST_TASKS, SIBLINGS, TEST_TASKS, train_tasks
     from vlp_gym.models.registry import best_device, load_reward_model
 
     if pairs_per_task < 1:
         raise ValueError(f"--pairs-per-task: expected at least 1, got {pairs_per_task}")
-    tasks = {"vlp": TEST_TASKS, "ml45": ML45_TEST_TASKS, "all": train_tasks("all")}[split]
-    siblings = {SIBLINGS[task] for task in tasks if task in SIBLINGS} - set(tasks)
-    collected = [task for task in sorted(siblings) if shard_path(data, task, "expert").exists()]
+    tasks = judged_tasks(split, data)
     device = best_device()
     live = load_reward_model(model, device=device)
-    trajectories = load_trajectories(data, tasks=[*tasks, *collected])
+    trajectories = load(data, tasks=tasks)
+    siblings = {trajectory.sibling for trajectory in trajectories if trajectory.sibling} - set(tasks)
+    if collected := [task for task in sorted(siblings) if shard_path(data, task, "expert").exists()]:
+        trajectories += load(data, tasks=collected)
+        trajectories.sort(key=lambda trajectory: shard_path(data, trajectory.task, trajectory.tier))  # as one folder
     result = judge(
         live, trajectories, tasks=tasks, split_name=split, seed=seed, device=device, pairs_per_task=pairs_per_task
     )

@@ -61,7 +61,7 @@ def calibrate(model: str, /, *, data: tuple[Path, ...], out: Path, tasks: tuple[
         out: folder for the ensemble.
         tasks: of the data; all by default.
     """
-    from vlp_gym.data.shards import load_trajectories
+    from vlp_gym.commands.data import load
     from vlp_gym.evaluation.calibration import calibrate as rank
     from vlp_gym.models.ensemble import EnsembleModel
     from vlp_gym.models.registry import best_device, check_storable, load_reward_model
@@ -70,6 +70,6 @@ def calibrate(model: str, /, *, data: tuple[Path, ...], out: Path, tasks: tuple[
     if not isinstance(ensemble, EnsembleModel):
         raise ValueError(f"expected an ensemble such as 'ensemble:mean|vlp-compact|vlp-compact-45', got {model!r}")
     check_storable(ensemble.config["members"])
-    rank(ensemble, load_trajectories(*data, tasks=tasks or None))
+    rank(ensemble, load(*data, tasks=tasks))
     ensemble.save_pretrained(out)
     print(f"checkpoint: {out}")

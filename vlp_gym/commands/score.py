@@ -91,9 +91,8 @@ def _score_dataset(
 ) -> None:
     import json
 
-    from vlp_gym.data.shards import load_trajectories
+    from vlp_gym.commands.data import load
     from vlp_gym.evaluation.demonstrations import plot_scores, score_dataset, summarize
-    from vlp_gym.metaworld.instructions import full_name
     from vlp_gym.models.registry import best_device, load_reward_model
     from vlp_gym.storage import write_atomic
     from vlp_gym.text import normalize_instruction
@@ -101,9 +100,8 @@ def _score_dataset(
     sentence = None if instruction is None else normalize_instruction(instruction)
     device = best_device()
     live = load_reward_model(model, device=device)
-    names = [full_name(task) for task in tasks]
     rows = score_dataset(
-        live, load_trajectories(dataset, tasks=names or None),
+        live, load(dataset, tasks=tasks),
         instruction=sentence, threshold=threshold, temperature=temperature, device=device,
     )  # fmt: skip
     settings = {"model": model, "dataset": str(dataset), "threshold": threshold, "temperature": temperature}

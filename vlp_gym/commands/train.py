@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from vlp_gym.commands.data import SplitName, load, training_tasks
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 System = Literal["compact", "vlp", "joint", "rewind", "embedding", "siglip2-lora", "spur"]
 Objective = Literal["triplet", "tcn-text", "r3m", "vip-text", "vip-text+vip", "liv"]
-SplitName = Literal["vlp", "ml45", "all"]
 
 
 def train(
@@ -49,7 +50,8 @@ def train(
             over the compact model's encoders; rewind; embedding, a cosine over the compact model's encoders;
             siglip2-lora, a cosine over SigLIP2 with adapters; spur, Qwen2.5-VL with heads for progress and preference.
         data: folders that `vlp-gym collect` filled, one or more; of embedding and siglip2-lora one a camera.
-        split: vlp and ml45 hold five tasks out each; all trains on the 50.
+        split: vlp and ml45 hold five tasks of Meta-World out each; all trains on the 50; data trains on every task of
+            the folders, whatever it is.
         tasks: train on these of the split alone; by default on all that it does not hold out.
         leave_out: also keep these tasks out, to validate on (see `vlp-gym tune`).
         init: start from the weights of this model (a shipped name, a folder or a hub id) instead of random ones;
@@ -84,8 +86,6 @@ def train(
     """
     import torch
 
-    from vlp_gym.data.shards import load_trajectories
-    from vlp_gym.metaworld.instructions import train_tasks
     from vlp_gym.training.loop import train as run_training
     from vlp_gym.training.recipe import TrainConfig
     from vlp_gym.training.recipes.registry import SYSTEMS, build
@@ -123,7 +123,7 @@ def train(
         save_every=save_every, tasks_per_batch=tasks_per_batch, clips_per_task=clips_per_task,
         focus=focus, half=half,
     )  # fmt: skip
-    chosen = train_tasks(split)
+    chosen = training_tasks(split, data)
     for option, named in (("--tasks", tasks), ("--leave-out", leave_out)):
         if unknown := set(named) - set(chosen):
             raise ValueError(f"{option}: expected training tasks of split {split}, got {', '.join(sorted(unknown))}")
@@ -132,7 +132,7 @@ def train(
         raise ValueError(f"--leave-out: nothing is left to train on, got {', '.join(leave_out)}")
     if unknown := set(focus) - set(kept):
         raise ValueError(f"--focus: expected tasks that are trained on, got {', '.join(sorted(unknown))}")
-    trajectories = load_trajectories(*data, tasks=kept)
+    trajectories = load(*data, tasks=kept)
     torch.manual_seed(seed)
     model, recipe = build(
         system, trajectories,
@@ -155,12 +155,11 @@ def tune(*, model: Path, data: Path, tasks: tuple[str, ...]) -> None:
         data: folder that `vlp-gym collect` filled.
         tasks: the tasks that were left out, at least two.
     """
-    from vlp_gym.data.shards import load_trajectories
     from vlp_gym.models.checkpoint import load_checkpoint
     from vlp_gym.models.compact import CompactRewardModel
     from vlp_gym.training.recipes.compact_tune import tune as choose
 
-    chosen = choose(load_checkpoint(CompactRewardModel, model), load_trajectories(data, tasks=tasks), tasks)
+    chosen = choose(load_checkpoint(CompactRewardModel, model), load(data, tasks=tasks), tasks)
     print("quality weight   motion weight   tier ITP   IVP")
     for quality_weight, motion_weight, itp, ivp in chosen.table:
         print(f"{quality_weight:14.2f}   {motion_weight:13.2f}   {itp:8.3f}   {ivp:.3f}")

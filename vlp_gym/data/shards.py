@@ -1,6 +1,8 @@
-"""Trajectories on disk: HF `datasets` parquet shards, one row a trajectory, frames as encoded images.
+"""Trajectories on disk: parquet shards, one row a trajectory, frames as encoded images.
 
-The shards stream, can be read by anything that reads parquet, and can be pushed to a hub as they are.
+The shards stream, can be read by anything that reads parquet (HF `datasets` shows the frames as pictures), and can be
+pushed to a hub as they are. The column ``format_version`` says which columns a row has; version 1 had neither that
+column nor sentences, observations and actions. A folder may hold shards of both versions.
 """
 
 from __future__ import annotations
@@ -14,17 +16,24 @@ from typing import Any
 
 import numpy as np
 
-from vlp_gym.data.trajectory import Trajectory
+from vlp_gym.data.trajectory import VARIANT_KINDS, Trajectory
 from vlp_gym.errors import DatasetError, MissingExtraError
 
+FORMAT_VERSION = 2
 JPEG_QUALITY = 95
-
-
 MAX_FRAMES = 2_000
+_BATCH = 32  # rows that are decoded at a time
+_PLAIN = ("task", "tier", "seed", "camera", "stride", "varied")
+_TEXTS = ("opposite", "sibling")
+_SERIES = ("step", "reward", "success", "episode_reward")
 
 
 def encode_trajectory(trajectory: Trajectory) -> dict[str, Any]:
-    """One parquet row: the frames as JPEG, the rest as lists."""
+    """One parquet row: the frames as JPEG, the rest as lists.
+
+    Raises:
+        DatasetError: for an unknown kind of variant.
+    """
     from PIL import Image
 
     encoded = []
@@ -32,61 +41,123 @@ def encode_trajectory(trajectory: Trajectory) -> dict[str, Any]:
         buffer = io.BytesIO()
         Image.fromarray(frame).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
         encoded.append({"bytes": buffer.getvalue(), "path": None})
-    row = {name: getattr(trajectory, name) for name in ("task", "tier", "seed", "camera", "stride", "varied")}
-    series = {name: getattr(trajectory, name).tolist() for name in ("step", "reward", "success", "episode_reward")}
-    return {**row, "frames": encoded, **series, "positions": trajectory.positions.reshape(-1, 6).tolist()}
+    if unknown := sorted(trajectory.variants.keys() - set(VARIANT_KINDS)):
+        raise DatasetError(f"{trajectory.name}: expected variants of {', '.join(VARIANT_KINDS)}, got {unknown}")
+    row = {
+        "format_version": FORMAT_VERSION,
+        **{name: getattr(trajectory, name) for name in (*_PLAIN, *_TEXTS)},
+        "frames": encoded,
+        **{name: getattr(trajectory, name).tolist() for name in _SERIES},
+        "positions": trajectory.positions.reshape(-1, 6).tolist(),
+        "sentences": list(trajectory.sentences),
+        "held_out": list(trajectory.held_out),
+        "opposite_sentences": [list(group) for group in trajectory.opposite_sentences],
+        "variants": {kind: list(trajectory.variants.get(kind, ())) for kind in VARIANT_KINDS},
+        "observation": None if trajectory.observation is None else trajectory.observation.tolist(),
+        "action": None if trajectory.action is None else trajectory.action.tolist(),
+    }
+    return row
 
 
 def decode_trajectory(row: dict[str, Any]) -> Trajectory:
     """The inverse of `encode_trajectory`; raises DatasetError if the row is not what it claims to be."""
     from PIL import Image, UnidentifiedImageError
 
-    name = f"{row['task']}/{row['tier']}/{row['seed']}"
-    if not 0 < len(row["frames"]) <= MAX_FRAMES:
-        raise DatasetError(f"{name}: expected 1 to {MAX_FRAMES} frames, got {len(row['frames'])}")
+    if (version := row.get("format_version", 1)) not in range(1, FORMAT_VERSION + 1):
+        raise DatasetError(f"expected format version 1 to {FORMAT_VERSION}, got {version}; update vlp_gym to read it")
+    _check_lengths(row)
     try:
         images = [np.asarray(Image.open(io.BytesIO(image["bytes"])).convert("RGB")) for image in row["frames"]]
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"{name}: a frame cannot be decoded ({error}); collect this shard again") from error
+        raise DatasetError(f"{_name(row)}: a frame cannot be decoded ({error}); collect this shard again") from error
     if len({image.shape for image in images}) != 1:
-        raise DatasetError(f"{name}: frames of several sizes")
-    lengths = {
-        "frames": len(images),
-        **{series: len(row[series]) for series in ("step", "reward", "success", "positions")},
-    }
-    if len(set(lengths.values())) != 1:
-        raise DatasetError(f"{name}: expected one step, reward, success and positions a frame, got {lengths}")
+        raise DatasetError(f"{_name(row)}: frames of several sizes")
+    observation, action = row.get("observation"), row.get("action")
     return Trajectory(
-        **{key: row[key] for key in ("task", "tier", "seed", "camera", "stride", "varied")},
+        **{key: row[key] for key in _PLAIN},
+        **{key: row.get(key) for key in _TEXTS},
         frames=np.stack(images),
         step=np.asarray(row["step"], np.int64),
         reward=np.asarray(row["reward"], np.float32),
         success=np.asarray(row["success"], bool),
         episode_reward=np.asarray(row["episode_reward"], np.float32),
         positions=np.asarray(row["positions"], np.float32).reshape(-1, 2, 3),
+        sentences=tuple(row.get("sentences") or ()),
+        held_out=tuple(row.get("held_out") or ()),
+        opposite_sentences=tuple(tuple(group) for group in row.get("opposite_sentences") or ()),
+        variants={kind: tuple(group) for kind, group in (row.get("variants") or {}).items() if group},
+        observation=None if observation is None else np.asarray(observation, np.float32),
+        action=None if action is None else np.asarray(action, np.float32),
     )
+
+
+def _name(row: dict[str, Any]) -> str:
+    return f"{row['task']}/{row['tier']}/{row['seed']}"
+
+
+def _check_lengths(row: dict[str, Any]) -> None:
+    """Raise a DatasetError that names the row if what has to be of one length is not."""
+    name = _name(row)
+    if not 0 < len(row["frames"]) <= MAX_FRAMES:
+        raise DatasetError(f"{name}: expected 1 to {MAX_FRAMES} frames, got {len(row['frames'])}")
+    lengths = {series: len(row[series]) for series in ("frames", "step", "reward", "success", "positions")}
+    if len(set(lengths.values())) != 1:
+        raise DatasetError(f"{name}: expected one step, reward, success and positions a frame, got {lengths}")
+    steps = len(row["episode_reward"])
+    for series, expected in (("observation", steps + 1), ("action", steps)):
+        rows = row.get(series)
+        if rows is None:
+            continue
+        if len(rows) != expected:
+            raise DatasetError(
+                f"{name}: expected {expected} rows of {series} for {steps} environment steps, got {len(rows)}"
+            )
+        if len(widths := sorted({len(values) for values in rows})) > 1:
+            raise DatasetError(f"{name}: expected rows of {series} of one length, got {widths}")
+    sentences, opposites = len(row.get("sentences") or ()), len(row.get("opposite_sentences") or ())
+    if opposites not in (0, sentences):
+        raise DatasetError(
+            f"{name}: expected opposite_sentences for none or each of {sentences} sentences, got {opposites}"
+        )
 
 
 def write_shard(trajectories: Sequence[Trajectory], path: Path) -> None:
-    """Write one parquet shard atomically: it is there whole or not at all."""
-    datasets = _import_datasets()
+    """Write one parquet shard atomically: it is there whole or not at all.
+
+    Raises:
+        DatasetError: if a trajectory's arrays differ in length, or it has an unknown kind of variant.
+    """
+    datasets, _ = _import_libraries()
+    text, number = datasets.Value("string"), datasets.Value("float32")
+    texts, matrix = datasets.Sequence(text), datasets.Sequence(datasets.Sequence(number))
     features = datasets.Features(
         {
-            "task": datasets.Value("string"),
-            "tier": datasets.Value("string"),
+            "format_version": datasets.Value("int64"),
+            "task": text,
+            "tier": text,
             "seed": datasets.Value("int64"),
-            "camera": datasets.Value("string"),
+            "camera": text,
             "stride": datasets.Value("int64"),
             "varied": datasets.Value("bool"),
+            "opposite": text,
+            "sibling": text,
             "frames": datasets.Sequence(datasets.Image()),
             "step": datasets.Sequence(datasets.Value("int64")),
-            "reward": datasets.Sequence(datasets.Value("float32")),
+            "reward": datasets.Sequence(number),
             "success": datasets.Sequence(datasets.Value("bool")),
-            "episode_reward": datasets.Sequence(datasets.Value("float32")),
-            "positions": datasets.Sequence(datasets.Sequence(datasets.Value("float32"))),
+            "episode_reward": datasets.Sequence(number),
+            "positions": matrix,
+            "sentences": texts,
+            "held_out": texts,
+            "opposite_sentences": datasets.Sequence(texts),
+            "variants": dict.fromkeys(VARIANT_KINDS, texts),
+            "observation": matrix,
+            "action": matrix,
         }
     )
     rows = [encode_trajectory(trajectory) for trajectory in trajectories]
+    for row in rows:
+        _check_lengths(row)
     dataset = datasets.Dataset.from_list(rows, features=features)
     partial = path.with_suffix(f".partial-{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,26 +173,35 @@ def shard_path(folder: Path, task: str, tier: str) -> Path:
     return folder / "data" / f"{task}-{tier}.parquet"
 
 
+def shard_tasks(*folders: str | Path) -> list[str]:
+    """The tasks that the folders have shards of, sorted.
+
+    Raises:
+        DatasetError: if a folder holds no shards.
+    """
+    return sorted({_task_of(file) for file in _shard_files([Path(folder) for folder in folders], None)})
+
+
 def stream_trajectories(*folders: str | Path, tasks: Sequence[str] | None = None) -> Iterator[Trajectory]:
     """Yield trajectories one by one, folder by folder, in the order of the shards' names.
 
     Raises:
-        DatasetError: if a folder holds no shards, none has one of the tasks, or a shard is damaged.
+        DatasetError: if a folder holds no shards, none has one of the tasks, or a shard is damaged or of a newer
+            format; it names the shard.
     """
-    datasets = _import_datasets()
-    files = _shard_files([Path(folder) for folder in folders], tasks)
-    where = " ".join(str(folder) for folder in folders)
-    try:
-        rows = datasets.load_dataset(
-            "parquet", data_files=[str(file) for file in files], split="train", streaming=True
-        ).cast_column("frames", datasets.Sequence(datasets.Image(decode=False)))
-        with ThreadPoolExecutor(2) as pool:
-            for batch in rows.iter(batch_size=32):
-                columns = list(batch)
-                unpacked = [dict(zip(columns, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-                yield from pool.map(decode_trajectory, unpacked)
-    except (ValueError, KeyError, OSError, datasets.exceptions.DatasetGenerationError) as error:
-        raise DatasetError(f"{where}: a shard cannot be read ({error}); delete it and collect again") from error
+    _, parquet = _import_libraries()
+    with ThreadPoolExecutor(2) as pool:
+        for file in _shard_files([Path(folder) for folder in folders], tasks):
+            try:
+                with parquet.ParquetFile(file) as shard:
+                    for batch in shard.iter_batches(_BATCH):
+                        yield from pool.map(decode_trajectory, batch.to_pylist())
+            except DatasetError as error:
+                raise DatasetError(f"{file}: {error}") from error
+            except (ValueError, KeyError, TypeError, NotImplementedError, OSError) as error:  # as pyarrow raises them
+                raise DatasetError(
+                    f"{file.parents[1]}: a shard cannot be read ({file.name}: {error}); delete it and collect again"
+                ) from error
 
 
 def load_trajectories(
@@ -147,19 +227,24 @@ def _shard_files(folders: Sequence[Path], tasks: Sequence[str] | None) -> list[P
         files += own
     if tasks is None:
         return files
-    chosen = [file for file in files if any(file.name.startswith(f"{task}-") for task in tasks)]
-    missing = [task for task in tasks if not any(file.name.startswith(f"{task}-") for file in chosen)]
-    if missing:
+    chosen = [file for file in files if _task_of(file) in tasks]
+    found = {_task_of(file) for file in chosen}
+    if missing := [task for task in tasks if task not in found]:
         where = " ".join(str(folder) for folder in folders)
         raise DatasetError(f"{where}: no trajectories of {', '.join(missing)}; run vlp-gym collect with --tasks")
     return chosen
 
 
-def _import_datasets() -> Any:
+def _task_of(file: Path) -> str:
+    return file.stem.rpartition("-")[0]  # no tier has a hyphen
+
+
+def _import_libraries() -> tuple[Any, Any]:
     try:
         import datasets
+        import pyarrow.parquet  # comes with datasets
 
         datasets.disable_progress_bars()  # one bar for the whole collection is enough
     except ImportError as error:
         raise MissingExtraError('reading and writing datasets needs: pip install "vlp_gym[train]"') from error
-    return datasets
+    return datasets, pyarrow.parquet

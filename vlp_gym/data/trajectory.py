@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -14,14 +14,19 @@ NEAR_MISS = "near_miss"  # the scripted policy aiming beside the object: moves w
 EXPLORE = "explore"  # a hand that wanders between points of the workspace and of the task, as learning agents do
 AGENT = "agent"  # a policy that learns from an earlier reward model: it goes where that model is wrong
 ALL_TIERS = (*TIERS, NEAR_MISS, EXPLORE, AGENT)
+VARIANT_KINDS = ("phrase", "description", "right_colour", "wrong_colour")
+"""Kinds of sentences for the language-shift test of VLP's section 5.4."""
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One rollout.
+    """One rollout of S environment steps, F of whose states are shown as frames.
+
+    It carries the sentences for its task, so that no book of tasks is needed to train on it or to evaluate with it. All
+    that has a default may be missing.
 
     Attributes:
-        task: Meta-World name, such as "button-press-v3".
+        task: any name; of Meta-World such as "button-press-v3".
         tier: "expert", "medium", "random", "near_miss", "explore" or "agent".
         seed: of the placement and the noise.
         camera: name of the camera.
@@ -33,7 +38,15 @@ class Trajectory:
         success: bool ``[F]``, the environment's success at that step.
         episode_reward: float32 ``[S]``, the environment's reward of every step from 1 to S.
         positions: float32 ``[F, 2, 3]``, where the hand and the object are, as the camera sees them: metres to its
-            right, above and behind it (so that what it sees is negative). NaN in data that does not say.
+            right, above and behind it (so that what it sees is negative). NaN where positions were not recorded.
+        sentences: what the task is, in the words that training may use; the first is the canonical one.
+        held_out: sentences for the same task that no training uses.
+        opposite_sentences: for each of `sentences` all that ask for the opposite, maybe none; or empty as a whole.
+        opposite: name of the task that does the opposite with the same object.
+        sibling: name of the task that does the opposite with the same object, or a variation of this one.
+        variants: kind (see `VARIANT_KINDS`) -> sentences; a kind that is missing has none.
+        observation: float32 ``[S + 1, O]``, before every environment step and after the last one.
+        action: float32 ``[S, A]``, as executed: after noise and clipping.
     """
 
     task: str
@@ -48,11 +61,51 @@ class Trajectory:
     success: np.ndarray
     episode_reward: np.ndarray
     positions: np.ndarray
+    sentences: tuple[str, ...] = ()
+    held_out: tuple[str, ...] = ()
+    opposite_sentences: tuple[tuple[str, ...], ...] = ()
+    opposite: str | None = None
+    sibling: str | None = None
+    variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    observation: np.ndarray | None = None
+    action: np.ndarray | None = None
+
+    @property
+    def name(self) -> str:
+        """What messages call it: "task push-v3, expert, seed 3"."""
+        return f"task {self.task}, {self.tier}, seed {self.seed}"
+
+    @property
+    def canonical(self) -> str:
+        """The first of `sentences`.
+
+        Raises:
+            DatasetError: if there are none.
+        """
+        if not self.sentences:
+            raise DatasetError(
+                f"{self.name}: expected sentences that say what the task is, found none; "
+                "set `Trajectory.sentences`, the canonical one first"
+            )
+        return self.sentences[0]
 
     @property
     def first_success(self) -> int | None:
         """Index of the first frame with success, or None."""
         return int(np.argmax(self.success)) if self.success.any() else None
+
+
+def sentences_by_task(trajectories: Iterable[Trajectory]) -> dict[str, tuple[str, ...]]:
+    """Task -> the training sentences of all its trajectories, each once, in the order in which they come.
+
+    Raises:
+        DatasetError: if a trajectory has no sentences.
+    """
+    found: dict[str, dict[str, None]] = {}
+    for trajectory in trajectories:
+        for sentence in (trajectory.canonical, *trajectory.sentences):
+            found.setdefault(trajectory.task, {})[sentence] = None
+    return {task: tuple(sentences) for task, sentences in found.items()}
 
 
 Rollout = dict[str, Trajectory]  # camera -> what it saw, in the order of the cameras' names
@@ -74,22 +127,18 @@ def group_views(trajectories: Iterable[Trajectory]) -> list[Rollout]:
     for trajectory in trajectories:
         views = grouped.setdefault((trajectory.task, trajectory.tier, trajectory.seed), {})
         if trajectory.camera in views:
-            raise DatasetError(f"{_name(trajectory)}: the camera {trajectory.camera} is there twice")
+            raise DatasetError(f"{trajectory.name}: the camera {trajectory.camera} is there twice")
         views[trajectory.camera] = trajectory
     cameras = sorted({camera for views in grouped.values() for camera in views})
     for views in grouped.values():
         first = next(iter(views.values()))
         if missing := [camera for camera in cameras if camera not in views]:
-            raise DatasetError(f"{_name(first)}: expected a view of every camera, found none of {', '.join(missing)}")
+            raise DatasetError(f"{first.name}: expected a view of every camera, found none of {', '.join(missing)}")
         for view in views.values():
             same = np.array_equal(view.step, first.step) and np.allclose(view.reward, first.reward, atol=1e-3)
             if not same:
                 raise DatasetError(
-                    f"{_name(first)}: {first.camera} and {view.camera} recorded different rollouts; collect both with "
+                    f"{first.name}: {first.camera} and {view.camera} recorded different rollouts; collect both with "
                     "the same options, --camera apart"
                 )
     return [{camera: grouped[key][camera] for camera in cameras} for key in sorted(grouped)]
-
-
-def _name(trajectory: Trajectory) -> str:
-    return f"task {trajectory.task}, {trajectory.tier}, seed {trajectory.seed}"

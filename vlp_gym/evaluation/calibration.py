@@ -11,7 +11,6 @@ from tqdm import tqdm
 from vlp_gym.data.trajectory import Trajectory
 from vlp_gym.engine.video import ENCODE_BATCH
 from vlp_gym.engine.windows import window_indices
-from vlp_gym.metaworld.instructions import instructions_for
 from vlp_gym.models.ensemble import EnsembleModel
 
 MOMENTS = 8  # of each video
@@ -28,6 +27,7 @@ def calibrate(model: EnsembleModel, trajectories: Sequence[Trajectory], *, progr
 
     Raises:
         ValueError: if there are no rollouts, or a member says the same of all.
+        DatasetError: if a rollout carries no sentences.
     """
     if not trajectories:
         raise ValueError("trajectories: expected at least one, got none")
@@ -41,7 +41,7 @@ def calibrate(model: EnsembleModel, trajectories: Sequence[Trajectory], *, progr
         windows = [window_indices(moment + 1, model.window, model.history) for moment in moments]
         frames = tokens[torch.from_numpy(np.stack([indices for indices, _ in windows])).to(device)]
         mask = torch.from_numpy(np.stack([mask for _, mask in windows])).to(device)
-        text = model.encode_text(instructions_for(trajectory.task)[:1]).expand(len(moments), -1, -1)
+        text = model.encode_text([trajectory.canonical]).expand(len(moments), -1, -1)
         answers = model.ask(frames, text, mask)
         values.append(np.stack([value[:, -1].double().cpu().numpy() for _, value in answers]))
         liking.append(np.stack([scores.preference.double().cpu().numpy() for scores, _ in answers]))

@@ -15,7 +15,6 @@ from vlp_gym.engine.video import VideoScorer
 from vlp_gym.errors import QueryError
 from vlp_gym.evaluation.curation import THRESHOLD, advantage_weights, detect_success
 from vlp_gym.evaluation.metrics import auc, voc
-from vlp_gym.metaworld.instructions import instructions_for
 from vlp_gym.models.protocol import RewardModel
 
 FRAMES = 16  # of each video, spread over it
@@ -39,7 +38,7 @@ def score_dataset(
     Args:
         model: any reward model.
         trajectories: the videos, of at least two frames each.
-        instruction: of all of them; None takes the first sentence of each one's task.
+        instruction: of all of them; None takes each one's own first sentence.
         threshold: of the value-order correlation, see `detect_success`.
         temperature: tau of the weights, see `advantage_weights`; at most 100.
         device: where the model goes.
@@ -51,19 +50,19 @@ def score_dataset(
 
     Raises:
         ValueError: for a threshold or temperature out of range.
+        DatasetError: without an instruction, if a video carries no sentences.
         QueryError: if the model answers NaN or inf.
     """
     if not 0 <= temperature <= 100:
         raise ValueError(f"temperature must be in [0, 100], got {temperature}")
-    sentences = sorted({instruction or _own(trajectory) for trajectory in trajectories})
+    sentences = sorted({instruction or trajectory.canonical for trajectory in trajectories})
     scorer = VideoScorer(model, sentences, device)
     rows = []
     for trajectory in tqdm(trajectories, desc="scoring", unit="video", disable=not progress_bar):
         index = np.linspace(0, len(trajectory.frames) - 1, min(FRAMES, len(trajectory.frames))).round().astype(np.int64)
-        name = f"task {trajectory.task}, {trajectory.tier}, seed {trajectory.seed}"
-        scorer.open(trajectory.frames[index], name)
-        sentence = instruction or _own(trajectory)
-        values = _values(scorer, sentence, name)
+        scorer.open(trajectory.frames[index], trajectory.name)
+        sentence = instruction or trajectory.canonical
+        values = _values(scorer, sentence, trajectory.name)
         rows.append(
             {
                 **{key: getattr(trajectory, key) for key in ("task", "tier", "seed", "camera")},
@@ -122,10 +121,6 @@ def plot_scores(rows: Sequence[dict[str, Any]], path: str | Path, *, threshold: 
         over_time.set(xlabel="time in the video", ylabel="value", title=title)
         ordered.set(xlabel="value-order correlation (VOC)", ylabel="videos", title="dashed: taken for a success")
         over_time.legend()
-
-
-def _own(trajectory: Trajectory) -> str:
-    return instructions_for(trajectory.task)[0]
 
 
 def _values(scorer: VideoScorer, sentence: str, name: str) -> NDArray[np.float64]:

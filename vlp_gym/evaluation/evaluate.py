@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlp_gym.data.trajectory import TIERS, Trajectory
+from vlp_gym.data.trajectory import TIERS, VARIANT_KINDS, Trajectory
 from vlp_gym.engine.video import VideoScorer
 from vlp_gym.evaluation import metrics
 from vlp_gym.evaluation.plan import Key, Pair, TaskPlan, plan_task, questions, reward_sentences, video_pair, whole
@@ -71,7 +71,9 @@ def evaluate(
 
     Args:
         model: the model to judge; moved to ``device`` and put in eval mode if it is a module.
-        trajectories: rollouts of ``tasks``, and of their siblings if the sibling figures are wanted.
+        trajectories: rollouts of ``tasks``, and of their opposites if the sibling figures are wanted. The first rollout
+            of a task says its sentences, held-out sentences, variants and opposite; figures that need what it does not
+            have are None.
         tasks: names of the evaluated tasks, at least one.
         split_name: goes into the report.
         seed: seed of every draw.
@@ -86,6 +88,7 @@ def evaluate(
 
     Raises:
         ValueError: if no task is given or a task has no trajectory.
+        DatasetError: if a task's first trajectory carries no sentences.
         QueryError: if the model answers NaN or inf, naming the trajectory.
     """
     if not tasks:
@@ -105,7 +108,7 @@ def evaluate(
     curves: dict[int, _Curves] = {}
     for i in _progress(sorted(asked), progress_bar, f"evaluating on {split_name}"):
         trajectory = trajectories[i]
-        scorer.open(trajectory.frames, f"task {trajectory.task}, {trajectory.tier}, seed {trajectory.seed}")
+        scorer.open(trajectory.frames, trajectory.name)
         keys = sorted(asked[i])
         answers = scorer.preferences([(start, stop) for _, _, start, stop in keys], [key[1] for key in keys])
         scores.update(zip(keys, answers.tolist(), strict=True))
@@ -214,7 +217,7 @@ def _measure(
         if plan.ilp
         else None,
     }
-    for kind in ("phrase", "description", "right_colour", "wrong_colour"):
+    for kind in VARIANT_KINDS:
         figures[f"itp_{kind}"] = tier_accuracy(plan.variants.get(kind, ()))
     figures.update(_measure_progress(plan, trajectories, curves, seed))
     figures.update(_measure_controls(plan, trajectories, curves))

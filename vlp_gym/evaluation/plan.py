@@ -12,7 +12,6 @@ import numpy as np
 
 from vlp_gym.data.trajectory import NEAR_MISS, TIERS, Trajectory
 from vlp_gym.evaluation import metrics
-from vlp_gym.metaworld import instructions
 
 Key = tuple[int, str, int, int]  # a question: trajectory, sentence, first frame, one past the last frame
 Pair = tuple[Key, Key]  # better, worse (of equal rank in ILP)
@@ -63,37 +62,37 @@ def plan_task(
         segment_steps: env steps of a scripted-label segment.
 
     Raises:
-        ValueError: if the task has no expert, medium or random trajectory.
+        ValueError: if an evaluated task has no expert, medium or random trajectory.
+        DatasetError: if the first of these carries no sentences.
     """
+    sentence_of = {each: _first(each, trajectories).canonical for each in tasks}
+    first = _first(task, trajectories)
     own = [i for i, t in enumerate(trajectories) if t.task == task and t.tier in TIERS]
-    if not own:
-        raise ValueError(f"no trajectory of task {task!r} among the {len(trajectories)} that were given")
-    sibling = None if task in instructions.NOT_OPPOSITE else instructions.SIBLINGS.get(task)
-    variants = instructions.variants(task) if task in instructions.TEST_TASKS else {}
     strangers = [other for other in tasks if other != task]
-    wrong = [strangers[k] for k in rng.permutation(len(strangers))[:WRONG_SENTENCES]]
     plan = TaskPlan(
         task=task,
-        sentence=_canonical(task),
-        held_out=instructions.held_out_phrasings(task),
-        variants={kind: group[:SENTENCES_PER_VARIANT] for kind, group in variants.items()},
-        wrong=[_canonical(other) for other in wrong],
-        sibling_sentence=None if sibling is None else _canonical(sibling),
+        sentence=first.canonical,
+        held_out=first.held_out,
+        variants={kind: group[:SENTENCES_PER_VARIANT] for kind, group in first.variants.items()},
+        wrong=[sentence_of[strangers[k]] for k in rng.permutation(len(strangers))[:WRONG_SENTENCES]],
+        sibling_sentence=_opposite_sentence(first, trajectories),
         videos={tier: [i for i in own if trajectories[i].tier == tier] for tier in TIERS},
         near_misses=[i for i, t in enumerate(trajectories) if t.task == task and t.tier == NEAR_MISS],
-        sibling_experts=[i for i, t in enumerate(trajectories) if t.task == sibling and t.tier == "expert"],
+        sibling_experts=[i for i, t in enumerate(trajectories) if t.task == first.opposite and t.tier == "expert"],
     )
     plan.scripted = _scripted_pairs(own, plan.sentence, trajectories, rng, pairs, segment_steps)
     others = np.array([i for i, t in enumerate(trajectories) if t.task in strangers and t.tier in TIERS])
     if len(others):
         for _ in range(pairs):
-            right, wrong_video, unseen = rng.choice(own), rng.choice(others), str(rng.choice(plan.held_out))
+            right, wrong_video = rng.choice(own), rng.choice(others)
             plan.ivp.append(video_pair(right, wrong_video, plan.sentence, trajectories))
-            plan.ivp_held_out.append(video_pair(right, wrong_video, unseen, trajectories))
+            if len(plan.held_out):
+                unseen = str(rng.choice(plan.held_out))
+                plan.ivp_held_out.append(video_pair(right, wrong_video, unseen, trajectories))
     if strangers and len(own) > 1:
         for _ in range(pairs):
             a, b = rng.choice(own, size=2, replace=False)
-            plan.ilp.append(video_pair(a, b, _canonical(str(rng.choice(strangers))), trajectories))
+            plan.ilp.append(video_pair(a, b, sentence_of[str(rng.choice(strangers))], trajectories))
     return plan
 
 
@@ -159,8 +158,20 @@ def reward_sentences(plan: TaskPlan) -> list[str]:
     return list(dict.fromkeys(sentences))
 
 
-def _canonical(task: str) -> str:
-    return instructions.instructions_for(task)[0]
+def _first(task: str, trajectories: Sequence[Trajectory]) -> Trajectory:
+    """The trajectory that says what is known about its task."""
+    for trajectory in trajectories:
+        if trajectory.task == task and trajectory.tier in TIERS:
+            return trajectory
+    raise ValueError(f"no trajectory of task {task!r} among the {len(trajectories)} that were given")
+
+
+def _opposite_sentence(first: Trajectory, trajectories: Sequence[Trajectory]) -> str | None:
+    """The canonical sentence of the opposite task; without its rollouts, the first that asks for the opposite."""
+    if first.opposite is None:
+        return None
+    named = next((t.sentences[0] for t in trajectories if t.task == first.opposite and t.sentences), None)
+    return named or next((group[0] for group in first.opposite_sentences[:1] if group), None)
 
 
 def whole(i: int, sentence: str, trajectories: Sequence[Trajectory]) -> Key:

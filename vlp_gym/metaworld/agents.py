@@ -73,39 +73,38 @@ class _Episodes(gym.Wrapper[Any, Any, Any, Any]):
         super().__init__(env)
         self.config, self.rng = config, rng
         self.kept: list[tuple[int, bool, Recorder]] = []
-        self.recorder = Recorder(env, config.size)
+        self.recorder: Recorder
         self.number = -1
         self.restore = lambda: None
-        self.observation: Any = None
         self.success = False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin the next episode, at a placement of our own."""
         self.restore()
         seed, varied = int(self.rng.integers(2**31)), bool(self.rng.random() < self.config.varied_share)
-        self.observation, info = self.env.reset(seed=seed, options=options)
+        observation, info = self.env.reset(seed=seed, options=options)
         self.restore = vary_scene(self.env, self.rng) if varied else lambda: None
         self.success = False
-        self.recorder = Recorder(self.env, self.config.size)
+        self.recorder = Recorder(self.env, self.config.size, observation)
         self.number += 1
         if self._keeping():
             self.kept.append((seed, varied, self.recorder))
-        return self.observation, info
+        return observation, info
 
     def step(self, action: Any) -> Any:
         """Hold the action, until the episode's last step at most."""
         rewards = self.recorder.rewards
         for _ in range(min(self.config.stride, EPISODE_STEPS - len(rewards))):
-            self.observation, reward, terminated, _, info = self.env.step(action)
-            rewards.append(float(reward))
+            observation, reward, terminated, _, info = self.env.step(action)
+            self.recorder.step(action, observation, float(reward))
         self.success = bool(info["success"])
-        return self.observation, reward, terminated, len(rewards) >= EPISODE_STEPS, info
+        return observation, reward, terminated, len(rewards) >= EPISODE_STEPS, info
 
     def render(self) -> Any:
         """The frame, which is recorded if its episode is one to keep."""
         frame: Any = self.env.render()
         if self._keeping():
-            self.recorder.add(frame, self.observation, self.success)
+            self.recorder.add(frame, self.success)
         return frame
 
     def _keeping(self) -> bool:

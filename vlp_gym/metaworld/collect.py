@@ -35,7 +35,7 @@ from vlp_gym.metaworld.env import make_metaworld, metaworld_tasks, scripted_poli
 from vlp_gym.metaworld.recorder import HAND, OBJECT, Recorder
 from vlp_gym.metaworld.variety import vary_scene
 
-RENDER_SIZE = 224
+RENDER_SIZE = 224  # at least; smaller frames are made of these
 MAX_STEPS = 300
 BEYOND_SUCCESS = (5, 25)  # steps that an expert goes on after success
 WANDER_STEPS = (60, 120)  # length of random and near-miss rollouts
@@ -122,7 +122,10 @@ def _prepare_worker() -> None:
 
 def _collect_task(job: tuple[Path, CollectConfig, str, Sequence[str]]) -> str:
     folder, config, task, tiers = job
-    env = make_metaworld(task, seed=config.seed, size=RENDER_SIZE, camera=config.camera)
+    size = max(RENDER_SIZE, config.size)
+    env = make_metaworld(
+        task, seed=config.seed, size=size, camera=config.camera, random_start=config.random_start
+    )  # fmt: skip
     try:
         stage = _measure_stage(env, task, config.seed)
         for tier in tiers:
@@ -186,18 +189,19 @@ def _attempt(
     varied = (index + 1) * config.varied_share % 1 < config.varied_share
     observation, _ = env.reset(seed=episode_seed)
     restore = vary_scene(env, rng) if varied else None
-    recorder = Recorder(env, config.size)
-    recorder.add(env.render(), observation, False)
+    recorder = Recorder(env, config.size, observation)
+    recorder.add(env.render(), False)
     act = _Actor(task, tier, stage, rng)
     lengths = {"random": WANDER_STEPS, NEAR_MISS: WANDER_STEPS, EXPLORE: EXPLORE_STEPS}
     limit = int(rng.integers(*lengths[tier])) if tier in lengths else MAX_STEPS
     for step in range(1, limit + 1):
-        observation, reward, _, _, info = env.step(act(observation))
-        recorder.rewards.append(float(reward))
+        action = act(observation)
+        observation, reward, _, _, info = env.step(action)
+        recorder.step(action, observation, float(reward))
         succeeded = bool(info["success"])
         last = act.observe(step, info, succeeded) or step == limit
         if last or step % config.stride == 0:
-            recorder.add(env.render(), observation, succeeded)
+            recorder.add(env.render(), succeeded)
         if last:
             break
     if restore is not None:

@@ -1,4 +1,4 @@
-"""What `vlp-gym collect metaworld` is told to collect."""
+"""The settings of `vlp-gym collect metaworld`."""
 
 from __future__ import annotations
 
@@ -22,4 +22,5 @@ class CollectConfig:
     size: int = 112
     camera: str = CAMERA
     varied_share: float = 0.0
+    random_start: bool = False
     seed: int = 0

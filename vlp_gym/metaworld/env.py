@@ -10,10 +10,14 @@ import numpy as np
 
 from vlp_gym.errors import MissingExtraError
 from vlp_gym.frames.rendering import FastRender, Quality, choose_gl_backend, roll_camera
-from vlp_gym.metaworld.instructions import full_name
+from vlp_gym.metaworld.splits import full_name
 
 CAMERA = "corner2"
 CAMERA_POSITION = (0.75, 0.075, 0.7)  # nearer than Meta-World's own: gripper and object fill the picture
+HAND_REACH = np.array([0.25, 0.15, 0.2])  # metres on each side of the usual start, see `SeededReset`
+HAND_DRAWS = 20  # of a random start, until one is free
+TOLERANCE = 0.02  # metres from its place at which the hand, or an object, has been held up or pushed away
+OBJECTS = slice(4, 18)  # where an observation holds their positions and quaternions
 
 
 def metaworld_tasks() -> tuple[str, ...]:
@@ -30,6 +34,7 @@ def make_metaworld(
     quality: Quality = "fast",
     max_episode_steps: int = 500,
     terminate_on_success: bool = False,
+    random_start: bool = False,
 ) -> gym.Env:
     """Make one Meta-World task, with ``render_mode="rgb_array"``.
 
@@ -45,6 +50,7 @@ def make_metaworld(
         quality: of the rendering, "fast" or "default" (see `vlp_gym.frames.rendering`).
         max_episode_steps: 1 to 500; then `truncated` is True.
         terminate_on_success: end the episode at the first success.
+        random_start: let the hand start at a random place, see `SeededReset`; objects start as they would without.
 
     Raises:
         ValueError: for an unknown task.
@@ -71,7 +77,7 @@ def make_metaworld(
             roll_camera(model, camera, 180)
         if camera == CAMERA:
             model.camera(CAMERA).pos[:] = CAMERA_POSITION
-        return FastRender(SeededReset(env, seed), size, size, camera, quality)
+        return FastRender(SeededReset(env, seed, random_start), size, size, camera, quality)
     except BaseException:
         env.close()
         raise
@@ -82,12 +88,22 @@ class SeededReset(gym.Wrapper, gym.utils.RecordConstructorArgs):
 
     Meta-World draws the placement before it seeds itself. And it puts some objects (window-close's window) in their
     place without computing what follows: until the first step, picture and observation would show them elsewhere.
+
+    Args:
+        env: a Meta-World environment.
+        seed: of the first episode, where its reset names none.
+        random_start: let the hand start within `HAND_REACH` of its usual place, uniformly, inside the workspace, as the
+            code of "Contrastive preference learning" does. Beyond it, a place is drawn again if the hand does not reach
+            it, or pushes or touches something there.
     """
 
-    def __init__(self, env: gym.Env, seed: int) -> None:
-        gym.utils.RecordConstructorArgs.__init__(self, seed=seed)
+    def __init__(self, env: gym.Env, seed: int, random_start: bool = False) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self, seed=seed, random_start=random_start)
         super().__init__(env)
         self._first_seed: int | None = seed
+        self._random_start = random_start
+        self._hand_rng = np.random.default_rng()
+        self._usual_hand = np.array(env.unwrapped.hand_init_pos)  # type: ignore[attr-defined]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset; with a seed, everything that follows is determined by it and by the constructor's seed."""
@@ -98,10 +114,37 @@ class SeededReset(gym.Wrapper, gym.utils.RecordConstructorArgs):
         sawyer: Any = self.env.unwrapped
         if seed is not None:
             sawyer.np_random = np.random.default_rng(seed)
+            self._hand_rng = np.random.default_rng([seed, 1])  # its own: the same seed gives the same objects
+        sawyer.hand_init_pos = self._usual_hand.copy()
         _, info = self.env.reset(seed=seed, options=options)
         mujoco.mj_forward(sawyer.model, sawyer.data)
+        if self._random_start:
+            self._move_hand(sawyer)
         sawyer._prev_obs = sawyer._get_curr_obs_combined_no_goal()
         return sawyer._get_obs(), info  # none of the wrappers below changes observations
+
+    def _move_hand(self, sawyer: Any) -> None:
+        """Start the episode once more, with the hand elsewhere; the last place is taken if no drawn one is free."""
+        import mujoco
+
+        objects = sawyer._get_curr_obs_combined_no_goal()[OBJECTS]
+        for _ in range(HAND_DRAWS):
+            hand = self._usual_hand + self._hand_rng.uniform(-HAND_REACH, HAND_REACH)
+            sawyer.hand_init_pos = np.clip(hand, sawyer.mocap_low, sawyer.mocap_high)
+            sawyer.reset()  # takes 50 steps to go there, and computes the reward's margins from there
+            mujoco.mj_forward(sawyer.model, sawyer.data)
+            seen = sawyer._get_curr_obs_combined_no_goal()
+            arrived = np.linalg.norm(seen[:3] - sawyer.hand_init_pos) < TOLERANCE
+            if arrived and np.allclose(seen[OBJECTS], objects, atol=TOLERANCE) and not _robot_touches(sawyer):
+                break
+
+
+def _robot_touches(sawyer: Any) -> bool:
+    """Whether the robot touches anything but itself."""
+    model, contacts = sawyer.model, sawyer.data.contact[: sawyer.data.ncon]
+    geoms = np.array([contact.geom for contact in contacts], int).reshape(-1, 2)
+    of_robot = model.body_rootid[model.geom_bodyid[geoms]] == model.body_rootid[model.body("hand").id]
+    return bool((of_robot.sum(1) == 1).any())
 
 
 def scripted_policy(task: str) -> Any:

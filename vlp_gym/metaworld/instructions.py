@@ -1,4 +1,4 @@
-"""Instructions for the 50 Meta-World tasks, and which tasks and phrasings a model may train on.
+"""Instructions for the 50 Meta-World tasks, and which phrasings a model may train on.
 
 Each task has 40 sentences, 8 verb structures x 5 nouns. Verbs are shared by tasks of one motion and nouns by tasks of
 one object, so that a text encoder trained from scratch has met every word of VLP's five test tasks. No sentence names
@@ -9,40 +9,23 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 from vlp_gym.assets_path import asset_path
+from vlp_gym.data.trajectory import VARIANT_KINDS
 from vlp_gym.errors import DatasetError, InstructionError
 from vlp_gym.text import normalize_instruction
 
 NUM_TASKS = 50
 NUM_SENTENCES = 40
 NUM_TRAINING = 32  # the first 32 train; the last 8 are the unseen paraphrases
-VARIANT_KINDS = ("phrase", "description", "right_colour", "wrong_colour")
 NUM_VARIANTS = 4
 FORMAT_VERSION = 1
 
-Split = Literal["vlp", "ml45", "all"]
-
-
-def full_name(task: str) -> str:
-    """A task's name with its version, which may be left out.
-
-    >>> full_name("button-press"), full_name("button-press-v3")
-    ('button-press-v3', 'button-press-v3')
-    """
-    return task if task.endswith("-v3") else f"{task}-v3"
-
-
-TEST_TASKS = ("button-press-v3", "door-close-v3", "drawer-close-v3", "faucet-close-v3", "window-open-v3")
-"""The five tasks that VLP holds out."""
-
-ML45_TEST_TASKS = ("bin-picking-v3", "box-close-v3", "door-lock-v3", "door-unlock-v3", "hand-insert-v3")
-"""The five tasks that Meta-World's ML45 holds out."""
+VARIANT_TASKS = ("button-press-v3", "door-close-v3", "drawer-close-v3", "faucet-close-v3", "window-open-v3")
+"""The tasks that have `variants`: VLP's five test tasks."""
 
 _OPPOSITES = (
     ("assembly-v3", "disassemble-v3"),
@@ -76,7 +59,7 @@ class InstructionBook:
 
     Attributes:
         sentences: task -> its 40 sentences, the canonical one first.
-        variants: test task -> kind (see `VARIANT_KINDS`) -> 4 sentences.
+        variants: task of `VARIANT_TASKS` -> kind (see `VARIANT_KINDS`) -> 4 sentences.
     """
 
     sentences: dict[str, tuple[str, ...]]
@@ -103,7 +86,7 @@ def load_book(path: Path) -> InstructionBook:
         raise DatasetError(f"{path}: format version {content['format_version']}, expected {FORMAT_VERSION}")
 
     instructions = content["instructions"]
-    absent = {*TEST_TASKS, *ML45_TEST_TASKS, *SIBLINGS} - instructions.keys()
+    absent = {*VARIANT_TASKS, *SIBLINGS} - instructions.keys()
     if len(instructions) != NUM_TASKS or absent:
         which = f", without {', '.join(sorted(absent))}" if absent else ""
         raise DatasetError(f"{path}: expected {NUM_TASKS} tasks, got {len(instructions)}{which}")
@@ -112,7 +95,7 @@ def load_book(path: Path) -> InstructionBook:
     book = InstructionBook(sentences={}, variants={})
     for task in sorted(instructions):
         book.sentences[task] = _checked(instructions[task], NUM_SENTENCES, f"{path}: {task}", seen)
-    for task in TEST_TASKS:
+    for task in VARIANT_TASKS:
         kinds = content["variants"].get(task)
         if not isinstance(kinds, dict) or set(kinds) != set(VARIANT_KINDS):
             raise DatasetError(f"{path}: variants of {task}: expected an object with {', '.join(VARIANT_KINDS)}")
@@ -157,7 +140,7 @@ def variants(task: str) -> dict[str, list[str]]:
     """Sentences for the language-shift test of VLP's section 5.4, 4 of each kind.
 
     Args:
-        task: one of `TEST_TASKS`.
+        task: one of `VARIANT_TASKS`.
 
     Returns:
         ``phrase`` (short), ``description`` (long), ``right_colour`` and ``wrong_colour`` of the object.
@@ -168,23 +151,13 @@ def variants(task: str) -> dict[str, list[str]]:
     instructions_for(task)  # an unknown name gets its own message
     book = _book().variants
     if task not in book:
-        raise ValueError(f"{task} has no variants; the tasks that have: {', '.join(TEST_TASKS)}")
+        raise ValueError(f"{task} has no variants; the tasks that have: {', '.join(VARIANT_TASKS)}")
     return {kind: list(sentences) for kind, sentences in book[task].items()}
 
 
-def train_tasks(split: Split) -> tuple[str, ...]:
-    """The tasks, in alphabetical order, that a split trains on.
-
-    Args:
-        split: "vlp" (all but `TEST_TASKS`), "ml45" (all but `ML45_TEST_TASKS`) or "all" (50).
-
-    Raises:
-        ValueError: unknown split.
-    """
-    held_out: dict[str, Sequence[str]] = {"vlp": TEST_TASKS, "ml45": ML45_TEST_TASKS, "all": ()}
-    if split not in held_out:
-        raise ValueError(f"unknown split {split!r}; expected one of {', '.join(held_out)}")
-    return tuple(task for task in _book().sentences if task not in held_out[split])
+def all_tasks() -> tuple[str, ...]:
+    """The 50 names, sorted; Meta-World itself need not be installed."""
+    return tuple(_book().sentences)
 
 
 @cache

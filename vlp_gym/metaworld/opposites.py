@@ -6,9 +6,8 @@ button"), which costs a text encoder of hashed words nothing.
 
 from __future__ import annotations
 
+import itertools
 import re
-
-import numpy as np
 
 _BOTH_WAYS = (
     ("assemble", "disassemble"),
@@ -52,25 +51,29 @@ _RULES = {**{a: (b,) for pair in _BOTH_WAYS for a, b in (pair, pair[::-1])}, **_
 _PATTERN = re.compile(rf"\b({'|'.join(sorted([*_RULES, *_KEPT, 'open'], key=len, reverse=True))})\b")
 
 
-def opposite_sentence(sentence: str, rng: np.random.Generator) -> str | None:
-    """The sentence with every word of direction turned round; None if it has none.
+def opposite_sentences(sentence: str) -> tuple[str, ...]:
+    """The sentence with every word of direction turned round, in all ways; none if it has no such word.
+
+    A word with several opposites makes as many sentences, so that a sentence drawn uniformly has each word's opposite
+    drawn uniformly.
 
     Args:
         sentence: in lower case.
-        rng: chooses where a word has several opposites.
 
     Example:
-        >>> opposite_sentence("turn the lock on the safe door clockwise", np.random.default_rng(0))
-        'turn the lock on the safe door counterclockwise'
-        >>> opposite_sentence("reach the goal", np.random.default_rng(0))
+        >>> opposite_sentences("open the door")
+        ('close the door', 'shut the door')
+        >>> opposite_sentences("turn the lock on the safe door clockwise")
+        ('turn the lock on the safe door counterclockwise',)
+        >>> opposite_sentences("reach the goal")
+        ()
     """
-
-    def turn(match: re.Match[str]) -> str:
+    parts: list[tuple[str, ...]] = []
+    end = 0
+    for match in _PATTERN.finditer(sentence):
         word = match.group()
-        if word in _KEPT:
-            return word
-        options = _OPEN[match.start() == 0] if word == "open" else _RULES[word]
-        return options[int(rng.integers(len(options)))]
-
-    turned = _PATTERN.sub(turn, sentence)
-    return None if turned == sentence else turned
+        options = _OPEN[match.start() == 0] if word == "open" else _RULES.get(word, (word,))
+        parts += [(sentence[end : match.start()],), options]
+        end = match.end()
+    turned = ["".join(words) for words in itertools.product(*parts, (sentence[end:],))]
+    return () if turned == [sentence] else tuple(turned)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from rollouts import STRIDE, SUCCESS_AT, painted, painted_tasks
 
 from vlp_gym.data.trajectory import AGENT, ALL_TIERS, EXPLORE, NEAR_MISS, TIERS
 from vlp_gym.metaworld.instructions import training_phrasings
-from vlp_gym.metaworld.opposites import opposite_sentence
+from vlp_gym.metaworld.opposites import opposite_sentences
 from vlp_gym.training.recipes.clips import UNDONE, ClipSampler
 from vlp_gym.training.recipes.compact import VALUE_MARGIN
 from vlp_gym.training.recipes.frame_labels import BEFORE_SUCCESS, SUCCESS_VALUE
@@ -61,7 +63,8 @@ def test_shapes_and_kinds(batches):
         assert batch.expert.shape == batch.reversed.shape == (2, 4)
         assert len(batch.instructions) == len(batch.opposites) == 2
         for sentence, opposite in zip(batch.instructions, batch.opposites, strict=True):
-            assert (opposite is None) == (opposite_sentence(sentence, np.random.default_rng(0)) is None)
+            options = opposite_sentences(sentence)
+            assert opposite in options if options else opposite is None
             assert opposite != sentence
         assert len({TASK_OF[sentence] for sentence in batch.instructions}) == 2  # only training phrasings
 
@@ -184,6 +187,26 @@ def test_an_opposite_that_another_task_asks_for_is_not_made_up():
     made = {sentence for number in range(150) for sentence in sampler.batch(number).opposites}
     assert len(made) > 5
     assert not made & asked
+
+
+def test_the_draw_of_opposites_changes_nothing_else():
+    """It comes last: the same seed gives the same clips and sentences whatever is known of opposites."""
+    without = [replace(trajectory, opposite_sentences=(), opposite=None) for trajectory in EVERY]
+    known, unknown = ClipSampler(EVERY, **SETTINGS), ClipSampler(without, **SETTINGS)
+    for number in range(8):
+        a, b = known.batch(number), unknown.batch(number)
+        assert a.instructions == b.instructions
+        assert b.opposites == [None, None]
+        for name, value in vars(a).items():
+            if isinstance(value, torch.Tensor):
+                torch.testing.assert_close(value, getattr(b, name), rtol=0, atol=0, equal_nan=True)
+
+
+def test_opposites_of_one_sentence_are_drawn_evenly():
+    sampler, rng = ClipSampler(EVERY, **SETTINGS), np.random.default_rng(0)
+    drawn = [sampler._opposite("door-open-v3", "open the door", rng) for _ in range(400)]
+    assert set(drawn) == {"close the door", "shut the door"}
+    assert np.mean([sentence == "shut the door" for sentence in drawn]) == pytest.approx(0.5, abs=0.08)
 
 
 def test_agents_are_drawn_most():

@@ -9,9 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlp_gym.data.trajectory import AGENT, EXPLORE, NEAR_MISS, Trajectory
-from vlp_gym.metaworld.instructions import NOT_OPPOSITE, SIBLINGS, training_phrasings
-from vlp_gym.metaworld.opposites import opposite_sentence
+from vlp_gym.data.trajectory import AGENT, EXPLORE, NEAR_MISS, Trajectory, sentences_by_task
 from vlp_gym.training.recipes.frame_labels import FrameLabels, label_task
 
 SEGMENT_STEPS = 50  # environment steps in a preference segment (VLP)
@@ -75,6 +73,7 @@ class ClipSampler:
     Raises:
         ValueError: if there are fewer tasks than `tasks_per_batch` or clips than 3, or a task lacks a tier, or `focus`
             names too many or unknown tasks.
+        DatasetError: if a trajectory carries no sentences.
     """
 
     def __init__(
@@ -110,8 +109,14 @@ class ClipSampler:
         for task, tiers in self.by_task.items():
             if lacking := TIER_RANK.keys() - tiers.keys():
                 raise ValueError(f"{task}: expected trajectories of every tier, found none of {sorted(lacking)}")
-        self.have_opposites = {task for task in self.tasks if SIBLINGS.get(task) in self.by_task} - NOT_OPPOSITE
-        self.sentences = {sentence for task in self.tasks for sentence in training_phrasings(task)}
+        self.sentences = sentences_by_task(trajectories)
+        self.taken = {sentence for sentences in self.sentences.values() for sentence in sentences}
+        self.have_opposites = {trajectory.task for trajectory in trajectories if trajectory.opposite in self.by_task}
+        self.opposites = {
+            sentence: opposites
+            for trajectory in trajectories
+            for sentence, opposites in zip(trajectory.sentences, trajectory.opposite_sentences, strict=False)
+        }
         self.labels: dict[int, FrameLabels] = {}
         for tiers in self.by_task.values():
             indices = [index for some in tiers.values() for index in some]
@@ -130,14 +135,17 @@ class ClipSampler:
             name: torch.from_numpy(np.stack([np.stack([clip[name] for clip in group]) for group in groups]))
             for name in groups[0][0]
         }
-        sentences = [str(rng.choice(training_phrasings(task))) for task in tasks]
-        opposites = [
-            None if task in self.have_opposites else opposite_sentence(sentence, rng)
-            for task, sentence in zip(tasks, sentences, strict=True)
-        ]
-        # Where the opposite is a task of its own, its own rollouts teach it; some are sentences of quite another task.
-        opposites = [None if sentence in self.sentences else sentence for sentence in opposites]
+        sentences = [str(rng.choice(self.sentences[task])) for task in tasks]
+        opposites = [self._opposite(task, sentence, rng) for task, sentence in zip(tasks, sentences, strict=True)]
         return ClipBatch(**tensors, instructions=sentences, opposites=opposites)
+
+    def _opposite(self, task: str, sentence: str, rng: np.random.Generator) -> str | None:
+        """One of the sentences that ask for the opposite, where no rollouts teach it."""
+        options = self.opposites.get(sentence, ())
+        if task in self.have_opposites or not options:  # the opposite is a task, whose own rollouts teach it
+            return None
+        drawn = options[int(rng.integers(len(options)))]
+        return None if drawn in self.taken else drawn  # some are sentences of quite another task
 
     def _draw_tasks(self, rng: np.random.Generator) -> list[str]:
         """Tasks at random, every other one followed by one of the same scene: a sentence must tell those apart too."""

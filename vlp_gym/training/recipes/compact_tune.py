@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from vlp_gym.data.trajectory import TIERS, Trajectory
 from vlp_gym.engine.windows import window_indices
 from vlp_gym.evaluation.metrics import preference_accuracy
-from vlp_gym.metaworld.instructions import held_out_phrasings, instructions_for
 from vlp_gym.models.compact import CompactRewardModel
 
 QUALITY_WEIGHTS = (1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0)
@@ -51,16 +50,18 @@ def tune(model: CompactRewardModel, trajectories: Sequence[Trajectory], tasks: S
 
     Raises:
         ValueError: if there are fewer than two tasks, or a task lacks trajectories of a tier.
+        DatasetError: if a task's first trajectory carries no sentences.
     """
     if len(tasks) < 2:
         raise ValueError(f"tasks: expected at least two validation tasks, got {list(tasks)}")
-    sentences = [[instructions_for(task)[0], *held_out_phrasings(task)] for task in tasks]
-    text = model.encode_text([sentence for group in sentences for sentence in group])
-    owner = np.repeat(np.arange(len(tasks)), [len(group) for group in sentences])
     chosen = [t for t in trajectories if t.task in tasks and t.tier in TIERS and not t.varied]
     found = {(t.task, t.tier) for t in chosen}
     if missing := [f"{task} {tier}" for task in tasks for tier in TIERS if (task, tier) not in found]:
         raise ValueError(f"expected trajectories of every tier of every validation task, found none of {missing}")
+    first = [next(t for t in chosen if t.task == task) for task in tasks]  # says what its task is
+    sentences = [[trajectory.canonical, *trajectory.held_out] for trajectory in first]
+    text = model.encode_text([sentence for group in sentences for sentence in group])
+    owner = np.repeat(np.arange(len(tasks)), [len(group) for group in sentences])
     scene, motion, quality = [], [], []
     for trajectory in chosen:
         index, mask = window_indices(len(trajectory.frames), model.window, "prefix")

@@ -17,9 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vlp_gym.data.trajectory import Trajectory, group_views
+from vlp_gym.data.trajectory import Trajectory, group_views, sentences_by_task
 from vlp_gym.frames.resize import resize_frames
-from vlp_gym.metaworld.instructions import training_phrasings
 from vlp_gym.objectives.liv import liv_loss
 from vlp_gym.objectives.r3m import r3m_loss
 from vlp_gym.objectives.tcn_text import tcn_text_loss
@@ -90,7 +89,7 @@ class EmbeddingRecipe(Recipe):
     Raises:
         ValueError: for an unknown objective, or if there is no demonstration of at least 3 frames, or frames of
             several sizes.
-        DatasetError: see `group_views`.
+        DatasetError: if a demonstration carries no sentences; and see `group_views`.
     """
 
     def __init__(
@@ -112,7 +111,7 @@ class EmbeddingRecipe(Recipe):
             raise ValueError(f"expected frames of one size, got {' and '.join(f'{h} x {w}' for h, w in sizes)}")
         if not NEGATIVES < batch_size <= samples:
             raise ValueError(f"batch_size: expected {NEGATIVES + 1} to {samples} (the samples), got {batch_size}")
-        self.rollouts = group_views(done)
+        self.rollouts, self.sentences = group_views(done), sentences_by_task(done)
         self.cameras = list(self.rollouts[0])
         self.tasks = np.array([rollout[self.cameras[0]].task for rollout in self.rollouts])
         self.chosen, self.objective = _LOSSES[objective]
@@ -141,7 +140,7 @@ class EmbeddingRecipe(Recipe):
                 cameras[:] = cameras[0]
             shown = [rollout[self.cameras[camera]].frames[step] for camera, step in zip(cameras, steps, strict=True)]
             frames.append(np.stack([shown[which] for which in self.chosen]))
-            sentences.append(str(rng.choice(training_phrasings(rollout[self.cameras[0]].task))))
+            sentences.append(str(rng.choice(self.sentences[rollout[self.cameras[0]].task])))
         numbers = chosen % len(self.rollouts)
         others, foreign = (torch.from_numpy(rows) for rows in negatives(self.tasks[numbers], numbers, rng))
         return EmbeddingBatch(torch.from_numpy(np.stack(frames)), others, foreign, sentences)

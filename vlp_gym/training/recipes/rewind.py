@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vlp_gym.data.trajectory import Trajectory
+from vlp_gym.data.trajectory import Trajectory, sentences_by_task
 from vlp_gym.engine.windows import window_indices
 from vlp_gym.frames.resize import resize_frames
-from vlp_gym.metaworld.instructions import training_phrasings
 from vlp_gym.models.rewind import ReWiNDModel, SmallGrid
 from vlp_gym.objectives.rewind import rewind_loss
 from vlp_gym.training.augment import augment_clips
@@ -76,6 +75,7 @@ class RewindRecipe(Recipe):
 
     Raises:
         ValueError: fewer than two tasks, a task without a demonstration, or a number out of range.
+        DatasetError: a trajectory without sentences.
     """
 
     def __init__(
@@ -105,6 +105,7 @@ class RewindRecipe(Recipe):
             raise ValueError(
                 f"expected an expert of {SHORTEST} frames or more that succeeds in every task, found none of {lacking}"
             )
+        self.sentences = sentences_by_task(trajectories)
         self.window, self.clips, self.seed = window, clips, seed
         self.p_rewind, self.wrong_share, self.p_uneven = p_rewind, wrong_share, p_uneven
         self._encoded: dict[str, list[Tensor]] | None = None  # the demonstrations as frozen encoders see them
@@ -152,7 +153,7 @@ class RewindRecipe(Recipe):
             chosen, mask = window_indices(len(index), self.window, "prefix")
             right = bool(rng.random() >= self.wrong_share)
             told = task if right else str(rng.choice([other for other in self.tasks if other != task]))
-            instructions.append(str(rng.choice(training_phrasings(told))))
+            instructions.append(str(rng.choice(self.sentences[told])))
             if self._encoded is None:
                 frames.append(torch.from_numpy(demonstration.frames[index[chosen]]))
             else:

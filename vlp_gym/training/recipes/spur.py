@@ -11,9 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vlp_gym.data.trajectory import Trajectory
+from vlp_gym.data.trajectory import Trajectory, sentences_by_task
 from vlp_gym.engine.windows import window_indices
-from vlp_gym.metaworld.instructions import training_phrasings
 from vlp_gym.models.spur import SPURModel
 from vlp_gym.objectives.spur import spur_loss
 from vlp_gym.training.recipe import Recipe, TrainConfig
@@ -114,6 +113,7 @@ class SPURRecipe(Recipe):
 
     Raises:
         ValueError: if no rollout suits a strategy that is to be drawn, or an argument is out of range.
+        DatasetError: if a trajectory carries no sentences.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class SPURRecipe(Recipe):
             raise ValueError(f"ratios: expected {len(STRATEGIES)} numbers >= 0, not all 0, got {tuple(ratios)}")
         if len(sizes := {trajectory.frames.shape[1:] for trajectory in trajectories}) > 1:
             raise ValueError(f"expected frames of one size, got {sorted(sizes)}")
-        self.trajectories = trajectories
+        self.trajectories, self.sentences = trajectories, sentences_by_task(trajectories)
         self.batch_size, self.frames, self.seed = batch_size, frames, seed
         self.ratios = np.asarray(ratios, np.float64) / sum(ratios)
         self.tasks = sorted({trajectory.task for trajectory in trajectories})
@@ -173,7 +173,7 @@ class SPURRecipe(Recipe):
                 targets.append(np.where(mask, clip.progress[chosen], np.nan))
                 masks.append(mask)
             labels.append(float(first))
-            sentences.append(str(rng.choice(training_phrasings(task))))
+            sentences.append(str(rng.choice(self.sentences[task])))
 
         def pairs(rows: list[np.ndarray]) -> Tensor:
             return torch.from_numpy(np.stack(rows)).unflatten(0, (self.batch_size, 2))
