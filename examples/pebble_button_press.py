@@ -1,10 +1,10 @@
-"""SAC presses a button, and nobody pays it: of two clips it is told which is better, and learns a reward from that.
+"""SAC presses a button without any reward: it learns one from labels that say which of two clips is better.
 
-    python examples/pebble_button_press.py                      # VLP says which clip is better
-    python examples/pebble_button_press.py --labels scripted    # the environment's own reward says so, for comparison
+    python examples/pebble_button_press.py                      # VLP labels the clips
+    python examples/pebble_button_press.py --labels scripted    # the environment's own reward does, for comparison
 
-With --labels vlp nothing of the environment's reward is used, the sentence is all there is; its success is looked at
-for evaluation only. Everything lands in --out: TensorBoard logs, result.json, learning_curve.png, policy.zip,
+With --labels vlp the environment's reward is not used, only the sentence; its success is used for evaluation only.
+Everything lands in --out: TensorBoard logs, result.json, learning_curve.png, policy.zip,
 final_policy.mp4, and in checkpoints/ what --resume goes on from. Ctrl-C keeps what was learned.
 """
 
@@ -25,7 +25,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
 
 from vlp_gym import PreferenceCallback, PreferenceReplayBuffer, Queries, VLPRewardWrapper, make_metaworld
-from vlp_gym.preferences.labelers import Labeler, ModelLabeler, RecordedLabeler, ScriptedLabeler
+from vlp_gym.preferences import Labeler, ModelLabeler, RecordedLabeler, ScriptedLabeler
 from vlp_gym.video import overlay_video
 from vlp_gym.viz import plot_learning_curve
 
@@ -37,9 +37,9 @@ class Options:
     task: str = "button-press-v3"
     """Meta-World task."""
     instruction: str = "press the button"
-    """What VLP is told."""
+    """The instruction that VLP judges by."""
     labels: Literal["vlp", "scripted", "random"] = "vlp"
-    """Who says which of two clips is better; "random" is the control: an agent that succeeds would prove nothing."""
+    """What labels the clips; "random" is a control that should not succeed."""
     kind: Literal["reward", "preference"] = "reward"
     """What VLP compares: the sums of the rewards that it pays, or its preference for each whole clip."""
     model: str = "vlp-compact"
@@ -53,15 +53,15 @@ class Options:
     queries: Queries = field(
         default_factory=lambda: Queries(budget=1_000, session=30, every=500, explore=1_000, newest=30, length=25)
     )
-    """When is who asked about what; steps are decisions."""
+    """The labelling schedule; steps are decisions."""
     fit_epochs: int = 15
-    """Epochs of the learned reward at each session, at most; it stops at an accuracy of 0.97."""
+    """Most epochs of the learned reward at each session; it stops at an accuracy of 0.97."""
     hidden: int = 128
     """Width of its three hidden layers; PEBBLE's 256 takes longer."""
     reward_std: float | None = 0.3
     """Standard deviation of the learned reward over what the agent has done; None takes it as it is."""
     seed: int = 0
-    """Of the task's placements, the agent, the queries and the exploration."""
+    """Seeds the task's placements, the agent, the choice of pairs and the exploration."""
     episode_steps: int = 150
     """Length of an episode."""
     repeat: int = 2

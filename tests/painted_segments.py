@@ -20,7 +20,7 @@ def painted_store(*, episodes=6, steps=20, length=8, size=48, every=1, keep_fram
             ticket = Ticket(0, number, step)
             if step % every == 0:
                 frame = painted_frame(number, step, size)
-                store.see(Answer(ticket, score), frame[None], torch.full((1, 1, 2), float(number)))
+                store.on_answer(Answer(ticket, score), frame[None], torch.full((1, 1, 2), float(number)))
             if step < steps:
                 following = Ticket(0, number, step + 1)
                 store.add(0, np.full(3, number), np.full(2, step), float(number + 1), following)

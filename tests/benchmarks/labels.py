@@ -18,8 +18,7 @@ from measure import alternate, machine, spread, timed
 from vlp_gym import load_reward_model
 from vlp_gym.engine import QueryEngine
 from vlp_gym.engine.tickets import Answer, FrameScore, Ticket
-from vlp_gym.preferences.labelers import ModelLabeler
-from vlp_gym.preferences.segments import SegmentStore
+from vlp_gym.preferences import ModelLabeler, SegmentStore
 from vlp_gym.storage import write_atomic
 
 
@@ -83,7 +82,7 @@ def costs(model: Any, pairs: int, options: Options) -> tuple[np.ndarray, np.ndar
             np.linspace(0, options.length, model.window).round().astype(int).tolist()
         ):  # the frames of the window
             answer = Answer(Ticket(0, episode, step), FrameScore(0.0, 0.0, None))
-            store.see(answer, frames[step : step + 1].numpy(), model.encode_frames(frames[step : step + 1]))
+            store.on_answer(answer, frames[step : step + 1].numpy(), model.encode_frames(frames[step : step + 1]))
         store.end(0)
     first, second = (
         store.cut([(number, 0, options.length) for number in range(start, start + pairs)]) for start in (0, pairs)

@@ -41,7 +41,7 @@ def recorded(scores, length=3, **options) -> SegmentStore:
             store.add(0, np.zeros(2), np.zeros(1), float(step * (episode + 1)), Ticket(0, episode, step))
             if score is not None:
                 answer = Answer(Ticket(0, episode, step), FrameScore(score, score, None))
-                store.see(answer, frame(0, episode, step)[None], torch.full((1, 1, 1), float(score)))
+                store.on_answer(answer, frame(0, episode, step)[None], torch.full((1, 1, 1), float(score)))
         store.end(0)
     return store
 
@@ -92,7 +92,7 @@ def played():
     model = seeded_model()
     engine = QueryEngine(model, mode="async")
     store = SegmentStore(5, frame_size=64)
-    engine.on_answer = store.see
+    engine.on_answer = store.on_answer
     late = VLPRewardWrapper(PaintedEnv([9, 7]), SENTENCE, engine)
     known = VLPRewardWrapper(PaintedEnv([9, 7]), SENTENCE, model, mode="sync")
     frames, rewards = [], []

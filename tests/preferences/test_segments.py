@@ -38,7 +38,7 @@ def filled_store(*steps: int, length: int = 4, episodes: int = 100) -> SegmentSt
 def see(store: SegmentStore, env: int, episode: int, step: int, progress: float | None = 0.5) -> None:
     """An answer whose frame and tokens hold the step."""
     answer = Answer(Ticket(env, episode, step), FrameScore(-3.0, progress, None))
-    store.see(answer, FRAMES + np.uint8(step), TOKENS + step)
+    store.on_answer(answer, FRAMES + np.uint8(step), TOKENS + step)
 
 
 def test_segments_are_cut_and_padded_at_the_end():
@@ -218,9 +218,9 @@ def test_what_is_kept_of_an_answer():
     add_episode(store, 3, episode=0)
     views = np.concatenate([FRAMES + np.uint8(9), FRAMES])
     tokens = torch.zeros(2, 2, 3)
-    store.see(Answer(Ticket(0, 0, 1), FrameScore(-3.0, 0.8, 0.0)), views, tokens)
-    store.see(Answer(Ticket(0, 0, 2), FrameScore(-3.0, None, None)), views, tokens)
-    store.see(Answer(Ticket(0, 0, 3), None, QueryError("broken")), views, tokens)
+    store.on_answer(Answer(Ticket(0, 0, 1), FrameScore(-3.0, 0.8, 0.0)), views, tokens)
+    store.on_answer(Answer(Ticket(0, 0, 2), FrameScore(-3.0, None, None)), views, tokens)
+    store.on_answer(Answer(Ticket(0, 0, 3), None, QueryError("broken")), views, tokens)
     (record,) = store.cut([(0, 0, 3)]).episodes
     assert record.scores == {1: 0.8 * 0.5, 2: -3.0}  # progress through the gate, or the preference; no error
     assert record.tokens == {}
@@ -232,7 +232,7 @@ def test_what_is_kept_of_an_answer():
 def test_frames_and_tokens_are_copies():
     store, frames, tokens = SegmentStore(4, frame_size=8), FRAMES.copy(), TOKENS.clone()
     add_episode(store, 3, episode=0)
-    store.see(Answer(Ticket(0, 0, 1), FrameScore(0.0, 0.5, None)), frames, tokens)
+    store.on_answer(Answer(Ticket(0, 0, 1), FrameScore(0.0, 0.5, None)), frames, tokens)
     frames += 5
     tokens += 5
     (record,) = store.cut([(0, 0, 3)]).episodes

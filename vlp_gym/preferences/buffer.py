@@ -1,4 +1,4 @@
-"""Labelled pairs of segments: what the reward is learned from."""
+"""Labelled pairs of segments, from which the reward is learned."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from vlp_gym.storage import check_format, read_pair, write_pair
 
 FORMAT = 1
 FIRST, EQUAL, SECOND, SKIP = 1.0, 0.5, 0.0, float("nan")
-"""A label is P(first > second); SKIP is none, and such a pair is not kept."""
+"""A label is P(first > second); a pair labelled SKIP is not kept."""
 
 
 class PreferenceBuffer:
-    """The newest labelled pairs.
+    """Stores the newest labelled pairs.
 
     Args:
-        capacity: how many pairs are kept.
+        capacity: number of pairs kept.
 
     Raises:
         ValueError: for a capacity below 1.
@@ -39,12 +39,12 @@ class PreferenceBuffer:
 
     @property
     def inputs(self) -> NDArray[np.float32]:
-        """States and actions beside each other, float32 ``[N, 2, L, S + A]``; all zero sizes while it is empty."""
+        """States and actions, concatenated, float32 ``[N, 2, L, S + A]``; all sizes 0 while it is empty."""
         return self._blocks.get("inputs", np.zeros((0, 2, 0, 0), np.float32))
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        """Which steps are real, bool ``[N, 2, L]``."""
+        """True where a step is real, bool ``[N, 2, L]``."""
         return self._blocks.get("mask", np.zeros((0, 2, 0), np.bool_))
 
     @property
@@ -53,18 +53,18 @@ class PreferenceBuffer:
         return self._blocks.get("labels", np.zeros(0, np.float32))
 
     def add(self, first: Segments, second: Segments, labels: ArrayLike, *, soft: bool = False) -> int:
-        """Keep labelled pairs; the oldest make room where there are too many.
+        """Add labelled pairs; above the capacity, the oldest are dropped.
 
         Args:
             first, second: N segments each.
-            labels: N of 1 (the first is better), 0 (the second), 0.5 (equal) or NaN (skipped: not kept).
-            soft: also take any probability from 0 to 1.
+            labels: ``[N]``; 1 (the first is better), 0 (the second), 0.5 (equal) or NaN (skipped: not kept).
+            soft: allow any probability in [0, 1].
 
         Returns:
-            How many pairs came in.
+            Number of pairs added.
 
         Raises:
-            ValueError: for another label, numbers that differ, a segment without a step, or NaN or inf in one.
+            ValueError: for another label, different numbers of segments, or a segment without a step, with NaN or inf.
         """
         labels = np.asarray(labels, np.float32)
         if labels.shape != (len(first),) or len(first) != len(second):

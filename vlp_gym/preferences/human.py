@@ -1,4 +1,4 @@
-"""A person says which of two segments is better, on one page that only this computer can open."""
+"""Labels by a person, on a web page that only this computer can open."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from vlp_gym.preferences.human_server import LabelServer, Round
 from vlp_gym.preferences.segments import Segments, Span
 from vlp_gym.text import normalize_instruction
 
-PAUSE_MS = 700  # at a clip's last frame, before it starts again
+PAUSE_MS = 700  # how long a clip's last frame is shown before it starts again
 
 
 class HumanLabeler:
-    """Asks a person, on a page at `url`. It opens at the first call, and shows the pairs of the further ones as well.
+    """Shows pairs of segments on a page at `url`, which opens at the first call and stays for later ones.
 
     Keys: left or right arrow for the better one, up or E for equal, space or S to skip, U or backspace to undo, Q to
     stop.
@@ -34,14 +34,14 @@ class HumanLabeler:
         'http://127.0.0.1:'
 
     Args:
-        instruction: what is to be done, the heading of the page.
-        port: of 127.0.0.1; 0 takes a free one. From another computer: ``ssh -L PORT:127.0.0.1:PORT HOST``.
-        fps: environment steps that are shown in a second, greater than 0.
-        open_browser: open the page where there is a screen; its address is printed in any case.
+        instruction: what the agent should do; the heading of the page.
+        port: port on 127.0.0.1; 0 takes a free one. From another computer: ``ssh -L PORT:127.0.0.1:PORT HOST``.
+        fps: environment steps shown per second, greater than 0.
+        open_browser: open the page if there is a screen; its address is printed in any case.
 
     Raises:
         InstructionError: for an instruction with nothing visible in it.
-        ValueError: for another port or speed.
+        ValueError: for a port or speed out of range.
         OSError: if the port is taken.
         MissingExtraError: without Pillow.
     """
@@ -59,21 +59,21 @@ class HumanLabeler:
 
     @property
     def url(self) -> str:
-        """The page's address. Who knows it can label: it holds a secret token."""
+        """The page's address. It contains a secret token: whoever knows it can label."""
         return self._server.url
 
     def __call__(self, first: Segments, second: Segments, /) -> NDArray[np.float64]:
-        """Wait until every pair is labelled, or the person stops: on the page, or with Ctrl-C in the terminal.
+        """Wait until every pair is labelled, or the person stops on the page or with Ctrl-C in the terminal.
 
         Args:
             first: N segments, shown on the left.
             second: N segments, shown on the right.
 
         Returns:
-            float64 ``[N]``: 1 left is better, 0 right is, 0.5 equal, NaN skipped or not reached.
+            float64 ``[N]``: 1 (left is better), 0 (right), 0.5 (equal) or NaN (skipped or not reached).
 
         Raises:
-            ValueError: for numbers that differ, a segment without frames, or after `close`.
+            ValueError: for different numbers of segments, a segment without frames, or after `close`.
         """
         if self._closed:
             raise ValueError("the page was taken down by close(); make another HumanLabeler")
@@ -90,7 +90,7 @@ class HumanLabeler:
 
         asked = self._server.round = Round(self._server.round.number + 1, len(first), clip)
         print(f"{len(first)} pairs to label at {self.url}", flush=True)
-        # Without a screen, `webbrowser` may start a text browser, which takes the terminal and does not come back.
+        # Without a screen, `webbrowser` may start a text browser, which blocks the terminal.
         screen = sys.platform == "darwin" or not {"DISPLAY", "WAYLAND_DISPLAY"}.isdisjoint(os.environ)
         if self.open_browser and screen and asked.number == 1:
             with contextlib.suppress(webbrowser.Error):
@@ -103,7 +103,7 @@ class HumanLabeler:
         return np.array(asked.close(), np.float64)
 
     def close(self) -> None:
-        """Take the page down; who looks at it is told."""
+        """Stop the server; an open page shows that it has stopped."""
         self._closed = True
         self._server.close()
 
@@ -115,17 +115,17 @@ class HumanLabeler:
 
 
 def encode_clip(frames: Mapping[int, NDArray[np.uint8]], span: Span, steps: int, fps: float) -> bytes:
-    """What was seen in a segment, as an animated WebP that starts again by itself.
+    """The frames of a segment as an animated WebP that repeats.
 
     Args:
-        frames: uint8 ``[H, W, 3]`` by the number of steps before each; where one lacks, the one before it stays.
+        frames: number of steps before a frame to the frame, uint8 ``[H, W, 3]``; a frame stays until the next.
         span: the segment; at least one frame lies in it.
-        steps: how many steps it lasts, at least the segment's; two clips of the same number keep time.
-        fps: steps a second.
+        steps: length of the clip in steps, at least the segment's; clips of equal length stay in step.
+        fps: steps per second.
     """
     shown = sorted(step for step in frames if span.start <= step <= span.stop)
     edges = np.array([0, *(step - span.start for step in shown[1:]), steps + 1])
-    durations = np.diff(np.round(edges * 1000 / fps).astype(int)).tolist()  # of rounded times: errors do not add up
+    durations = np.diff(np.round(edges * 1000 / fps).astype(int)).tolist()  # rounded before: errors do not add up
     durations[-1] += PAUSE_MS
     pictures = [_pillow().fromarray(frames[step]) for step in shown]
     file = io.BytesIO()

@@ -1,8 +1,7 @@
-"""One page on this computer alone, and who may press its buttons.
+"""The web server of `HumanLabeler`: one page, for this computer only.
 
-The page is ``label.html``. It asks for the state of the round, shows two clips, and posts what was pressed for which
-pair. Other web sites cannot label: the address holds a token that they do not know, and requests that name another host
-are refused.
+The page, ``label.html``, fetches the state of the round, shows two clips, and posts the label of a pair. Other web
+sites cannot label: the address contains a token that they do not know, and requests that name another host are refused.
 """
 
 from __future__ import annotations
@@ -20,23 +19,23 @@ from typing import Any
 from vlp_gym.preferences.buffer import EQUAL, FIRST, SECOND, SKIP
 
 LABELS = {"left": FIRST, "right": SECOND, "equal": EQUAL, "skip": SKIP}
-MAX_BODY = 1024  # bytes; a label is some 50
+MAX_BODY = 1024  # bytes of a request; a label takes about 50
 _KNOWN = "expected round and pair as numbers and label as left, right, equal, skip, undo or stop"
 
 
 class Round:
-    """Pairs to be labelled, and the labels so far.
+    """Pairs to label, and the labels so far.
 
     Args:
-        number: of the round; what is pressed for another one does not count.
+        number: the round's number; labels for another round are refused.
         pairs: N.
-        clip: picture file of a pair's side, "left" or "right".
+        clip: returns the picture file of a pair's side, "left" or "right".
     """
 
     def __init__(self, number: int, pairs: int, clip: Callable[[int, str], bytes]) -> None:
         self.number, self.pairs, self.clip = number, pairs, clip
         self.labels: list[float] = []
-        self.ended = threading.Event()  # set when the page knows it, too: the server may go down then
+        self.ended = threading.Event()  # set once the page knows it too: then the server may stop
         self._closed = False
         self._lock = threading.Lock()
 
@@ -45,7 +44,7 @@ class Round:
         return self._closed or len(self.labels) == self.pairs
 
     def press(self, number: int, pair: int, key: str) -> bool:
-        """Take a label, "undo" or "stop"; False, and nothing happens, where it is not for the pair of the moment."""
+        """Take a label, "undo" or "stop"; False, without effect, if it is not for the current pair."""
         with self._lock:
             if self.is_over or (number, pair) != (self.number, len(self.labels)) or (key == "undo" and not self.labels):
                 return False
@@ -58,18 +57,18 @@ class Round:
             return True
 
     def close(self) -> list[float]:
-        """Take no more; the labels of all N pairs, NaN for those that were not reached."""
+        """End the round; returns the labels of all N pairs, NaN for those not reached."""
         with self._lock:
             self._closed = True
             return self.labels + [SKIP] * (self.pairs - len(self.labels))
 
 
 class LabelServer(ThreadingHTTPServer):
-    """Serves the page at `url` in a thread of its own, from the start.
+    """Serves the page at `url` in a background thread, from the start.
 
     Args:
         instruction: the heading of the page.
-        port: of 127.0.0.1; 0 takes a free one.
+        port: port on 127.0.0.1; 0 takes a free one.
 
     Raises:
         OSError: if the port is taken.
@@ -88,12 +87,12 @@ class LabelServer(ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, args=(0.05,), name="vlp-gym-label", daemon=True).start()
 
     def close(self) -> None:
-        """Take the page down."""
+        """Stop the server."""
         self.shutdown()
         self.server_close()
 
     def handle_error(self, request: Any, address: Any) -> None:
-        """A browser that hangs up is nothing to be printed; what else goes wrong is."""
+        """Print errors, except that a browser hung up."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, address)
 
@@ -112,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "state":
             self._show(asked)
         elif clip and int(clip[1]) == asked.number and int(clip[2]) < asked.pairs:
-            # The address holds the token and the round: no other clip will ever have it.
+            # The address contains the token and the round, so no other clip will have it.
             self._answer(200, asked.clip(int(clip[2]), clip[3]), "image/webp", cache="private, max-age=3600")
         else:
             self._answer(404, b"there is nothing here")
@@ -145,9 +144,9 @@ class _Handler(BaseHTTPRequestHandler):
                 asked.ended.set()
 
     def _path(self) -> str | None:
-        """What follows the token; None after a refusal."""
+        """The path after the token; None after a refusal."""
         if not re.fullmatch(r"(127\.0\.0\.1|localhost)(:[0-9]{1,5})?", self.headers.get("Host", "")):
-            self._answer(403, b"expected the host 127.0.0.1 or localhost")  # another: DNS rebinding
+            self._answer(403, b"expected the host 127.0.0.1 or localhost")  # other hosts: DNS rebinding
             return None
         token, slash, path = self.path.removeprefix("/").partition("/")
         if not slash or not secrets.compare_digest(token.encode(), self.server.token.encode()):
@@ -179,4 +178,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """The terminal is for the address."""
+        """Log no requests: the terminal shows the address."""

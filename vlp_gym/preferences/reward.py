@@ -1,4 +1,4 @@
-"""The reward that is learned from preferences: a few small networks r(s, a), which are computed all at once."""
+"""The reward learned from preferences: an ensemble of small networks r(s, a), computed together."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from vlp_gym.preferences.segments import Segments
 from vlp_gym.storage import check_format, read_pair, write_pair
 
 FORMAT = 1
-CHUNK = 16_384  # rows that go through the networks at once: what lies in memory between two layers stays small
+CHUNK = 16_384  # rows computed at once, which bounds the memory between two layers
 
 
 @dataclass(frozen=True)
 class FitReport:
-    """How a fit went; all but the first are of its last epoch, and taken before each update as in B-Pref.
+    """The result of a fit; all but `epochs` belong to its last epoch, taken before each update as in B-Pref.
 
     Attributes:
-        epochs: how many were run.
+        epochs: epochs run.
         loss: cross-entropy of the labelled pairs, mean over the members.
-        accuracy: of each member, the share of its pairs that it orders as their label does; pairs that are labelled
-            equal have no order and do not count, and without any other pair it is NaN.
-        pseudo_labelled: the share of the unlabelled pairs that were sure enough to be learned from.
+        accuracy: for each member, the share of pairs that it orders as labelled. Pairs labelled equal do not count;
+            NaN if there are no others.
+        pseudo_labelled: share of the unlabelled pairs that the members were sure of.
     """
 
     epochs: int
@@ -46,18 +46,18 @@ class FitReport:
 class RewardEnsemble(nn.Module):
     """E networks r(s, a) in (-1, 1), by default three times 256 LeakyReLU and a tanh (PEBBLE, Lee et al., 2021).
 
-    The members start from different weights and see the pairs in different orders; nothing else tells them apart.
-    Weights and orders come from the seed; torch's global generators stay as they are.
+    The members differ only in their first weights and in the order of the pairs. Both come from the seed; torch's
+    global generators are not used.
 
     Args:
         state_dim: S.
         action_dim: A.
         members: E.
         hidden: widths of the hidden layers.
-        learning_rate: of Adam.
-        standardize: shift and scale each input by the mean and deviation that it has in the pairs of the first fit.
-            States in metres differ by centimetres, which takes many more epochs to see. PEBBLE takes them as they come.
-        seed: of the weights and the orders.
+        learning_rate: Adam's learning rate.
+        standardize: shift and scale each input by its mean and deviation in the pairs of the first fit. States in
+            metres that differ by centimetres would take many more epochs. PEBBLE leaves inputs as they are.
+        seed: seeds weights and orders.
 
     Raises:
         ValueError: for a size below 1, or a learning rate that is not above 0.
@@ -100,7 +100,7 @@ class RewardEnsemble(nn.Module):
         self.optimizer = torch.optim.Adam(self.parameters(), lr=learning_rate)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Rewards ``[E, B]`` of states beside actions, ``[B, S + A]`` for all members or ``[E, B, S + A]``."""
+        """Rewards ``[E, B]`` for states and actions, concatenated: ``[B, S + A]`` for all or ``[E, B, S + A]``."""
         rows = ((inputs - self.mean) / self.deviation).expand(self.settings["members"], -1, -1)
         for number, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             rows = torch.baddbmm(bias, F.leaky_relu(rows) if number else rows, weight)
@@ -108,7 +108,7 @@ class RewardEnsemble(nn.Module):
 
     @torch.no_grad()
     def members(self, states: Tensor, actions: Tensor) -> Tensor:
-        """The rewards of each member, float32 ``[E, B]``.
+        """Rewards of each member, float32 ``[E, B]``.
 
         Args:
             states: ``[B, S]``.
@@ -130,7 +130,7 @@ class RewardEnsemble(nn.Module):
 
     @property
     def fitted(self) -> bool:
-        """Whether it has learned anything."""
+        """Whether `fit` was called."""
         return bool(self.optimizer.state)
 
     def predict(self, states: Tensor, actions: Tensor) -> Tensor:
@@ -138,11 +138,11 @@ class RewardEnsemble(nn.Module):
         return self.members(states, actions).mean(0)
 
     def bonus(self, states: Tensor, actions: Tensor) -> Tensor:
-        """How much the members disagree, float32 ``[B]``: their standard deviation (RUNE, Liang et al., 2022)."""
+        """Standard deviation over the members, float32 ``[B]`` (RUNE, Liang et al., 2022); arguments as `members`."""
         return self.members(states, actions).std(0, correction=0)
 
     def preferences(self, first: Segments, second: Segments) -> NDArray[np.float64]:
-        """P(first > second) in the eyes of each member, float64 ``[E, N]`` for N pairs (Bradley-Terry)."""
+        """P(first > second) for each member, float64 ``[E, N]`` for N pairs (Bradley-Terry)."""
         returns = []
         for side in (first, second):
             rewards = torch.zeros(self.settings["members"], *side.mask.shape, dtype=torch.float64)
@@ -163,19 +163,19 @@ class RewardEnsemble(nn.Module):
         weight: float = 1.0,
         progress: Callable[[int, float], None] | None = None,
     ) -> FitReport:
-        """Learn from labelled pairs until the members order enough of them as their labels do.
+        """Learn from labelled pairs until the members order enough of them as labelled.
 
-        With unlabelled pairs, each update also takes as many of them, at random, as a batch has at most. Those of which
-        the members' mean is sure count as if it were their label (SURF, Park et al., 2022).
+        With unlabelled pairs, each update also draws a random batch of them. Pairs that the members' mean is sure of
+        are learned with its answer as label (SURF, Park et al., 2022).
 
         Args:
             buffer: the labelled pairs.
-            epochs: at most so many passes over them.
-            batch: pairs of an update.
-            target_accuracy: an epoch with a mean accuracy over this is the last.
-            unlabelled: first and second segments of further pairs.
-            threshold: SURF's tau: the least sure of them is surer than this.
-            weight: SURF's lambda: of their loss.
+            epochs: most passes over them.
+            batch: pairs per update.
+            target_accuracy: training ends after an epoch with a mean accuracy above this.
+            unlabelled: first and second segments of unlabelled pairs.
+            threshold: least probability of a pseudo-label, exclusive (SURF's tau).
+            weight: weight of the loss of unlabelled pairs (SURF's lambda).
             progress: called after each epoch with its number, from 1, and the mean accuracy.
 
         Raises:
@@ -191,16 +191,16 @@ class RewardEnsemble(nn.Module):
         pool = None if unlabelled is None or not len(unlabelled[0]) else [t.to(device) for t in _pairs(*unlabelled)]
         if self.settings["standardize"] and not self.fitted:
             deviation, self.mean = torch.std_mean(inputs[mask], dim=0)
-            self.deviation = torch.where(deviation > 1e-3, deviation, 1.0)  # an input that hardly moves stays as it is
+            self.deviation = torch.where(deviation > 1e-3, deviation, 1.0)  # nearly constant inputs are not scaled
         members, size = self.settings["members"], len(buffer)
         for epoch in range(1, epochs + 1):
-            # Of each member: losses, pairs in the right order, pairs with an order. Of unlabelled pairs: sure, drawn.
+            # For each member: losses, pairs in the right order, pairs with an order. Unlabelled pairs: sure, drawn.
             sums, drawn = torch.zeros(3, members, device=device), torch.zeros(2, device=device)
             orders = torch.stack([torch.randperm(size, generator=self.generator) for _ in range(members)])
             for rows in orders.to(device).split(batch, dim=1):
                 first, second = self._returns(inputs[rows], mask[rows])
                 target = labels[rows]
-                loss = members * bradley_terry_loss(first, second, target)  # the members' losses are added up
+                loss = members * bradley_terry_loss(first, second, target)  # the sum over the members
                 total = loss
                 if pool is not None:
                     extra, sure, count = self._pseudo_loss(pool, batch, threshold)
@@ -223,7 +223,7 @@ class RewardEnsemble(nn.Module):
         return FitReport(epoch, float(sums[0, 0] / size), tuple(accuracy), share)
 
     def save(self, folder: str | Path) -> None:
-        """Write ``ensemble.json`` and ``ensemble.safetensors``: all that a fit needs to go on, bit for bit on a CPU.
+        """Write ``ensemble.json`` and ``ensemble.safetensors``; on a CPU, fits then go on bit for bit.
 
         Raises:
             CheckpointError: if that cannot be done; an earlier pair is intact.
@@ -231,7 +231,7 @@ class RewardEnsemble(nn.Module):
         write_pair(folder, *self.pack(), stem="ensemble")
 
     def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """The same as a JSON document and tensors."""
+        """Weights, optimizer and generator as a JSON document and tensors."""
         tensors = {**self.state_dict(), "rng": self.generator.get_state()}
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{number}.{name}": value for name, value in state.items()}
@@ -275,13 +275,13 @@ class RewardEnsemble(nn.Module):
         return ensemble
 
     def _returns(self, inputs: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Summed rewards of the first and second segments, ``[E, B]`` each, of ``[(E,) B, 2, L, S + A]``."""
+        """Summed rewards of the first and second segments, ``[E, B]`` each, from ``[(E,) B, 2, L, S + A]``."""
         rewards = self(inputs.flatten(-4, -2)).view(-1, *mask.shape[-3:])
         first, second = (rewards * mask).sum(3).unbind(2)
         return first, second
 
     def _pseudo_loss(self, pool: Sequence[Tensor], batch: int, threshold: float) -> tuple[Tensor, Tensor, int]:
-        """SURF's loss of a random batch, added up over the members; how many were sure, and of how many."""
+        """SURF's loss of a random batch, summed over the members; the number of sure pairs, and of all."""
         inputs, mask = pool
         rows = torch.randperm(len(inputs), generator=self.generator)[:batch].to(inputs.device)
         first, second = self._returns(inputs[rows], mask[rows])

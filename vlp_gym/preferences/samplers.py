@@ -1,4 +1,4 @@
-"""Which pairs of segments to ask about: many are drawn near the current policy, few are kept."""
+"""The choice of pairs to label: candidates are drawn from the newest episodes, and a few are kept."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ Sampler = Literal[
 ]
 Rows = NDArray[np.int64]
 
-_REDRAWS = 64  # an equal span comes at most every other time where there are two at all
+_REDRAWS = 64  # with two different segments or more, at most every other draw gives the same one twice
 
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """M pairs to choose from, and what there is to judge them by.
+    """M pairs to choose from, with what a sampler judges them by.
 
     Attributes:
         first, second: M segments each.
-        ensemble: the reward so far; the samplers by disagreement and entropy need one.
-        labelled: pairs that have been asked about; the k-center samplers keep away from them.
+        ensemble: the learned reward; the samplers by disagreement and entropy need one.
+        labelled: pairs labelled so far; the k-center samplers keep away from them.
     """
 
     first: Segments
@@ -37,7 +37,7 @@ class Candidates:
     labelled: PreferenceBuffer | None = None
 
     def preferences(self) -> NDArray[np.float64]:
-        """P(first > second) of each member, ``[E, M]``."""
+        """P(first > second) for each member, ``[E, M]``."""
         if self.ensemble is None:
             raise ValueError('this sampler needs an ensemble that has been fitted, got None; ask by "uniform" first')
         return self.ensemble.preferences(self.first, self.second)
@@ -54,24 +54,24 @@ def choose_pairs(
     candidates: int = 10,
     labelled: PreferenceBuffer | None = None,
 ) -> tuple[Segments, Segments]:
-    """Draw pairs of two different segments and keep those that are most worth asking about.
+    """Draw pairs of two different segments and keep those that are most worth labelling.
 
     Args:
-        store: where the segments come from.
-        ensemble: the reward so far; None is enough for "uniform", "k-center" and "k-means".
-        count: N, how many pairs are kept.
-        rng: where chance comes from.
-        sampler: how they are chosen, see `SAMPLERS`.
-        newest: only segments of so many newest episodes; fewer are nearer to the current policy.
-        candidates: so many pairs are drawn for each that is kept ("uniform" keeps all that it draws).
-        labelled: pairs that have been asked about, which "k-center" and its two kin then keep away from, as B-Pref.
+        store: source of the segments.
+        ensemble: the learned reward; "uniform", "k-center" and "k-means" need none.
+        count: N, number of pairs kept.
+        rng: random generator.
+        sampler: name of a sampler, see `SAMPLERS`.
+        newest: number of newest episodes to draw from; fewer are nearer to the current policy. None draws from all.
+        candidates: candidate pairs drawn per pair kept ("uniform" keeps all that it draws).
+        labelled: pairs labelled so far; the k-center samplers keep away from them, as in B-Pref.
 
     Returns:
         The first and the second segments, N each.
 
     Raises:
-        ValueError: for another sampler, a number below 1, an ensemble that is needed and missing, or a store that has
-            not two different segments.
+        ValueError: for an unknown sampler, a number below 1, a missing ensemble, or a store without two different
+            segments.
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {get_args(Sampler)}, got {sampler!r}")
@@ -83,25 +83,25 @@ def choose_pairs(
 
 
 def uniform(pool: Candidates, count: int, rng: np.random.Generator) -> Rows:
-    """Any of them."""
+    """A random choice."""
     return rng.permutation(len(pool.first))[:count]
 
 
 def disagreement(pool: Candidates, count: int, rng: np.random.Generator) -> Rows:
-    """Where P(first > second) varies most between the members (Christiano et al., 2017; PEBBLE)."""
+    """The pairs whose P(first > second) varies most between the members (Christiano et al., 2017; PEBBLE)."""
     return _largest(pool.preferences().std(0), count)
 
 
 def entropy(pool: Candidates, count: int, rng: np.random.Generator) -> Rows:
-    """Where the members are least sure: the mean over them of their entropies, as in B-Pref's code.
+    """The pairs with the largest mean entropy of the members, as in B-Pref's code.
 
-    The entropy of their mean would also count disagreement, which has a sampler of its own.
+    The entropy of their mean would also count disagreement, which is another sampler.
     """
     return _largest(mean_entropy(pool.preferences()), count)
 
 
 def k_center(pool: Candidates, count: int, rng: np.random.Generator) -> Rows:
-    """Those that cover the candidates best: each the farthest from all before it (Sener & Savarese, 2018)."""
+    """The pairs that cover the candidates best, each the farthest from those before (Sener & Savarese, 2018)."""
     return _cover(pool, np.arange(len(pool.first)), count, rng)
 
 
@@ -118,8 +118,8 @@ def k_center_entropy(pool: Candidates, count: int, rng: np.random.Generator) -> 
 def k_means(pool: Candidates, count: int, rng: np.random.Generator) -> Rows:
     """Pairs across two kinds of behaviour: one segment from each of two sets that k-means finds (VLP, appendix A).
 
-    VLP splits whole trajectories; here each segment goes by its own mean state and action, so that one long episode
-    can be split too. Pairs within a set fill up where there are too few across.
+    VLP splits whole trajectories; here each segment counts by its mean state and action, so that one long episode can
+    be split too. If there are too few pairs across the sets, pairs within a set follow.
     """
     from vlp_gym.evaluation.metrics import kmeans_two_sets  # needs scipy, which the other samplers do not
 
@@ -139,11 +139,11 @@ SAMPLERS: dict[Sampler, Callable[[Candidates, int, np.random.Generator], Rows]] 
     "k-center+entropy": k_center_entropy,
     "k-means": k_means,
 }
-"""Each takes M candidates, how many to keep (at most M), and chance; it returns the rows it keeps, int64."""
+"""Each takes M candidates, the number to keep (at most M) and a generator, and returns the rows kept, int64."""
 
 
 def mean_entropy(preferences: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over the members of the entropy of P, in nats ``[M]``, from P ``[E, M]``."""
+    """Mean entropy of the members in nats, ``[M]``, from P ``[E, M]``."""
     sides = np.stack([preferences, 1 - preferences])
     return -(sides * np.log(np.where(sides > 0, sides, 1.0))).sum(0).mean(0)
 
@@ -151,16 +151,16 @@ def mean_entropy(preferences: NDArray[np.float64]) -> NDArray[np.float64]:
 def greedy_k_center(
     points: NDArray[Any], count: int, rng: np.random.Generator, covered: NDArray[Any] | None = None
 ) -> Rows:
-    """Rows of points, each the farthest from those before it and from what is covered.
+    """Choose points, each the farthest from those before it and from the covered ones.
 
     Args:
         points: ``[M, D]``.
-        count: how many, at most M.
-        rng: chooses the first where nothing is covered yet.
-        covered: ``[C, D]``; None or C = 0 for nothing.
+        count: number of points, at most M.
+        rng: chooses the first point if nothing is covered yet.
+        covered: ``[C, D]``; None is the same as C = 0.
 
     Returns:
-        Different rows in the order they were chosen, int64 ``[count]``.
+        Their rows in the order of the choice, int64 ``[count]``.
     """
     points = np.asarray(points, np.float64)
     nearest = np.full(len(points), np.inf)
@@ -172,12 +172,12 @@ def greedy_k_center(
         row = int(rng.integers(len(points)) if np.isinf(nearest).all() else nearest.argmax())
         rows.append(row)
         nearest = np.minimum(nearest, _squared_distances(points, points[[row]])[:, 0])
-        nearest[row] = -1.0  # never again, not even where all that is left are copies of it
+        nearest[row] = -1.0  # not chosen twice, even if all that is left are copies of it
     return np.array(rows, np.int64)
 
 
 def _cover(pool: Candidates, rows: Rows, count: int, rng: np.random.Generator) -> Rows:
-    """Greedy k-center on some candidates, by the states of both segments as in B-Pref's code; actions do not count."""
+    """Greedy k-center on some candidates, by the states of both segments without the actions, as in B-Pref's code."""
     points = np.concatenate([side.states[rows].reshape(len(rows), -1) for side in (pool.first, pool.second)], axis=1)
     covered = None
     if pool.labelled is not None and len(pool.labelled):
@@ -186,7 +186,7 @@ def _cover(pool: Candidates, rows: Rows, count: int, rng: np.random.Generator) -
 
 
 def _squared_distances(points: NDArray[Any], centres: NDArray[Any]) -> NDArray[np.float64]:
-    """Of each of ``[M, D]`` to each of ``[C, D]``, float64 ``[M, C]``: in float32 the difference would lose digits."""
+    """Between points ``[M, D]`` and ``[C, D]``, float64 ``[M, C]``: in float32 the difference would lose digits."""
     centres = np.asarray(centres, np.float64)
     squares = np.einsum("ij,ij->i", points, points)[:, None] + np.einsum("ij,ij->i", centres, centres)
     return np.maximum(squares - 2 * (points @ centres.T), 0.0)
@@ -205,7 +205,7 @@ def _largest(values: NDArray[np.float64], count: int) -> Rows:
 def _draw_pairs(
     store: SegmentStore, count: int, rng: np.random.Generator, newest: int | None
 ) -> tuple[Segments, Segments]:
-    """Pairs of two different segments; the second is drawn again where it is the first once more."""
+    """Draw pairs; a second segment that is the same as its first is drawn again."""
     first, second = (store.sample(count, rng, newest=newest) for _ in range(2))
     for _ in range(_REDRAWS):
         same = [row for row, span in enumerate(first.spans) if span == second.spans[row]]

@@ -1,4 +1,4 @@
-"""When is who asked about what: the schedule of preference-based reinforcement learning."""
+"""The labelling schedule: how many pairs, how often, and which."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ Schedule = Literal["constant", "decaying", "increasing"]
 
 @dataclass(frozen=True)
 class Queries:
-    """When is who asked about what.
+    """The labelling schedule: how many pairs, how often, and which.
 
     Attributes:
-        budget: pairs altogether, those that are skipped too.
-        session: pairs of one session, before the schedule.
+        budget: pairs in all, including skipped ones.
+        session: pairs in one session, before `schedule` changes them.
         every: steps between two sessions.
-        explore: steps of unsupervised exploration after the agent's ``learning_starts``; then comes the first session.
-        schedule: "constant", or sessions that become smaller or larger by the share of steps that is left (B-Pref).
-        sampler: which pairs; the first session is always "uniform".
-        newest: episodes that pairs are taken from.
-        candidates: pairs drawn for each that is chosen.
-        length: steps of a segment.
+        explore: steps of unsupervised exploration between the agent's ``learning_starts`` and the first session.
+        schedule: "constant", or sessions that shrink or grow with the share of steps left (B-Pref).
+        sampler: how pairs are chosen; the first session is always "uniform".
+        newest: newest episodes that pairs are taken from.
+        candidates: candidate pairs drawn per pair kept.
+        length: steps in a segment.
+
+    Raises:
+        ValueError: for a number below 1 (explore: below 0), or an unknown schedule.
     """
 
     budget: int = 1_000
@@ -46,7 +49,7 @@ class Queries:
             raise ValueError(f"explore must be at least 0, got {self.explore}")
 
     def size(self, step: int, total_steps: int) -> int:
-        """Pairs of a session at this step (B-Pref: the share of steps left, or its inverse)."""
+        """Pairs in a session at this step (B-Pref: times the share of steps left, or its inverse)."""
         left = max(total_steps - step, 0) + 1
         factor = {"constant": 1.0, "decaying": left / (total_steps + 1), "increasing": (total_steps + 1) / left}
         return max(int(self.session * factor[self.schedule]), 1)

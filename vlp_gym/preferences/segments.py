@@ -1,4 +1,4 @@
-"""What the agent has done, kept by episode, and the pieces of it that are compared with each other."""
+"""The agent's newest episodes, and the segments of them that are compared with each other."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from vlp_gym.rewards.shaping import score_of
 from vlp_gym.storage import check_format, read_pair, write_pair
 
 FORMAT = 1
+_ARRAYS = ("states", "actions", "mask", "rewards")
 
 
 class Span(NamedTuple):
@@ -31,7 +32,7 @@ class Span(NamedTuple):
 
 @dataclass(eq=False)
 class EpisodeRecord:
-    """One episode of S steps. What was seen after a step may come later than the step, or not at all."""
+    """One episode of S steps; a step's score, tokens and frame may come later than the step, or never."""
 
     number: int
     states: list[NDArray[np.float32]] = field(default_factory=list)
@@ -40,11 +41,11 @@ class EpisodeRecord:
     rewards: list[float] = field(default_factory=list)
     """The environment's own: for scripted teachers and for evaluation."""
     scores: dict[int, float] = field(default_factory=dict)
-    """What the reward model pays for the frame after so many steps (0: the reset frame)."""
+    """Number of steps before a frame (0: the reset frame) to what the reward model pays for it."""
     tokens: dict[int, Tensor] = field(default_factory=dict)
-    """Tokens of those frames, each ``[C, K, D]``; encoded once."""
+    """The same for frame tokens, ``[C, K, D]``."""
     frames: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
-    """The frames, each ``[H, W, 3]``."""
+    """The same for frames, ``[H, W, 3]``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +57,8 @@ class Segments:
         actions: float32 ``[N, L, A]``.
         mask: bool ``[N, L]``, True where a step is real.
         rewards: float32 ``[N, L]``, the environment's own: for scripted teachers and evaluation only.
-        spans: where each one is, N of them.
-        episodes: the episodes they were cut from, N of them; None for those that a file has brought.
+        spans: the steps of each segment, N of them.
+        episodes: the episode of each segment, N of them; None if only the arrays are known.
     """
 
     states: NDArray[np.float32]
@@ -71,20 +72,15 @@ class Segments:
         return len(self.spans)
 
     def __getitem__(self, rows: NDArray[Any] | Sequence[int] | slice) -> Segments:
-        """Some of them, by a slice or by numbers."""
+        """A selection, by a slice, a mask or row numbers."""
         numbers = np.arange(len(self))[rows]
-        return Segments(
-            self.states[numbers],
-            self.actions[numbers],
-            self.mask[numbers],
-            self.rewards[numbers],
-            tuple(self.spans[number] for number in numbers),
-            tuple(self.episodes[number] for number in numbers),
-        )
+        spans, episodes = (tuple(kept[number] for number in numbers) for kept in (self.spans, self.episodes))
+        arrays: dict[str, Any] = {name: getattr(self, name)[numbers] for name in _ARRAYS}
+        return Segments(**arrays, spans=spans, episodes=episodes)
 
     @property
     def inputs(self) -> NDArray[np.float32]:
-        """States and actions beside each other, float32 ``[N, L, S + A]``."""
+        """States and actions, concatenated, float32 ``[N, L, S + A]``."""
         return np.concatenate([self.states, self.actions], axis=2)
 
     @property
@@ -94,15 +90,10 @@ class Segments:
 
     @staticmethod
     def join(parts: Sequence[Segments]) -> Segments:
-        """All of them, one after the other; of one length L."""
-        return Segments(
-            np.concatenate([part.states for part in parts]),
-            np.concatenate([part.actions for part in parts]),
-            np.concatenate([part.mask for part in parts]),
-            np.concatenate([part.rewards for part in parts]),
-            tuple(span for part in parts for span in part.spans),
-            tuple(episode for part in parts for episode in part.episodes),
-        )
+        """Concatenate segments of one length L."""
+        arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS}
+        spans, episodes = (tuple(x for part in parts for x in getattr(part, name)) for name in ("spans", "episodes"))
+        return Segments(**arrays, spans=spans, episodes=episodes)
 
 
 class _Seen(NamedTuple):
@@ -113,16 +104,16 @@ class _Seen(NamedTuple):
 
 
 class SegmentStore:
-    """The newest finished episodes, of any length, and those that run.
+    """Stores the newest finished episodes, of any length, and the running ones.
 
     Args:
-        length: L, steps of a segment. Of a shorter episode, the whole is a segment.
-        episodes: how many finished ones are kept, the newest.
-        keep_tokens: keep the frame tokens that `see` gets, for models that look at a whole segment.
-        frame_size: keep the frames that `see` gets, for people to look at, as squares of so many pixels; 0 keeps none.
+        length: L, steps in a segment; an episode shorter than that is one segment.
+        episodes: number of finished episodes kept.
+        keep_tokens: store the frame tokens given to `on_answer`, for models that look at a whole segment.
+        frame_size: side length in pixels of the stored square frames, for people who label; 0 stores none.
 
     Raises:
-        ValueError: for a length or number below 1.
+        ValueError: for a length or number of episodes below 1.
     """
 
     def __init__(self, length: int = 50, episodes: int = 100, *, keep_tokens: bool = True, frame_size: int = 0) -> None:
@@ -132,7 +123,7 @@ class SegmentStore:
         self.keep_tokens, self.frame_size = keep_tokens, frame_size
         self._finished: OrderedDict[int, EpisodeRecord] = OrderedDict()
         self._running: dict[int, EpisodeRecord | None] = {}
-        """None: of an episode whose beginning or middle is missing, which is left out until it ends."""
+        """None while an episode runs whose beginning or middle is missing; it is left out."""
         self._tickets: dict[tuple[int, int], EpisodeRecord] = {}
         self._seen: deque[_Seen] = deque()
         self._count = 0
@@ -151,11 +142,11 @@ class SegmentStore:
         """Add one step of an environment; its first begins an episode.
 
         Args:
-            env: which environment.
+            env: number of the environment.
             state: before the step, ``[S]``.
             action: ``[A]``.
-            reward: the environment's own; NaN where there is none.
-            ticket: of the step, where a wrapper has its frame looked at.
+            reward: the environment's own; NaN if there is none.
+            ticket: the step's ticket, if a reward model scores its frame.
         """
         if env not in self._running:
             self._running[env] = begun = EpisodeRecord(self._count)
@@ -169,36 +160,42 @@ class SegmentStore:
         if ticket is not None and (
             ticket.step != len(record.states) + 1 or self._tickets.get((ticket.env, ticket.episode)) is not record
         ):
-            self._running[env] = None  # an interrupt, or a training that began in its middle
+            self._running[env] = None  # after an interrupt, or because training began in its middle
             return
         record.states.append(np.array(state, np.float32).ravel())
         record.actions.append(np.array(action, np.float32).ravel())
         record.rewards.append(float(reward))
 
     def end(self, env: int) -> None:
-        """The episode of an environment is over, terminated or truncated; without a step, nothing happens."""
+        """End the episode of an environment, terminated or truncated; without a step, nothing happens."""
         record = self._running.pop(env, None)
         if record is None:
             return
         self._finished[record.number] = record
         while len(self._finished) > self.episodes:
             self._finished.popitem(last=False)
-        self._take_in()  # what is kept goes with its episode, also where nobody asks for segments any more
+        self._take_in()  # even if no segments are drawn any more, what came does not pile up
 
     def forget_running(self) -> None:
-        """The environments may have been reset or replaced: what runs will not be finished, and tickets begin anew."""
+        """Drop the running episodes: the environments may have been reset or replaced, and tickets start again."""
         self._take_in()
         self._running.clear()
         self._tickets.clear()
         self._seen.clear()
 
     def places(self, newest: int | None = None) -> int:
-        """How many different segments `sample` can draw."""
+        """Number of different segments that `sample` can draw."""
         records = [self._finished[number] for number in self.numbers[-(newest or 0) :]]
         return sum(max(len(record.states) - self.length, 0) + 1 for record in records)
 
-    def see(self, answer: Answer, frames: NDArray[np.uint8], tokens: Tensor) -> None:
-        """What `QueryEngine.on_answer` is given, in any thread: frames ``[C, H, W, 3]``, tokens ``[C, K, D]``."""
+    def on_answer(self, answer: Answer, frames: NDArray[np.uint8], tokens: Tensor) -> None:
+        """Store one answer of a `QueryEngine`; set as its ``on_answer``, which calls it in any thread.
+
+        Args:
+            answer: the score of a ticket; without one, nothing is stored.
+            frames: uint8 ``[C, H, W, 3]``.
+            tokens: ``[C, K, D]``.
+        """
         if answer.score is None:
             return
         score = score_of("progress" if answer.score.progress is not None else "preference", *answer.score)
@@ -209,10 +206,10 @@ class SegmentStore:
         """Cut segments out of finished episodes.
 
         Args:
-            spans: (episode, first step, one past the last step), at most L steps each.
+            spans: (episode, first step, one past the last step), 1 to L steps each.
 
         Raises:
-            ValueError: for a span without a step, over L steps, or that leaves its episode.
+            ValueError: without a span, or for one of another length, or outside of its episode.
         """
         self._take_in()
         records, checked = [], [Span(*map(int, span)) for span in spans]
@@ -243,12 +240,12 @@ class SegmentStore:
         )
 
     def sample(self, count: int, rng: np.random.Generator, *, newest: int | None = None) -> Segments:
-        """Draw segments: an episode uniformly, then a place in it uniformly.
+        """Draw segments: an episode uniformly, then its first step uniformly.
 
         Args:
             count: N.
-            rng: where chance comes from.
-            newest: only of so many newest episodes: near the current policy.
+            rng: random generator.
+            newest: number of newest episodes to draw from, near the current policy; None draws from all.
 
         Raises:
             ValueError: if no episode is finished, or newest is below 1.
@@ -327,15 +324,15 @@ class SegmentStore:
         return np.concatenate([block, np.zeros((self.length - len(block), *block.shape[1:]), np.float32)])
 
     def _take_in(self) -> None:
-        """Put what has been seen where it belongs; drop what belongs to no episode that is kept."""
+        """Move what came to the episode it belongs to; drop what belongs to no stored episode."""
         early = []
         while self._seen:
             seen = self._seen.popleft()
             env, episode, step = seen.ticket
             record = self._tickets.get((env, episode))
             if record is None:
-                # Of an episode that has no step here yet; the reset frame and the first step may be seen before.
-                if step <= 1 and episode > max((e for lane, e in self._tickets if lane == env), default=-1):
+                # The answers to a reset frame and a first step may come before `add` begins the episode.
+                if step <= 1 and episode > max((e for place, e in self._tickets if place == env), default=-1):
                     early.append(seen)
                 continue
             record.scores[step] = seen.score

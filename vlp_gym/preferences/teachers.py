@@ -1,4 +1,4 @@
-"""Scripted teachers: programs that answer which of two segments is better, with the errors that people make."""
+"""Scripted teachers: programs that label pairs of segments, with the errors that people make."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ TeacherName = Literal["oracle", "mistake", "noisy", "skip", "equal", "myopic"]
 class ScriptedTeacher:
     """A teacher that compares the environment's own rewards (B-Pref, Lee et al., 2021, section 3).
 
-    The steps come in B-Pref's order: the more recent rewards count more (`myopic`), the better segment wins for certain
-    or by chance (`beta`), the answer is flipped (`mistake`), returns that are close are equal (`equal_threshold`), and
-    two bad segments are not compared (`skip_threshold`). The last two look at the returns without the discount.
+    The steps come in B-Pref's order: recent rewards count more (`myopic`), the better segment wins always or with a
+    probability (`beta`), the label is flipped (`mistake`), close returns are labelled equal (`equal_threshold`), and
+    two bad segments are skipped (`skip_threshold`). The last two compare returns without the discount.
 
-    B-Pref's code multiplies the two thresholds by their fraction twice from the second query session on; here it is
-    done once. Its oracle says "first" of two returns that are exactly equal; here they are equal, 0.5.
+    B-Pref's code multiplies the two thresholds by their fraction twice from the second session on; here it is done
+    once. Its oracle labels two exactly equal returns "first"; here they are equal, 0.5.
 
     Args:
         beta: rationality, at least 0: P(first) = sigmoid(beta * (return of the first - return of the second)); inf is
             always right.
-        mistake: probability in [0, 1] of the opposite answer.
-        skip_threshold: pairs are skipped if no return is over this fraction of the mean one.
-        equal_threshold: pairs are equal if their returns differ by less than this fraction of the mean one.
-        myopic: discount in [0, 1] of each step that is followed by another one.
+        mistake: probability of the opposite label, in [0, 1].
+        skip_threshold: pairs are skipped if no return is over this fraction of the mean return.
+        equal_threshold: pairs are equal if their returns differ by less than this fraction of the mean return.
+        myopic: discount per step before the last one, in [0, 1].
 
     Raises:
-        ValueError: for values outside of these.
+        ValueError: for values out of range.
 
     Example:
         >>> ScriptedTeacher(mistake=0.1) == scripted_teacher("mistake")
@@ -62,15 +62,15 @@ class ScriptedTeacher:
 
         Args:
             first, second: N segments each, with the environment's own rewards.
-            rng: where chance comes from; 2 N numbers are drawn, whatever the teacher.
-            mean_return: of the agent's recent segments, undiscounted; what the two thresholds are fractions of. At 0 or
-                below, as in B-Pref, nothing is skipped or equal by threshold.
+            rng: random generator; every teacher draws 2 N numbers.
+            mean_return: undiscounted mean return of recent segments, to which the two thresholds are relative. At 0 or
+                below, as in B-Pref, neither applies.
 
         Returns:
             float64 ``[N]``: 1.0 (the first is better), 0.0 (the second), 0.5 (equal) or NaN (skipped).
 
         Raises:
-            ValueError: if the numbers of segments differ, a reward is not finite, or the mean is and is needed.
+            ValueError: if the numbers of segments differ, a reward is not finite, or mean_return is needed and is not.
         """
         if len(first) != len(second):
             raise ValueError(f"expected as many first as second segments, got {len(first)} and {len(second)}")
@@ -98,14 +98,14 @@ TEACHERS: dict[TeacherName, ScriptedTeacher] = {
     "equal": ScriptedTeacher(equal_threshold=0.1),
     "myopic": ScriptedTeacher(myopic=0.9),
 }
-"""B-Pref's six, with its constants."""
+"""The six teachers of B-Pref, with its constants."""
 
 
 def scripted_teacher(name: TeacherName) -> ScriptedTeacher:
-    """One of B-Pref's teachers.
+    """A teacher of B-Pref by its name.
 
     Raises:
-        ValueError: for another name.
+        ValueError: for an unknown name.
     """
     if name not in TEACHERS:
         raise ValueError(f"teacher must be one of {tuple(TEACHERS)}, got {name!r}")
@@ -113,12 +113,12 @@ def scripted_teacher(name: TeacherName) -> ScriptedTeacher:
 
 
 def discounted_returns(rewards: NDArray[np.floating], mask: NDArray[np.bool_], myopic: float = 1.0) -> Floats:
-    """Sums of rewards in which earlier steps count less: ``sum_t myopic^(n - 1 - t) * r_t`` over the n real steps.
+    """Sums of rewards, earlier steps discounted: ``sum_t myopic^(n - 1 - t) * r_t`` over the n real steps.
 
     Args:
         rewards: float ``[N, L]``.
-        mask: bool ``[N, L]``, True for the first n steps of each.
-        myopic: in [0, 1]; 1 is the plain sum.
+        mask: bool ``[N, L]``, True for the first n steps of each row.
+        myopic: discount in [0, 1]; 1 is the plain sum.
 
     Returns:
         float64 ``[N]``.
@@ -132,7 +132,7 @@ def discounted_returns(rewards: NDArray[np.floating], mask: NDArray[np.bool_], m
 
 
 def _answers(difference: Floats, beta: float, chance: Floats) -> Floats:
-    """1.0, 0.0 or 0.5 for each difference of returns ``[N]``, given as many numbers from [0, 1)."""
+    """Labels 1.0, 0.0 or 0.5 for differences of returns ``[N]``, with random numbers ``[N]`` from [0, 1)."""
     if math.isinf(beta):
         return np.heaviside(difference, EQUAL)
     first = 0.5 * (1 + np.tanh(0.5 * beta * difference))  # the logistic function; its exp would overflow

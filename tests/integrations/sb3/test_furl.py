@@ -376,7 +376,7 @@ def test_an_episode_is_taken_when_all_of_it_has_come():
 
     def hear(episode, step):
         answer = Answer(Ticket(0, episode, step), FrameScore(0.0, 0.0, None))
-        episodes.see(answer, np.zeros((1, 8, 8, 3), np.uint8), torch.full((1, 1, 1), float(step)))
+        episodes.on_answer(answer, np.zeros((1, 8, 8, 3), np.uint8), torch.full((1, 1, 1), float(step)))
 
     for step in (1, 2, 3):
         episodes.step(Ticket(0, 0, step), step == 3, over=step == 3)

@@ -21,9 +21,14 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 from vlp_gym import PreferenceCallback, PreferenceReplayBuffer, Queries
 from vlp_gym.errors import CheckpointError, MissingExtraError, QueryError
 from vlp_gym.integrations.sb3.preferences import reset_critic
-from vlp_gym.integrations.sb3.relabel import StateEntropy
-from vlp_gym.preferences.labelers import ModelLabeler, RecordedLabeler, ScriptedLabeler, agreement
-from vlp_gym.preferences.reward import RewardEnsemble
+from vlp_gym.preferences import (
+    ModelLabeler,
+    RecordedLabeler,
+    RewardEnsemble,
+    ScriptedLabeler,
+    StateEntropy,
+    agreement,
+)
 from vlp_gym.testing import PaintedModel
 
 SOON = Queries(budget=40, session=8, every=40, explore=30, newest=20, candidates=4, length=6)
@@ -94,7 +99,7 @@ def test_every_row_has_the_newest_reward_after_the_ring_has_wrapped():  # fault 
 
     before = learned()
     torch.testing.assert_close(buffer._get_samples(rows).rewards[:, 0], before)
-    preferences.asked = 0
+    preferences.learner.asked = 0
     preferences.session()
     torch.testing.assert_close(buffer._get_samples(rows).rewards[:, 0], learned())
     assert (learned() != before).all()
@@ -142,14 +147,14 @@ def test_exploration_is_paid_by_the_distance_to_the_fifth_neighbour():
     assert isinstance(buffer._reward_fn, StateEntropy)
     points = buffer.observations[:60, 0].astype(np.float64)
     distances = np.sort(np.linalg.norm(points[:10, None] - points[None], axis=2), axis=1)[:, 5]  # 0 is itself
-    paid = StateEntropy(buffer)(torch.from_numpy(buffer.observations[:10, 0]), torch.empty(10, 1))
+    paid = StateEntropy(buffer.draw_states)(torch.from_numpy(buffer.observations[:10, 0]), torch.empty(10, 1))
     np.testing.assert_allclose(paid, distances / distances.std(ddof=1), rtol=1e-3)
 
 
 @pytest.mark.parametrize("algorithm", [sb3.SAC, sb3.TD3, sb3_contrib.CrossQ])
 def test_the_critic_begins_anew_and_the_actor_stays(algorithm):
     model = agent(algorithm=algorithm)
-    model.replay_buffer.pay(lambda states, actions: states[:, 0])
+    model.replay_buffer.set_reward(lambda states, actions: states[:, 0])
     model.learn(100)
     actor = [weight.clone() for weight in model.actor.state_dict().values()]
     critic = [weight.clone() for weight in model.critic.parameters()]
@@ -177,8 +182,9 @@ def test_pause_and_resume_keep_everything(tmp_path):  # faults 58, 59
     again = callback()
     resumed = sb3.SAC.load(tmp_path / "model.zip", Walk())
     again.restore(tmp_path, resumed)
-    assert (again.asked, again.history, again._next) == (preferences.asked, preferences.history, preferences._next)
-    assert again.rng.bit_generator.state == preferences.rng.bit_generator.state
+    assert (again.asked, again.history) == (preferences.asked, preferences.history)
+    assert again.learner.next_session == preferences.learner.next_session
+    assert again.learner.rng.bit_generator.state == preferences.learner.rng.bit_generator.state
     np.testing.assert_array_equal(again.preferences.inputs, preferences.preferences.inputs)
     for name in ("observations", "next_observations", "actions", "dones", "timeouts"):
         old, new = (getattr(each.replay_buffer, name)[:120] for each in (model, resumed))
@@ -200,7 +206,11 @@ def test_a_resumed_teacher_makes_the_mistakes_that_come_next(tmp_path):
     preferences.save(tmp_path)
     again = callback(ScriptedLabeler("mistake", seed=3))
     again.restore(tmp_path, model)
-    assert again.labeler.rng.random() == preferences.labeler.rng.random() != np.random.default_rng(3).random()
+    assert (
+        again.learner.labeler.rng.random()
+        == preferences.learner.labeler.rng.random()
+        != np.random.default_rng(3).random()
+    )
 
 
 def test_resuming_with_other_queries_or_another_model_is_refused(tmp_path):
@@ -298,9 +308,10 @@ def test_the_bonus_for_disagreement_falls_to_zero():
 def test_what_a_session_does(monkeypatch):
     """The first is uniform and resets the critic; the later ones ask the sampler, and leave the critic."""
     from vlp_gym.integrations.sb3 import preferences as sb3_preferences
+    from vlp_gym.preferences import learner
 
     drawn, fits, resets, trained = [], [], [], []
-    choose, fit, train = sb3_preferences.choose_pairs, RewardEnsemble.fit, sb3.SAC.train
+    choose, fit, train = learner.choose_pairs, RewardEnsemble.fit, sb3.SAC.train
 
     def chosen(*arguments, **options):
         drawn.append(options)
@@ -314,7 +325,7 @@ def test_what_a_session_does(monkeypatch):
         trained.append(gradient_steps)
         return train(self, gradient_steps, batch_size)
 
-    monkeypatch.setattr(sb3_preferences, "choose_pairs", chosen)
+    monkeypatch.setattr(learner, "choose_pairs", chosen)
     monkeypatch.setattr(RewardEnsemble, "fit", fitted)
     monkeypatch.setattr(sb3_preferences, "reset_critic", resets.append)
     monkeypatch.setattr(sb3.SAC, "train", learned)
@@ -336,7 +347,7 @@ def test_nothing_labelled_is_nothing_learned():
     assert [row["skipped"] for row in preferences.history] == [8, 8]
     assert isinstance(model.replay_buffer._reward_fn, StateEntropy)
     assert preferences.reward(np.ones(2), np.ones(1)) == 0.0
-    preferences.labeler = ScriptedLabeler()
+    preferences.learner.labeler = ScriptedLabeler()
     model.learn(100, preferences, reset_num_timesteps=False)
     assert preferences.ensemble.fitted
     assert not isinstance(model.replay_buffer._reward_fn, StateEntropy)
@@ -405,7 +416,7 @@ def test_exploration_sees_small_distances_between_large_numbers():
     for step in range(40):
         state = np.array([[1000.0, 0.01 * step]], np.float32)
         buffer.add(state, state, np.zeros((1, 1)), np.zeros(1), np.zeros(1), [{}])
-    reward = StateEntropy(buffer)
+    reward = StateEntropy(buffer.draw_states)
     reward(torch.from_numpy(buffer.observations[:1, 0]), torch.empty(1, 1))
     assert reward.moments[1] == pytest.approx(0.05, rel=1e-3)  # the first of a row: its fifth neighbour is 5 steps away
 

@@ -114,7 +114,7 @@ def test_the_papers_recipe_labels_segments(model: RLVLMFModel) -> None:
         for step in range(2):
             ticket = Ticket(0, episode, step)
             frame = np.full((1, 8, 8, 3), (0, level)[step], np.uint8)
-            store.see(Answer(ticket, FrameScore(0.0, None, None)), frame, torch.zeros(1, 1, 1))
+            store.on_answer(Answer(ticket, FrameScore(0.0, None, None)), frame, torch.zeros(1, 1, 1))
         store.add(0, np.zeros(2), np.zeros(1), 0.0, Ticket(0, episode, 1))
         store.end(0)
     spans = [(episode, 0, 1) for episode in range(4)]

@@ -1,4 +1,4 @@
-"""FuRL with Stable-Baselines3: the heads of the reward model learn from what the agent sees.
+"""FuRL with Stable-Baselines3: the heads of the reward model learn from the agent's frames.
 
 ```python
 env = VLPRewardWrapper(Sparse(env), "press the button", model, scale=0.05, env_reward_weight=1.0, mode="async")
@@ -6,7 +6,7 @@ agent = SAC("MlpPolicy", env, replay_buffer_class=VLPReplayBuffer)
 agent.learn(1_000_000, [VLPRewardCallback(), FuRLCallback()])
 ```
 
-`FuRLModel` says what ``Sparse`` is.
+``Sparse`` is shown in the documentation of `FuRLModel`.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 
 class FuRLCallback(BaseCallback):
-    """Trains the heads of the `FuRLModel` that pays the environments: a `FuRLTrainer` fed by what the engine encodes.
+    """Trains the heads of the environments' `FuRLModel`: a `FuRLTrainer` fed with the frame tokens of the engine.
 
-    Whole episodes are taken in, with the environment's own word on success, and after the agent's ``learning_starts``
-    steps the heads are updated at every step of the environments. Needs the wrapper in the mode "async".
+    Whole episodes are added, with the environment's own success, and after the agent's ``learning_starts`` steps the
+    heads are updated at every step of the environments. Needs the wrapper in the mode "async".
 
-    Rewards are those of the heads at the time of the step. The paper's program computes them anew for each batch that
-    is drawn from the replay buffer; nor is its relay of two agents here.
+    Each reward is computed once, by the heads at the time of the step. The paper's program recomputes the rewards of
+    each batch from the replay buffer; its relay of two agents is not implemented.
 
     Logged are ``furl/loss``, ``furl/positive`` and ``furl/negative`` (frames kept).
 
     Args:
         goal: an image of success, uint8 ``[H, W, 3]``, to rank frames by before the first success; None: the heads
             learn from the first success on.
-        success_key: what ``info`` calls the success.
-        updates: of the heads at each step.
-        options: of the `FuRLTrainer`: gap, margin, distance_margin, batch_size, learning_rate, capacity, seed.
+        success_key: key of the success in ``info``.
+        updates: updates of the heads at each step.
+        options: passed to the `FuRLTrainer`: gap, margin, distance_margin, batch_size, learning_rate, capacity, seed.
 
     Raises:
-        ValueError: at the start of the training, if the environments are not paid by one `FuRLModel` for one sentence
-            in the mode "async", or do not say whether they succeed.
+        ValueError: at the start of the training, if the environments do not share one `FuRLModel` and one sentence in
+            the mode "async"; at a step, if ``info`` lacks the success.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class FuRLCallback(BaseCallback):
         super().__init__(verbose)
         self.goal, self.success_key, self.updates, self.options = goal, success_key, updates, options
         self.trainer: FuRLTrainer | None = None
-        """Made at the start of the first training, and kept for those that go on."""
+        """Made at the start of the first training, and kept when training goes on."""
         self._source: SegmentSource | None = None
         self._episodes = _Episodes()
 
@@ -92,7 +92,7 @@ class FuRLCallback(BaseCallback):
         elif self.trainer.model is not model:
             raise ValueError("expected the model that this callback has trained before; make a new callback")
         self._episodes = _Episodes()
-        self._source.connect(self._episodes)
+        self._source.connect(self._episodes.on_answer)
 
     def _on_step(self) -> bool:
         assert self.trainer is not None
@@ -112,7 +112,7 @@ class FuRLCallback(BaseCallback):
 
     def _on_training_end(self) -> None:
         if self._source is not None:
-            self._source.disconnect()  # waits for what is on its way
+            self._source.disconnect()  # waits for the pending answers
             self._take_in()
 
     def _take_in(self) -> None:
@@ -122,37 +122,37 @@ class FuRLCallback(BaseCallback):
 
 
 def exclusively(engines: Sequence[QueryEngine], function: Callable[[], Any]) -> Any:
-    """Call a function while none of these engines uses its model: several may share one."""
+    """Call a function while none of these engines uses its model, which several may share."""
     if not engines:
         return function()
     return engines[0].exclusively(lambda: exclusively(engines[1:], function))
 
 
 class _Episodes:
-    """Puts together what the environments say, step by step, and the frame tokens, which come later."""
+    """Joins the steps of the environments with their frame tokens, which come later."""
 
     def __init__(self) -> None:
-        self._heard: deque[tuple[Ticket, Tensor]] = deque()  # filled by the engine's thread
-        self._newest: dict[int, int] = {}  # of each environment, the episode of its newest token
+        self._arrived: deque[tuple[Ticket, Tensor]] = deque()  # filled by the engine's thread
+        self._newest: dict[int, int] = {}  # environment to the episode of its newest token
         self._tokens: dict[tuple[int, int], list[tuple[int, Tensor]]] = {}
         self._success: dict[tuple[int, int], list[bool]] = {}
         self._over: list[tuple[int, int]] = []
 
-    def see(self, answer: Answer, frames: NDArray[np.uint8], tokens: Tensor) -> None:
-        """What `QueryEngine.on_answer` is given, in any thread; the first camera's token is kept, ``[D]``."""
-        self._heard.append((answer.ticket, tokens[0, 0].to("cpu", copy=True)))
+    def on_answer(self, answer: Answer, frames: NDArray[np.uint8], tokens: Tensor) -> None:
+        """Keep the first camera's token, ``[D]``; called by `QueryEngine` in any thread."""
+        self._arrived.append((answer.ticket, tokens[0, 0].to("cpu", copy=True)))
 
     def step(self, ticket: Ticket, success: bool, *, over: bool) -> None:
-        """Note a step of the environment."""
+        """Add one step of an environment."""
         key = ticket.env, ticket.episode
         self._success.setdefault(key, []).append(success)
         if over:
             self._over.append(key)
 
     def finished(self) -> list[tuple[Tensor, Tensor]]:
-        """Take the episodes whose last token has come: embeddings ``[F, D]`` and success ``[F]`` of each."""
-        while self._heard:
-            (env, episode, step), token = self._heard.popleft()
+        """Remove and return the episodes whose last token has come: embeddings ``[F, D]`` and success ``[F]``."""
+        while self._arrived:
+            (env, episode, step), token = self._arrived.popleft()
             self._newest[env] = episode
             if step > 0:  # the reset frame belongs to no step
                 self._tokens.setdefault((env, episode), []).append((step, token))
@@ -163,7 +163,7 @@ class _Episodes:
             if complete:
                 flags = torch.tensor([success[step - 1] for step, _ in tokens])
                 whole.append((torch.stack([token for _, token in tokens]), flags))
-            if complete or self._newest.get(key[0], -1) > key[1]:  # or an error has spoiled its end
+            if complete or self._newest.get(key[0], -1) > key[1]:  # or an error cost its end
                 self._over.remove(key)
                 self._tokens.pop(key, None)
                 del self._success[key]

@@ -1,6 +1,6 @@
-"""A replay buffer that labels its rows when they are sampled, each once for each reward that is learned.
+"""A replay buffer that computes rewards when rows are sampled, once for each row and learned reward.
 
-Nothing has to be relabelled after a session of queries: no sample can have an older reward, wherever the ring stands.
+After a session nothing has to be relabelled at once, and no sample can have an older reward.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 RewardFn = Callable[[Tensor, Tensor], Tensor]
-"""Observations ``[B, S]`` and actions ``[B, A]`` to rewards ``[B]``."""
+"""Maps observations ``[B, S]`` and actions ``[B, A]`` to rewards ``[B]``."""
 
 
 class PreferenceReplayBuffer(ReplayBuffer):
-    """A `ReplayBuffer` that pays what `PreferenceCallback` has learned; the rewards of the environment are never read.
+    """A `ReplayBuffer` with the rewards that `PreferenceCallback` learns; those of the environment are never read.
 
     ``SAC("MlpPolicy", env, replay_buffer_class=PreferenceReplayBuffer)``, and
     ``learn(..., callback=PreferenceCallback(labeler))``. The arguments are those of `ReplayBuffer`.
@@ -42,14 +42,14 @@ class PreferenceReplayBuffer(ReplayBuffer):
         self._reward_fn: RewardFn | None = None
         self._lasting = True
         self._labelled = np.zeros(self.buffer_size, np.bool_)
-        """The rows whose rewards are those of the reward function."""
+        """Rows whose rewards were computed by the current reward function."""
 
-    def pay(self, reward_fn: RewardFn, *, lasting: bool = True) -> None:
+    def set_reward(self, reward_fn: RewardFn, *, lasting: bool = True) -> None:
         """From now on, every sample has the rewards of this function.
 
         Args:
-            reward_fn: observations, as they were before any normalization, and actions to rewards.
-            lasting: it gives the same rewards every time, until `pay` is called again.
+            reward_fn: maps observations, without any normalization, and actions to rewards.
+            lasting: whether it gives the same rewards every time; then each row is computed once.
         """
         self._reward_fn, self._lasting = reward_fn, lasting
         self._labelled[:] = False
@@ -72,8 +72,14 @@ class PreferenceReplayBuffer(ReplayBuffer):
             self._labelled[rows] = self._lasting
         return super()._get_samples(batch_inds, env)
 
+    def draw_states(self, count: int, rng: np.random.Generator) -> Tensor:
+        """Observations of so many random rows, or of all if there are fewer, float32 ``[rows * num_envs, S]``."""
+        size = self.size()
+        rows = np.arange(size) if size <= count else rng.choice(size, count, replace=False)
+        return self.to_torch(self.observations[rows]).float().flatten(0, 1).flatten(1)
+
     def __getstate__(self) -> dict[str, Any]:
-        """What has been learned is saved by the callback."""
+        """Without the reward function, which the callback saves."""
         return {**self.__dict__, "_reward_fn": None}
 
 
@@ -81,17 +87,13 @@ _ARRAYS = ("observations", "next_observations", "actions", "dones", "timeouts")
 
 
 def replay_tensors(buffer: ReplayBuffer) -> dict[str, Tensor]:
-    """The filled rows of a replay buffer, and where its ring stands, for a file of tensors."""
+    """The filled rows of a replay buffer, and the position of its ring, for a file of tensors."""
     tensors = {name: torch.from_numpy(getattr(buffer, name)[: buffer.size()]) for name in _ARRAYS}
     return {**tensors, "ring": torch.tensor([buffer.pos, int(buffer.full)])}
 
 
-def fill_replay(buffer: ReplayBuffer, tensors: dict[str, Tensor], folder: str | Path) -> None:
-    """Put into a replay buffer what `replay_tensors` took out of another one of its shape.
-
-    Raises:
-        CheckpointError: if it does not fit.
-    """
+def check_replay(buffer: ReplayBuffer, tensors: dict[str, Tensor], folder: str | Path) -> None:
+    """Raise CheckpointError, which names the folder, unless `fill_replay` can put these tensors into a buffer."""
     for name in _ARRAYS:
         rows, full = len(tensors[name]), bool(tensors["ring"][1])
         fits = rows == buffer.buffer_size if full else rows <= buffer.buffer_size
@@ -99,42 +101,10 @@ def fill_replay(buffer: ReplayBuffer, tensors: dict[str, Tensor], folder: str | 
             raise CheckpointError(
                 f"{folder}: expected {name} of the shape {getattr(buffer, name).shape}, got {list(tensors[name].shape)}"
             )
+
+
+def fill_replay(buffer: ReplayBuffer, tensors: dict[str, Tensor]) -> None:
+    """Put into a replay buffer what `replay_tensors` took out of another one of its shape."""
     for name in _ARRAYS:
         getattr(buffer, name)[: len(tensors[name])] = tensors[name].numpy()
     buffer.pos, buffer.full = int(tensors["ring"][0]), bool(tensors["ring"][1])
-
-
-class StateEntropy:
-    """The reward of unsupervised exploration: how far a state is from its k-th neighbour (PEBBLE, eq. 3).
-
-    Args:
-        buffer: where the neighbours are looked for.
-        k: which neighbour.
-        neighbours: how many rows, drawn at random, are looked at; all of them where there are fewer.
-        seed: of that draw.
-    """
-
-    def __init__(self, buffer: ReplayBuffer, *, k: int = 5, neighbours: int = 2048, seed: int = 0) -> None:
-        self.buffer, self.k, self.neighbours = buffer, k, neighbours
-        self.rng = np.random.default_rng(seed)
-        self.moments = (0, 0.0, 0.0)
-        """Number of distances so far, their mean, and the sum of their squared deviations from it."""
-
-    def __call__(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Distances over their running standard deviation, ``[B]``."""
-        size = self.buffer.size()
-        rows = np.arange(size) if size <= self.neighbours else self.rng.choice(size, self.neighbours, replace=False)
-        others = self.buffer.to_torch(self.buffer.observations[rows]).float().flatten(0, 1).flatten(1)
-        # Not by matrix products, which lose small distances between large numbers.
-        distances = torch.cdist(observations.flatten(1), others, compute_mode="donot_use_mm_for_euclid_dist")
-        # The state itself is among the others where it was drawn, at a distance of 0.
-        nearest = distances.kthvalue(min(self.k + 1, len(others)), dim=1).values
-        count, mean, square = self.moments
-        for value in nearest.double().tolist():  # Welford's running moments
-            count += 1
-            delta = value - mean
-            mean += delta / count
-            square += delta * (value - mean)
-        self.moments = (count, mean, square)
-        deviation = (square / max(count - 1, 1)) ** 0.5
-        return nearest / max(deviation, 1e-8)

@@ -1,10 +1,10 @@
-"""Where the late rewards of a Stable-Baselines3 run come from: the wrappers, found in the `VecEnv` of the model."""
+"""The reward wrappers of a Stable-Baselines3 model, found in its `VecEnv`: late rewards, scores, frames and tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,16 +17,19 @@ from vlp_gym.integrations.sb3.vec import VLPVecReward
 from vlp_gym.rewards.stream import Delivery
 from vlp_gym.wrappers.single import VLPRewardWrapper
 
+OnAnswer = Callable[[Answer, NDArray[np.uint8], Tensor], None]
+"""Called in any thread with one answer, the frames ``[C, H, W, 3]`` and their tokens ``[C, K, D]``."""
+
 
 class RewardWrappers:
-    """The wrappers that pay the environments of a `VecEnv` for a sentence, whichever they are.
+    """The reward wrappers of a `VecEnv`: one `VLPVecReward`, or a `VLPRewardWrapper` around each environment.
 
     Args:
-        venv: it has been reset.
+        venv: has been reset.
 
     Attributes:
-        vector: the `VLPVecReward` in its chain, or None.
-        wrapped: of each environment, whether a `VLPVecReward`, or a `VLPRewardWrapper` of its own, pays it.
+        vector: the `VLPVecReward` among its wrappers, or None.
+        wrapped: for each environment, whether it has one of them.
     """
 
     def __init__(self, venv: VecEnv) -> None:
@@ -35,11 +38,11 @@ class RewardWrappers:
         self.wrapped = venv.env_is_wrapped(VLPRewardWrapper) if alone else [True] * venv.num_envs
         self.reset_infos: list[dict[str, Any]] = (self.vector or venv.unwrapped).reset_infos
         self.late = any("ticket" in info.get("vlp", {}) for info in self.reset_infos)
-        """Whether rewards come late: the mode is "async"."""
+        """Whether rewards come late: the mode is "async" somewhere."""
         self._local = not isinstance(venv.unwrapped, SubprocVecEnv)
 
     def yield_to_learner(self, on: bool) -> None:
-        """Let the models work while the environments do, and rest while the agent learns; or no longer."""
+        """Whether the models run only while the environments step, and pause while the agent learns."""
         if self.vector is not None:
             self.vector.yield_to_learner(on)
         elif self._local:
@@ -50,12 +53,12 @@ class RewardSource(RewardWrappers):
     """Brings the rewards of all environments of a `VecEnv`.
 
     Args:
-        venv: with a `VLPVecReward` in its chain, or whose every environment has a `VLPRewardWrapper`; they may live
-            in other processes (`SubprocVecEnv`). It has been reset.
+        venv: has been reset; wrapped by `VLPVecReward`, or with a `VLPRewardWrapper` around every environment. They
+            may live in other processes (`SubprocVecEnv`).
         listener: called with each delivery.
 
     Raises:
-        ValueError: if neither is there.
+        ValueError: if it has neither.
     """
 
     def __init__(self, venv: VecEnv, listener: Callable[[Delivery], None]) -> None:
@@ -76,11 +79,11 @@ class RewardSource(RewardWrappers):
             venv.env_method("deliver_by_poll")
 
     def poll(self, indices: Sequence[int], timeout_s: float) -> Iterator[tuple[int, list[Delivery]]]:
-        """Take the rewards that are there, environment by environment: an error of one loses nothing of another.
+        """Take the rewards that have come, one environment at a time: an error in one loses no reward of another.
 
         Args:
-            indices: of the environments to ask.
-            timeout_s: how long to wait for each that has something on its way.
+            indices: numbers of the environments.
+            timeout_s: longest wait for each that has rewards pending.
         """
         if self.vector is not None:
             yield from enumerate(self.vector.poll(timeout_s))
@@ -89,7 +92,7 @@ class RewardSource(RewardWrappers):
             yield index, self.venv.env_method("poll", timeout_s, indices=[index])[0]
 
     def idle(self) -> bool:
-        """Whether nothing is on its way: a reward that is not there by the next `poll` will not come."""
+        """Whether nothing is pending: a reward that the next `poll` does not bring will not come."""
         if self.vector is not None:
             return self.vector.stats()["pending"] == 0
         return all(stats["pending"] == 0 for stats in self.venv.env_method("stats"))
@@ -97,7 +100,7 @@ class RewardSource(RewardWrappers):
     def latencies(self) -> dict[str, float]:
         """Seconds from a step to its reward: ``latency_p50`` and ``latency_p99``; empty before the first.
 
-        Of several engines, the median of their p50 and the largest p99.
+        With several engines, the median of their p50 and the largest p99.
         """
         every = [self.vector.latencies()] if self.vector is not None else self.venv.env_method("latencies")
         every = [latencies for latencies in every if latencies]
@@ -109,19 +112,11 @@ class RewardSource(RewardWrappers):
         }
 
 
-class Listener(Protocol):
-    """What keeps the answers: a `SegmentStore`, or something like it."""
-
-    def see(self, answer: Answer, frames: NDArray[np.uint8], tokens: Tensor) -> None:
-        """One answer, whose ticket has the environment's place in the `VecEnv`, with what was looked at."""
-        ...
-
-
 class SegmentSource(RewardWrappers):
     """Gives a `SegmentStore` the scores, frames and frame tokens of the environments of a `VecEnv`.
 
     Args:
-        venv: some of whose environments may have a wrapper that pays; it has been reset.
+        venv: has been reset; some of its environments may have a reward wrapper.
     """
 
     def __init__(self, venv: VecEnv) -> None:
@@ -130,7 +125,7 @@ class SegmentSource(RewardWrappers):
         self.ticketed = all("ticket" in info.get("vlp", {}) for info in self.reset_infos)
         """Whether every step has a ticket: the mode is "async" everywhere."""
         self.engines: dict[QueryEngine, dict[int, int]] = {}
-        """Of each engine, the environments' numbers in its tickets, and their places in the `VecEnv`."""
+        """For each engine, the environments' numbers in its tickets, and their places in the `VecEnv`."""
 
     def find_engines(self) -> None:
         """Look up the engines.
@@ -150,34 +145,27 @@ class SegmentSource(RewardWrappers):
         for place, (engine, info) in enumerate(zip(engines, self.reset_infos, strict=True)):
             self.engines.setdefault(engine, {})[info["vlp"]["ticket"].env] = place
 
-    def connect(self, listener: Listener) -> None:
-        """From now on, what the engines answer goes there."""
+    def connect(self, on_answer: OnAnswer) -> None:
+        """Let the engines call this with each answer; its ticket then has the environment's place in the `VecEnv`."""
+
+        def by_place(places: dict[int, int], answer: Answer, frames: NDArray[np.uint8], tokens: Tensor) -> None:
+            place = places.get(answer.ticket.env)
+            if place is not None:
+                on_answer(answer._replace(ticket=answer.ticket._replace(env=place)), frames, tokens)
+
         for engine, places in self.engines.items():
-            engine.on_answer = _Ear(listener, places)
+            engine.on_answer = partial(by_place, places)
 
     def wait(self) -> None:
-        """Wait for all that is on its way."""
+        """Wait for all pending answers."""
         for engine in self.engines:
             engine.wait()
 
     def disconnect(self) -> None:
-        """Wait for what is on its way, and listen no longer."""
+        """Wait for all pending answers; later ones are not passed on."""
         for engine in self.engines:
             engine.wait()
             engine.on_answer = None
-
-
-@dataclass(frozen=True)
-class _Ear:
-    """Passes on what one engine answers, under the number that the environment has in the `VecEnv`."""
-
-    listener: Listener
-    places: dict[int, int]
-
-    def __call__(self, answer: Answer, frames: NDArray[np.uint8], tokens: Tensor) -> None:
-        place = self.places.get(answer.ticket.env)
-        if place is not None:
-            self.listener.see(answer._replace(ticket=answer.ticket._replace(env=place)), frames, tokens)
 
 
 def _find_vector(venv: VecEnv) -> VLPVecReward | None:
