@@ -32,8 +32,7 @@ class OneSided(PaintedModel):
 
 def test_pairs_are_asked_in_both_orders():
     scorer = VideoScorer(OneSided(), [SENTENCE])
-    scorer.open(VIDEO, "video")
-    short, late, early = scorer.clip(0, 2), scorer.clip(4, 12), scorer.clip(0, 8)
+    short, late, early = (scorer.clip(VIDEO, *span, "video") for span in ((0, 2), (4, 12), (0, 8)))
     assert [len(clip) for clip in (short, late, early)] == [2, 4, 4]  # only real frames
     chances = scorer.prefer([late, short, early], [early, early, late], [SENTENCE] * 3)
 
@@ -71,8 +70,6 @@ def test_a_goal_model_takes_pictures_in_the_place_of_sentences():
     for sentence, goal in ((SENTENCE, 2), ("close the door", 0)):
         expected = -(tokens - tokens[goal]).norm(dim=1)
         np.testing.assert_allclose(scorer.values(sentence), expected, atol=1e-4)
-    message = (
-        "VIPModel takes pictures of goals only; expected one for each instruction, found none for 'press the button'"
-    )
+    message = "VIP knows no language: expected the path of a goal picture (.png, .jpg or .jpeg), got 'press the button'"
     with pytest.raises(InstructionError, match=f"^{re.escape(message)}$"):
         VideoScorer(model, [SENTENCE])

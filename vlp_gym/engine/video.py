@@ -12,7 +12,6 @@ from torch import Tensor
 
 from vlp_gym.engine.guard import GuardedModel
 from vlp_gym.engine.windows import window_indices
-from vlp_gym.errors import InstructionError
 from vlp_gym.models.protocol import AnchoredModel, GoalModel, RewardModel
 from vlp_gym.rewards.shaping import gated_progress
 
@@ -34,7 +33,7 @@ class VideoScorer:
         goals: for a model that takes pictures of goals only: instruction -> its picture, uint8 ``[H, W, 3]``.
 
     Raises:
-        InstructionError: for an instruction that is over the model's limit, or has no picture where one is needed.
+        InstructionError: for an instruction that is over the model's limit, or that the model cannot take.
     """
 
     def __init__(
@@ -82,10 +81,11 @@ class VideoScorer:
         indices, masks = zip(*(self.window(*span) for span in spans), strict=True)
         return self._score(np.stack(indices), np.stack(masks), sentences)[0]
 
-    def clip(self, start: int, stop: int) -> Tensor:
-        """Frame tokens of a segment for a pairwise head, ``[T, K, D]`` on the CPU."""
+    def clip(self, frames: NDArray[np.uint8], start: int, stop: int, name: str) -> Tensor:
+        """Frame tokens of a segment of a video, ``[T, K, D]`` on the CPU, for `prefer`; arguments as in `open`."""
         indices, mask = self.window(start, stop)
-        return self._tokens[torch.from_numpy(indices[mask])].cpu()
+        shown = torch.from_numpy(np.ascontiguousarray(frames[indices[mask]]))
+        return self.guard.encode_frames(shown, where=name).cpu()
 
     def prefer(self, a: Sequence[Tensor], b: Sequence[Tensor], sentences: Sequence[str]) -> Floats:
         """P(a > b) of N pairs of clips, float ``[N]``: the mean of what a `PairwiseModel` answers in both orders.
@@ -162,13 +162,9 @@ class VideoScorer:
 
     def _encode(self, sentences: Sequence[str], goals: Mapping[str, NDArray[np.uint8]]) -> Tensor:
         """Text tokens of all instructions, ``[B, L, D]``."""
-        if not (isinstance(self.model, GoalModel) and self.model.needs_goal):
+        takes_goals = isinstance(self.model, GoalModel) and self.model.needs_goal
+        if not (takes_goals and all(sentence in goals for sentence in sentences)):
             return self.guard.encode_text(sentences, where="instructions")
-        if missing := [sentence for sentence in sentences if sentence not in goals]:
-            raise InstructionError(
-                f"{type(self.model).__name__} takes pictures of goals only; expected one for each instruction, found "
-                f"none for {missing[0]!r}"
-            )
         pictures = [torch.from_numpy(goals[sentence])[None] for sentence in sentences]
         return torch.cat([self.guard.encode_goals(picture, where="goal pictures") for picture in pictures])
 

@@ -14,6 +14,7 @@ from vlp_gym.data.trajectory import Trajectory
 from vlp_gym.engine.video import VideoScorer
 from vlp_gym.errors import QueryError
 from vlp_gym.evaluation.curation import THRESHOLD, advantage_weights, detect_success
+from vlp_gym.evaluation.goals import expert_goals
 from vlp_gym.evaluation.metrics import auc, voc
 from vlp_gym.models.protocol import RewardModel
 
@@ -56,7 +57,7 @@ def score_dataset(
     if not 0 <= temperature <= 100:
         raise ValueError(f"temperature must be in [0, 100], got {temperature}")
     sentences = sorted({instruction or trajectory.canonical for trajectory in trajectories})
-    scorer = VideoScorer(model, sentences, device)
+    scorer = VideoScorer(model, sentences, device, goals=expert_goals(trajectories))
     rows = []
     for trajectory in tqdm(trajectories, desc="scoring", unit="video", disable=not progress_bar):
         index = np.linspace(0, len(trajectory.frames) - 1, min(FRAMES, len(trajectory.frames))).round().astype(np.int64)

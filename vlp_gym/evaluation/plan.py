@@ -5,8 +5,9 @@ Only rewards, successes and lengths are looked at here, no frame and no model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import numpy as np
 
@@ -38,9 +39,37 @@ class TaskPlan:
     ivp_held_out: list[Pair] = field(default_factory=list)
     ilp: list[Pair] = field(default_factory=list)
 
-    def sentences(self) -> list[str]:
-        """Every phrasing of the task, canonical first."""
-        return [self.sentence, *self.held_out, *(s for group in self.variants.values() for s in group)]
+    def groups(self, trajectories: Sequence[Trajectory]) -> dict[str, list[Pair]]:
+        """All pairs by the figure that they give; the better one first."""
+        tier_of = [trajectory.tier for trajectory in trajectories]
+        experts = self.videos["expert"]
+        return {
+            "itp_scripted": self.scripted,
+            "itp_tier": self.tier_pairs([self.sentence], trajectories),
+            "itp_tier_held_out": self.tier_pairs(self.held_out, trajectories),
+            "itp_near_miss": [self._pair(a, b, trajectories) for a in experts for b in self.near_misses],
+            "ivp": self.ivp,
+            "ivp_held_out": self.ivp_held_out,
+            "ivp_same_tier": [pair for pair in self.ivp if tier_of[pair[0][0]] == tier_of[pair[1][0]]],
+            "ivp_random_over_expert": [
+                (a, b) for a, b in self.ivp if (tier_of[a[0]], tier_of[b[0]]) == ("random", "expert")
+            ],
+            "ivp_sibling": [self._pair(a, b, trajectories) for a in experts for b in self.sibling_experts],
+            **{f"itp_{kind}": self.tier_pairs(group, trajectories) for kind, group in self.variants.items()},
+        }
+
+    def tier_pairs(self, sentences: Sequence[str], trajectories: Sequence[Trajectory]) -> list[Pair]:
+        """All pairs of videos of two tiers, under each of these sentences."""
+        return [
+            video_pair(a, b, sentence, trajectories)
+            for sentence in sentences
+            for high, low in combinations(TIERS, 2)
+            for a in self.videos[high]
+            for b in self.videos[low]
+        ]
+
+    def _pair(self, a: int, b: int, trajectories: Sequence[Trajectory]) -> Pair:
+        return video_pair(a, b, self.sentence, trajectories)
 
 
 def plan_task(
@@ -137,19 +166,6 @@ def _segment(trajectory: Trajectory, rng: np.random.Generator, steps: int) -> tu
     within = np.arange(step[start], step[start] + steps)  # episode_reward[k] was paid by step k + 1
     reward = trajectory.episode_reward
     return start, stop, float(reward[np.minimum(within, len(reward) - 1)].sum(dtype=np.float64))
-
-
-def questions(plan: TaskPlan, trajectories: Sequence[Trajectory]) -> Iterator[Key]:
-    """Every (video or segment, sentence) whose preference the figures need; some come more than once."""
-    for pairs in (plan.scripted, plan.ivp, plan.ivp_held_out, plan.ilp):
-        for pair in pairs:
-            yield from pair
-    for tier in TIERS:
-        for i in plan.videos[tier]:
-            for sentence in plan.sentences():
-                yield whole(i, sentence, trajectories)
-    for i in [*plan.near_misses, *plan.sibling_experts]:
-        yield whole(i, plan.sentence, trajectories)
 
 
 def reward_sentences(plan: TaskPlan) -> list[str]:

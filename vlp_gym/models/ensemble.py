@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -129,15 +129,27 @@ class EnsembleModel(nn.Module, CheckpointMixin):
             preference.append(_rank(scores.preference, self.preference_ranks[number], (-np.inf, np.inf)))
         return Scores(preference=self._reduce(preference), progress=self._reduce(progress))
 
-    def ask(self, frames: Tensor, text: Tensor, mask: Tensor) -> list[tuple[Scores, Tensor]]:
-        """What each member says, and its values of the frames, float32 ``[B, T]``, before any rank."""
+    def ask(
+        self,
+        frames: Tensor,
+        text: Tensor,
+        mask: Tensor,
+        scorers: Sequence[Callable[[Tensor, Tensor, Tensor], Scores]] | None = None,
+    ) -> list[tuple[Scores, Tensor]]:
+        """The scores of each member, and its values of the frames, float32 ``[B, T]``, before any rank.
+
+        Args:
+            frames, text, mask: as `score` takes them.
+            scorers: called in the place of the members' own ``score``.
+        """
+        scorers = scorers or [model.score for model in self.members]
         sentences = tokens_to_sentences(text)
         encoded = [self._texts.get(sentence) or self._encode(sentence) for sentence in sentences]
         answers = []
         tokens = frames[:, :, 0].split([math.prod(shape) for shape in self._shapes], 2)
-        for number, (model, own) in enumerate(zip(self.members, tokens, strict=True)):
+        for number, (score, own) in enumerate(zip(scorers, tokens, strict=True)):
             padded = nn.utils.rnn.pad_sequence([texts[number].to(frames.device) for texts in encoded], batch_first=True)
-            scores = model.score(own.unflatten(2, self._shapes[number]), padded, mask)
+            scores = score(own.unflatten(2, self._shapes[number]), padded, mask)
             value = scores.preference[:, None].expand(mask.shape) if scores.progress is None else scores.progress
             if scores.progress is not None and scores.relevance is not None:
                 value = value * torch.sigmoid(scores.relevance)[:, None]

@@ -1,0 +1,21 @@
+"""Pictures of goals for models that take no sentence: how an expert's video of the task ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlp_gym.data.trajectory import Trajectory
+
+
+def expert_goals(trajectories: Iterable[Trajectory]) -> dict[str, NDArray[np.uint8]]:
+    """Each sentence of a task -> the last frame, uint8 ``[H, W, 3]``, of its first expert that succeeds."""
+    goals: dict[str, NDArray[np.uint8]] = {}
+    for trajectory in trajectories:
+        if trajectory.tier == "expert" and trajectory.success.any():
+            others = [sentence for group in trajectory.variants.values() for sentence in group]
+            for sentence in (*trajectory.sentences, *trajectory.held_out, *others):
+                goals.setdefault(sentence, trajectory.frames[-1])
+    return goals

@@ -1,0 +1,157 @@
+"""The figures of one task: labels, progress, language and controls, from what the model gave."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlp_gym.data.trajectory import TIERS, VARIANT_KINDS, Trajectory
+from vlp_gym.evaluation import metrics
+from vlp_gym.evaluation.compare import Difference
+from vlp_gym.evaluation.plan import Pair, TaskPlan
+
+Floats = NDArray[np.float64]
+CONSISTENCY_PAIRS = 10_000  # time-step pairs a task, as in "Learning objectives under one roof"
+
+
+@dataclass
+class Curves:
+    """What is kept of one trajectory of an evaluated task once its tokens are gone; ``[F]`` arrays."""
+
+    value: Floats
+    pixel: Floats
+    frozen: Floats | None = None
+    shuffled: tuple[Floats, NDArray[np.int64]] | None = None  # values as shown, true index of each shown frame
+    reversed: Floats | None = None
+    rewards: dict[str, float] | None = None  # sentence -> the wrapper's reward at the last frame
+
+
+def measure(
+    plan: TaskPlan,
+    trajectories: Sequence[Trajectory],
+    groups: Mapping[str, Sequence[Pair]],
+    difference: Difference,
+    pixels: Difference,
+    curves: Mapping[int, Curves],
+    seed: int,
+) -> dict[str, float | None]:
+    """All figures of one task; None where the data does not give one.
+
+    Args:
+        plan: of the task.
+        trajectories: all rollouts.
+        groups: the pairs of each figure, as `TaskPlan.groups` gives them.
+        difference: how two videos compare.
+        pixels: the same by the picture difference.
+        curves: trajectory -> its values over time.
+        seed: seeds the draw of time steps.
+    """
+    figures = {name: _accuracy(pairs, difference) for name, pairs in groups.items()}
+    for name in ("itp_scripted", "itp_tier"):
+        figures[f"{name}_pixel"] = _accuracy(groups[name], pixels)
+    ilp = [difference(pair) for pair in plan.ilp]
+    figures["ilp_loss"] = metrics.ilp_loss(ilp, np.zeros(len(ilp))) if ilp else None
+    for kind in VARIANT_KINDS:
+        figures.setdefault(f"itp_{kind}", None)
+    figures.update(_measure_progress(plan, trajectories, curves, seed))
+    figures.update(_measure_controls(plan, trajectories, curves))
+    return {name: finite(value) for name, value in figures.items()}
+
+
+def _accuracy(pairs: Sequence[Pair], difference: Difference) -> float | None:
+    """Share of pairs whose better video is preferred; a tie counts one half."""
+    differences = [difference(pair) for pair in pairs]
+    return metrics.preference_accuracy(differences, np.zeros(len(pairs))) if pairs else None
+
+
+def _measure_progress(
+    plan: TaskPlan, trajectories: Sequence[Trajectory], curves: Mapping[int, Curves], seed: int
+) -> dict[str, float | None]:
+    figures: dict[str, float | None] = {}
+    for tier in ("expert", "random"):
+        long_enough = [curves[i] for i in plan.videos[tier] if len(curves[i].value) >= 2]
+        all_voc = [metrics.voc(c.value) for c in long_enough]
+        for name in ("spearman", "pearson", "kendall"):
+            figures[f"voc_{tier}_{name}"] = _mean([v[name] for v in all_voc])
+        figures[f"voc_{tier}_pixel"] = _mean([metrics.voc(c.pixel)["spearman"] for c in long_enough])
+    expert, random = figures["voc_expert_spearman"], figures["voc_random_spearman"]
+    figures["voc_gap"] = None if expert is None or random is None else expert - random
+
+    own = [i for tier in TIERS for i in plan.videos[tier] if len(curves[i].value) >= 2]
+    failing = [i for i in own if trajectories[i].tier != "expert"]
+    figures["reward_consistency"] = figures["fixed_time"] = figures["fixed_time_held"] = figures["success_auc"] = None
+    if failing:  # the paper draws its pairs from random and sub-optimal rollouts; frame 0 has no reward yet
+        value = np.concatenate([curves[i].value[1:] for i in failing])
+        reward = np.concatenate([trajectories[i].reward[1:] for i in failing])
+        figures["reward_consistency"] = metrics.reward_consistency(value, reward, pairs=CONSISTENCY_PAIRS, seed=seed)
+    if own:
+        values, rewards = [curves[i].value[1:] for i in own], [trajectories[i].reward[1:] for i in own]
+        figures["fixed_time"] = metrics.fixed_time_correlation(_stack(values, False), _stack(rewards, False))
+        figures["fixed_time_held"] = metrics.fixed_time_correlation(_stack(values, True), _stack(rewards, True))
+        succeeded = [bool(np.any(trajectories[i].success)) for i in own]
+        figures["success_auc"] = metrics.auc([curves[i].value[-1] for i in own], succeeded)
+    return figures
+
+
+def _measure_controls(
+    plan: TaskPlan, trajectories: Sequence[Trajectory], curves: Mapping[int, Curves]
+) -> dict[str, float | None]:
+    experts = [curves[i] for i in plan.videos["expert"]]
+    frozen = [metrics.voc(c.frozen)["spearman"] for c in experts if c.frozen is not None]
+    drift = [abs(float(c.frozen[-1] - c.frozen[0])) for c in experts if c.frozen is not None]
+    rise = [float(c.value[-1] - c.value[0]) for c in experts if c.frozen is not None]
+    backwards = [metrics.voc(c.reversed)["spearman"] for c in experts if c.reversed is not None]
+    shown, true = [], []
+    for c in experts:
+        if c.shuffled is not None:
+            values, order = c.shuffled
+            shown.append(metrics.voc(values[1:])["spearman"])
+            true.append(metrics.voc(values[np.argsort(order)][1:])["spearman"])
+
+    right: list[float] = []
+    wrong: list[float] = []
+    sibling: list[float] = []
+    for rewards in (c.rewards for c in experts if c.rewards is not None):
+        right.append(rewards[plan.sentence])
+        wrong += [rewards[s] for s in plan.wrong]
+        sibling += [rewards[plan.sibling_sentence]] if plan.sibling_sentence else []
+
+    changes = []
+    for tier in TIERS:
+        for i in plan.videos[tier]:
+            first = np.flatnonzero(trajectories[i].success)[:1]
+            if len(first) and first[0] + 1 < len(curves[i].value):
+                value = curves[i].value
+                changes.append(float(value[first[0] + 1 :].mean() - value[first[0]]))
+    return {
+        "control_frozen": _mean(frozen),
+        "control_frozen_drift": _ratio(drift, rise),
+        "control_shuffled_shown": _mean(shown),
+        "control_shuffled_true": _mean(true),
+        "control_reversed": _mean(backwards),
+        "control_wrong_instruction": _ratio(wrong, right),
+        "control_wrong_sibling": _ratio(sibling, right),
+        "control_after_success": _mean(changes),
+    }
+
+
+def _stack(curves: Sequence[Floats], hold: bool) -> Floats:
+    """Pad curves to ``[N, T]`` with NaN, or with their last value where ``hold``."""
+    longest = max(len(c) for c in curves)
+    padding = (lambda c: c[-1]) if hold else (lambda c: np.nan)
+    return np.stack([np.append(c, np.full(longest - len(c), padding(c))) for c in curves])
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _ratio(above: Sequence[float], below: Sequence[float]) -> float | None:
+    return float(np.mean(above) / np.mean(below)) if above and below and np.mean(below) > 0 else None
+
+
+def finite(value: float | None) -> float | None:
+    return None if value is None or not np.isfinite(value) else float(value)
