@@ -3,7 +3,7 @@
 python -m tests.gpu --size full --out runs/gpu
 python -m tests.gpu --size small --device cpu
 
-The first is `make gpu`. It takes at most 8 minutes, and needs a GPU of 24 GB or more. It also runs where nothing can be
+The first is `make gpu`. It takes at most 8 minutes, and needs a GPU with 40 GB or more. It also runs where nothing can be
 downloaded: torch, torchvision, transformers, peft, accelerate and scipy must be there; what else is missing comes from
 the folder of wheels that `make gpu-wheels` has filled elsewhere. On such a machine, in a copy of the working tree with
 that folder, this is the whole command, the installation into a temporary folder included:
@@ -12,7 +12,7 @@ that folder, this is the whole command, the installation into a temporary folder
 
 It writes ``gpu.json`` and ``gpu.md`` after each part, so that a run that is cut off leaves what it has measured. The
 exit status is 1 if a part failed. MuJoCo draws through EGL, whose driver is the machine's; without it another
-environment is measured, and the table says so.
+environment is measured, and the table names it.
 """
 
 from __future__ import annotations

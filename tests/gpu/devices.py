@@ -70,20 +70,20 @@ def seconds(call: Callable[[], Any], times: int, device: str) -> float:
 
 
 def milliseconds(call: Callable[[], Any], times: int, device: str) -> list[float]:
-    """Milliseconds of each of so many calls, after one that does not count."""
+    """Milliseconds of each of `times` calls, after a warm-up call."""
     call()
     return [1e3 * seconds(call, 1, device) for _ in range(times)]
 
 
 def forget_peak(device: str) -> None:
-    """Begin to measure the peak of the memory anew; a CPU's begins with the process."""
+    """Restart the measurement of peak memory; on a CPU it covers the whole process."""
     if device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
 
 def peak_mib(device: str) -> float:
-    """Highest memory so far: of tensors on a GPU, else of the process."""
+    """Peak memory in MiB: the tensors' on a GPU, the process's on a CPU."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / MIB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux

@@ -26,13 +26,13 @@ LEFT = 0.1
 
 
 class FaultyPainted(nn.Module):
-    """A model for any device that says what is painted in the newest and in the oldest frame of a window.
+    """A model for any device that returns what is painted in the newest and in the oldest frame of a window.
 
-    That is its preference and its relevance: a token that got lost or into another window shows in either.
+    They are its preference and its relevance, so a token that is lost or in another window changes one of them.
 
     Args:
-        rate: one frame in so many makes it answer NaN, always the same; one call in so many raises, and one in so many
-            leaves much work on the device.
+        rate: one of this many frames makes it answer NaN, the same frames each time; one of this many calls raises,
+            and one of this many leaves much work on the device.
         load: width of the matrices of that work.
     """
 

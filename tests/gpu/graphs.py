@@ -59,7 +59,7 @@ class GraphedModel(nn.Module):
             return tuple(getattr(scores, name) for name in present)
 
         answers = self._run("score", score, (frames, text, mask))
-        self._heads = present or self._heads  # a replay does not say which heads there are
+        self._heads = present or self._heads  # a replay does not call `score`
         return Scores(**dict(zip(self._heads, answers, strict=True)))
 
     @torch.inference_mode()

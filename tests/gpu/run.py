@@ -20,7 +20,7 @@ from tests.gpu.report import Figure, Outcome, document, settled, table
 from tests.gpu.sizes import SIZES
 
 GRACE = 2.5
-"""A part is stopped after so many times the seconds that it was expected to take."""
+"""A part is stopped after this multiple of the seconds that it was expected to take."""
 
 
 @dataclass(frozen=True)

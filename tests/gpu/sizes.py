@@ -12,8 +12,8 @@ class Size:
     Attributes:
         envs: painted environments on one engine.
         episodes: episodes of each of them, of 30 steps on average.
-        fault_every: one frame in so many, and one batch in so many, makes the painted model fail.
-        transitions: so many must have been scored at least.
+        fault_every: one of this many frames, and one of this many batches, makes the painted model fail.
+        transitions: the least number that must be scored.
         soak_steps: transitions that go into SB3's replay buffer under faults.
         backbone: open_clip architecture of VLP.
         heads: attention heads of VLP.
@@ -25,8 +25,8 @@ class Size:
         scenes: rendering environments, the first that works is taken.
         scene_envs: numbers of environments that step side by side.
         scene_steps: steps in one measurement.
-        opened: wrappers and engines that are opened and closed; memory is compared from the `settled`-th on.
-        settled: by then streams, handles and caches are all there.
+        opened: wrappers and engines that are opened and closed.
+        settled: openings after which PyTorch has filled its streams and caches, and memory must not grow.
         windows: windows in one forward pass of VLP and SPUR.
         pairs: pairs of videos in one training step of VLP and SPUR.
         steps: timed forward passes and training steps.

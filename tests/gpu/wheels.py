@@ -33,7 +33,7 @@ def version(package: str) -> str | None:
 
 
 def download(folder: Path, python: str, machine: str, without: Sequence[str] = ()) -> float:
-    """Fill the folder anew, with the versions that are installed here; returns the size of all in MB.
+    """Replace the folder's wheels by those of the versions that are installed here; returns their total size in MB.
 
     Args:
         folder: made if missing; wheels in it are removed first.
@@ -78,7 +78,7 @@ def _pip(arguments: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Download, and say how large everything is."""
+    """Download, and print the size of each wheel and of all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("gpu-wheels"), help="where the wheels go")
     here = ".".join(platform.python_version_tuple()[:2])
