@@ -3,10 +3,10 @@
 python -m tests.gpu --size full --out runs/gpu
 python -m tests.gpu --size small --device cpu
 
-The first is `make gpu`. It takes at most 8 minutes, and needs a GPU with 40 GB or more. It also runs where nothing can be
-downloaded: torch, torchvision, transformers, peft, accelerate and scipy must be there; what else is missing comes from
-the folder of wheels that `make gpu-wheels` has filled elsewhere. On such a machine, in a copy of the working tree with
-that folder, this is the whole command, the installation into a temporary folder included:
+The first is `make gpu`. It takes at most 8 minutes, and needs a GPU with 40 GB or more. It also runs where nothing can
+be downloaded: torch, torchvision, transformers, peft, accelerate and scipy must be there; what else is missing comes
+from the folder of wheels that `make gpu-wheels` has filled elsewhere. On such a machine, in a copy of the working tree
+with that folder, this is the whole command, the installation into a temporary folder included:
 
     python3 -m tests.gpu --size full --wheels gpu-wheels --out runs/gpu --budget-s 440
 
