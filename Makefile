@@ -1,6 +1,8 @@
 # make demo   install what is missing, then run examples/sac_button_press.py
 # make test   install what is missing, then ruff, mypy and pytest
 # make bench  the benchmarks of tests/benchmarks
+# make gpu    the check for a machine with CUDA, at most 8 minutes; no network needed where gpu-wheels/ has been filled
+# make gpu-wheels  fill gpu-wheels/ for it (53 MB), for another Python: make gpu-wheels OPTIONS="--python 3.12"
 # make train  collect the data, train and evaluate the shipped models again
 # make clean  remove caches and builds; `make distclean` removes .venv too
 #
@@ -13,8 +15,11 @@ STAMP := .venv/.installed
 GL := libegl1 libgl1 libgl1-mesa-dri libosmesa6
 DATA ?= data
 RUNS ?= runs
+WHEELS ?= gpu-wheels
+# On a machine without network there is no .venv, and the system's Python has torch.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: help install demo test browser bench train clean distclean
+.PHONY: help install demo test browser bench gpu gpu-wheels train clean distclean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -31,6 +36,12 @@ test: $(STAMP) browser
 
 bench: $(STAMP)
 	@for file in speed engine labels families; do echo "== $$file"; $(BIN)/python tests/benchmarks/$$file.py || exit 1; done
+
+gpu:
+	@$(GPU_PYTHON) -m tests.gpu --size full --wheels $(WHEELS) --out $(RUNS)/gpu
+
+gpu-wheels: $(STAMP)
+	@$(BIN)/python -m tests.gpu.wheels --folder $(WHEELS) $(OPTIONS)
 
 # The recipe of the shipped models: collect, tune on five validation tasks, train, evaluate. Hours on two cores. TUNED is
 # what `vlp-gym tune` said; to take what it says this time: make train TUNED="...". Rollouts of agents that learn from the

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -129,7 +130,15 @@ class Judge:
         self.counts["misattributed"] += self.open.pop(ticket) != delivery.reward
 
 
-def soak(steps: int, *, rate: float = 1e-3, num_envs: int = 4, seed: int = 0, progress: bool = False) -> dict[str, int]:
+def soak(
+    steps: int,
+    *,
+    rate: float = 1e-3,
+    num_envs: int = 4,
+    seed: int = 0,
+    progress: bool = False,
+    place: Callable[[SoakModel], Any] = lambda model: model,
+) -> dict[str, int]:
     """Step, store and sample under faults.
 
     Args:
@@ -138,13 +147,14 @@ def soak(steps: int, *, rate: float = 1e-3, num_envs: int = 4, seed: int = 0, pr
         num_envs: wrappers on one engine.
         seed: of faults and episodes.
         progress: show a bar.
+        place: puts the model on a device; the engine asks what it returns.
 
     Returns:
         Counts; "lost", "doubled", "misattributed" and "sampled wrong" must be 0.
     """
     world = FaultyWorld(rate, seed)
     model = SoakModel(world)
-    engine = QueryEngine(model, mode="async", slots=64)
+    engine = QueryEngine(place(model), mode="async", slots=64)
     wrappers = [VLPRewardWrapper(SoakEnv(env, world), SENTENCE, engine) for env in range(num_envs)]
     model.wrappers += wrappers
     venv = DummyVecEnv([lambda wrapper=wrapper: wrapper for wrapper in wrappers])
