@@ -1,6 +1,7 @@
 # make demo   install what is missing, then run examples/sac_button_press.py
 # make test   install what is missing, then ruff, mypy and pytest
 # make bench  the benchmarks of tests/benchmarks
+# make docs   build the documentation into site/; warnings are errors
 # make train  collect the data, train and evaluate the shipped models again
 # make clean  remove caches and builds; `make distclean` removes .venv too
 #
@@ -14,7 +15,7 @@ GL := libegl1 libgl1 libgl1-mesa-dri libosmesa6
 DATA ?= data
 RUNS ?= runs
 
-.PHONY: help install demo test browser bench train clean distclean
+.PHONY: help install demo test browser bench docs train clean distclean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -31,6 +32,9 @@ test: $(STAMP) browser
 
 bench: $(STAMP)
 	@for file in speed engine labels families; do echo "== $$file"; $(BIN)/python tests/benchmarks/$$file.py || exit 1; done
+
+docs: $(STAMP)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The recipe of the shipped models: collect, tune on five validation tasks, train, evaluate. Hours on two cores. TUNED is
 # what `vlp-gym tune` said; to take what it says this time: make train TUNED="...". Rollouts of agents that learn from the
@@ -119,7 +123,7 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 clean:
-	@rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	@rm -rf build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	@find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
 
 distclean: clean
