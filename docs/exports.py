@@ -15,10 +15,11 @@ EXPORT = re.compile(r"^from \S+ import (\w+) as \1$", re.MULTILINE)
 
 
 def exports(package: str) -> list[str]:
-    """The public names of a package, in the order in which its stub or its ``__init__.py`` lists them."""
+    """The public names of a package, in the order in which its stub or ``__init__.py`` lists them; the errors last."""
     folder = ROOT.joinpath(*package.split("."))
     stub = folder / "__init__.pyi"
-    return EXPORT.findall((stub if stub.exists() else folder / "__init__.py").read_text())
+    names = EXPORT.findall((stub if stub.exists() else folder / "__init__.py").read_text())
+    return sorted(names, key=lambda name: name.endswith(("Error", "Timeout")))
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
