@@ -59,8 +59,7 @@ class PreferenceCallback(BaseCallback):
         queries: when is it asked about what; None takes the defaults.
         fit_epochs: of the reward at each session, at most; it stops at an accuracy of 0.97.
         reset_updates: gradient steps of the agent after its critic was reset; None: no reset.
-        hidden: widths of the reward's hidden layers, see `RewardEnsemble`.
-        standardize: standardize the reward's inputs, see `RewardEnsemble`.
+        hidden, standardize: of the reward, see `RewardEnsemble`.
         reward_std: shift and scale what was learned at each session, so that over the replay buffer it has the mean 0
             and this standard deviation (Christiano et al. 2017): labels say nothing of either. None pays it as it is.
         disagreement_bonus: weight of the standard deviation over the members at the first step; it falls to 0 (RUNE).
