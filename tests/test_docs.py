@@ -7,7 +7,10 @@ the long runs are shortened, see `shorten`.
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
+import io
+import json
 import os
 import re
 import shlex
@@ -97,26 +100,38 @@ PYTHON_PAGES = [page for page in PAGES if any(block.language == "python" for blo
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PYTHON_PAGES, ids=name_of)
 def test_python_blocks_run(page, tmp_path):
+    lay_out(page, tmp_path)
     code = []
     for block in blocks(page):
-        if block.title == "pyproject.toml":
-            install(block.text, tmp_path)
-        elif block.title:
-            with (tmp_path / block.title).open("a") as file:  # a second block of the same file goes on with it
-                file.write(block.text + "\n")
-        elif block.language == "python":
+        if block.language == "python" and not block.title:
             compile(block.text, name_of(page), "exec")
             if not imports(block.text) & ELSEWHERE:
                 code.append(shorten(block.text))
     (tmp_path / "page.py").write_text("\n".join(code))
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    few_threads = {
-        "OMP_NUM_THREADS": "1",
-        "LP_NUM_THREADS": "0",
-    }  # torch's and Mesa's: on a busy machine 15 times faster
-    environment = {**os.environ, **few_threads, "PYTHONPATH": path}
-    done = subprocess.run([sys.executable, "page.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    run_python(["page.py"], tmp_path)
+
+
+def run_python(arguments: list[str], folder: Path) -> str:
+    """Standard output of a fresh interpreter that finds modules in `folder` too.
+
+    With the threads of torch and Mesa that it would take by itself, tests side by side are 15 times slower.
+    """
+    few_threads = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
+    environment = {**os.environ, **few_threads, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def lay_out(page: Path, folder: Path) -> None:
+    """Write the files that a page's titles name; of its pyproject.toml, what pip would install."""
+    for block in blocks(page):
+        if block.title == "pyproject.toml":
+            install(block.text, folder)
+        elif block.title:
+            with (folder / block.title).open("a") as file:  # a second block of the same file goes on with it
+                file.write(block.text + "\n")
 
 
 def imports(code: str) -> set[str]:
@@ -142,16 +157,23 @@ def install(project: str, folder: Path) -> None:
 # ---------------------------------------------------------------- commands
 
 
-def unique(pages: list[Path]) -> list[list[str]]:
+def unique(pages: list[Path]) -> list[tuple[Path, list[str]]]:
     """The complete `vlp-gym` command lines: those of the blocks, and of the tables that say how to get a model."""
-    lines = [words for page in pages for words in commands(page) if words[0] == "vlp-gym"]
-    lines += [words for page in MODEL_PAGES for words in inline_commands(page, "vlp-gym") if "--out" in words]
-    return [list(line) for line in dict.fromkeys(tuple(words[1:]) for words in lines)]
+    lines = [(page, words) for page in pages for words in commands(page)]
+    lines += [(page, words) for page in MODEL_PAGES for words in inline_commands(page, "vlp-gym") if "--out" in words]
+    found = {tuple(words): page for page, words in reversed(lines) if words[0] == "vlp-gym"}
+    return [(page, list(words[1:])) for words, page in found.items()]
 
 
-@pytest.mark.parametrize("arguments", unique([*PAGES, *CARDS]), ids=" ".join)
-def test_commands_are_understood(arguments, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("page", "arguments"),
+    unique([*PAGES, *CARDS]),
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_commands_are_understood(page, arguments, tmp_path, monkeypatch, capsys):
     """In an empty folder: an unknown option or value would end the process; the one complaint may be a missing file."""
+    lay_out(page, tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("vlp_gym.metaworld.collect.collect_metaworld", lambda *_, **__: None)  # it would take hours
     status = cli.main(arguments)
@@ -163,15 +185,17 @@ def test_commands_are_understood(arguments, tmp_path, monkeypatch, capsys):
 
 @cache
 def help_of(*command: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "vlp_gym.commands.main", *command, "--help"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """What `vlp-gym COMMAND --help` prints."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), pytest.raises(SystemExit, match=r"^0$"):
+        cli.main([*command, "--help"])
+    return output.getvalue()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_options_named_in_the_text_exist(page):
+def test_options_named_in_the_text_exist(page, tmp_path, monkeypatch):
+    lay_out(page, tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     for _, command, *rest in inline_commands(page, "vlp-gym"):
         assert command in cli.COMMANDS, f"vlp-gym {command}"
         options = [word for word in rest if word.startswith("--")]
@@ -286,6 +310,33 @@ def test_what_comes_with_the_package_takes_any_reward(name):
         env.reset(seed=0)
         assert isinstance(env.step(env.action_space.sample())[1], float)
         env.close()
+
+
+@pytest.mark.slow
+def test_the_tutorials_count_their_files_and_lines(tmp_path):
+    """One file and one line for a model that is used; a second file and line for one that is trained, which learns."""
+    from rollouts import painted_tasks, write_tasks
+
+    files, points = {}, {}
+    for name in ("write-a-model", "train-a-model"):
+        page = ROOT / "docs" / f"{name}.md"
+        files[name] = {block.title for block in blocks(page) if block.title.endswith(".py")}
+        (project,) = [block.text for block in blocks(page) if block.title == "pyproject.toml"]
+        points[name] = [line for line in project.splitlines() if " = " in line]
+    assert [(len(files[name]), len(points[name])) for name in files] == [(1, 1), (2, 2)]
+
+    lay_out(page, tmp_path)
+    write_tasks(tmp_path / "data" / "train", painted_tasks(["drawer-open-v3"]))
+    (train,) = [words for words in commands(page) if words[:2] == ["vlp-gym", "train"]]
+    run_python(["-m", "vlp_gym.commands.main", *train[1:]], tmp_path)
+    check = (
+        "import json, vlp_gym, vlp_gym.testing as t; t.check_reward_model(vlp_gym.load_reward_model('shade'));"
+        "print(json.dumps([row['loss'] for row in json.load(open('runs/shade/history.json'))]))"
+    )
+    losses = json.loads(run_python(["-c", check], tmp_path))
+    assert len(losses) == 300
+    # The progress is one of the shades, so it can be learned: the mean alone leaves the variance of a ramp, 1/12.
+    assert sum(losses[-20:]) / 20 < 1 / 24
 
 
 # ---------------------------------------------------------------- faults
