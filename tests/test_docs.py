@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CARDS = sorted((ROOT / "assets").glob("*/README.md"))
 MODEL_PAGES = [ROOT / "README.md", ROOT / "docs" / "models.md"]
+SYSTEMS = ("compact", "vlp", "joint", "rewind", "embedding", "siglip2-lora", "spur")
 ELSEWHERE = {"mani_skill"}  # packages that the extra `all` cannot install: blocks that import them are compiled only
 
 BLOCK = re.compile(r"^```(\w*)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -202,6 +203,32 @@ def test_options_named_in_the_text_exist(page, tmp_path, monkeypatch):
         system = rest[:1] if command == "train" and rest and not rest[0].startswith("-") else []
         for option in options:
             assert re.search(rf"{option}\b", help_of(command, *system)), f"vlp-gym {command} {option}"
+
+
+@cache
+def known_options() -> set[str]:
+    """Every option of every command, example and benchmark, with its dashes."""
+    helps = [
+        help_of(*command) for command in [["train", system] for system in SYSTEMS] + [[name] for name in cli.COMMANDS]
+    ]
+    paths = [
+        *(ROOT / "examples").glob("*.py"),
+        *(ROOT / "tests" / "benchmarks").rglob("*.py"),
+        ROOT / "tests" / "soak.py",
+    ]
+    scripts = [path.read_text() for path in paths]
+    fields = re.findall(r"^    (\w+): ", "\n".join(scripts), re.MULTILINE)
+    return set(re.findall(r"--[\w-]+", "\n".join([*helps, *scripts]))) | {
+        f"--{name.replace('_', '-')}" for name in fields
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_options_on_their_own_exist(page):
+    """Such as `--seed 1`, said of a command that stands elsewhere."""
+    for text in INLINE.findall(prose(page)):
+        if text.startswith("--"):
+            assert set(re.findall(r"--[\w-]+", text)) <= known_options(), text
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
