@@ -1,8 +1,8 @@
 # make demo   install what is missing, then run examples/sac_button_press.py
 # make test   install what is missing, then ruff, mypy and pytest
 # make bench  the benchmarks of tests/benchmarks
-# make docs   build the documentation into site/; warnings are errors
 # make train  collect the data, train and evaluate the shipped models again
+# make docs   build the documentation into site/; warnings are errors
 # make clean  remove caches and builds; `make distclean` removes .venv too
 #
 # For a bare Debian or Ubuntu with Python 3.10+. Another Python: make demo PYTHON=python3.12
@@ -15,7 +15,7 @@ GL := libegl1 libgl1 libgl1-mesa-dri libosmesa6
 DATA ?= data
 RUNS ?= runs
 
-.PHONY: help install demo test browser bench docs train clean distclean
+.PHONY: help install demo test browser bench train clean distclean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -32,9 +32,6 @@ test: $(STAMP) browser
 
 bench: $(STAMP)
 	@for file in speed engine labels families; do echo "== $$file"; $(BIN)/python tests/benchmarks/$$file.py || exit 1; done
-
-docs: $(STAMP)
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The recipe of the shipped models: collect, tune on five validation tasks, train, evaluate. Hours on two cores. TUNED is
 # what `vlp-gym tune` said; to take what it says this time: make train TUNED="...". Rollouts of agents that learn from the
@@ -121,6 +118,10 @@ $(STAMP): pyproject.toml
 	  echo "  make distclean  to start afresh"; \
 	  exit 1; }
 	@touch $@
+
+.PHONY: docs
+docs: $(STAMP)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	@rm -rf build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis
