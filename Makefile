@@ -4,6 +4,7 @@
 # make gpu    the check for a machine with CUDA, at most 8 minutes; no network needed where gpu-wheels/ has been filled
 # make gpu-wheels  fill gpu-wheels/ for it (53 MB), for another Python: make gpu-wheels OPTIONS="--python 3.12"
 # make train  collect the data, train and evaluate the shipped models again
+# make docs   build the documentation into site/; warnings are errors
 # make clean  remove caches and builds; `make distclean` removes .venv too
 #
 # For a bare Debian or Ubuntu with Python 3.10+. Another Python: make demo PYTHON=python3.12
@@ -129,8 +130,12 @@ $(STAMP): pyproject.toml
 	  exit 1; }
 	@touch $@
 
+.PHONY: docs
+docs: $(STAMP)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	@rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	@rm -rf build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	@find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
 
 distclean: clean

@@ -6,6 +6,7 @@ from .errors import MissingExtraError as MissingExtraError
 from .errors import QueryError as QueryError
 from .errors import QueryTimeout as QueryTimeout
 from .errors import VLPError as VLPError
+from .frames.rendering import FastRender as FastRender
 from .integrations.sb3.buffers import VLPDictReplayBuffer as VLPDictReplayBuffer
 from .integrations.sb3.buffers import VLPNStepReplayBuffer as VLPNStepReplayBuffer
 from .integrations.sb3.buffers import VLPReplayBuffer as VLPReplayBuffer

@@ -37,22 +37,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Judge a reward model on collected rollouts; one score f (``Scores.preference``) serves ITP and IVP alike.
 
-    Protocols, where the papers leave room:
-
-    - *Videos and segments* are scored on T frames spread evenly over them (VLP, section 4.2); *values in time* on
-      the causal window that ends at each frame, under the model's own history, so nothing sees the future. The value
-      is the progress at the newest frame, or f for a model without progress.
-    - *Scripted ITP* (VLP, appendix A): k-means splits the task's trajectories into two sets by reward curve (16
-      points over relative time), mean reward, final reward and success; a segment of ``segment_steps`` env steps
-      is drawn from each; the label compares the summed env rewards of all its steps. A trajectory shorter than the
-      segment is taken whole, its last reward held for the missing steps. Equal sums are redrawn.
-    - *Tier ITP* takes all pairs of expert > medium > random; *IVP* any video of the task over any video of another
-      evaluated task, whatever their tiers; the sibling IVP experts only, over the experts of the opposite task, whose
-      trajectories may be among ``trajectories`` without being among ``tasks``.
-    - *Controls* run on experts: the middle frame repeated (a VOC knows directions only, and takes the least drift for a
-      rise; beside it stands how far the value drifts over how far it rises on the real video, if it does rise); all
-      frames after the first shuffled (first one left out of the correlation); the whole reversed; other tasks'
-      sentences on the wrapper's reward at the last frame (progress x sigmoid(relevance), ratio of means).
+    Videos and segments are scored on T frames spread evenly over them (VLP, section 4.2), values in time on the causal
+    window that ends at each frame, under the model's own history. ``docs/evaluation.md`` has the other protocols:
+    pairs, scripted labels, opposite tasks, controls.
 
     Args:
         model: the model to judge; moved to ``device`` and put in eval mode if it is a module.

@@ -42,11 +42,11 @@ class VLPVectorRewardWrapper(
     environment a list of `Delivery`. Any error in a step ends all episodes; `reset` goes on. If a worker process dies,
     all are stopped, and the wrapper is closed.
 
+    The other arguments are those of `VLPRewardWrapper`.
+
     Args:
         env: made from `capture_frames`.
         instruction: what is to be done, in one sentence; one for all environments, or a list of one for each.
-        model, reward, scale, gamma, env_reward_weight, success_threshold, success_bonus, every, history, window,
-            device, mode, truncate: as `VLPRewardWrapper` has them.
 
     Raises:
         ValueError: for an argument that makes no sense, an environment that was not made from `capture_frames`, or a

@@ -32,11 +32,11 @@ class VLPVecReward(CapturedRewards, VecEnvWrapper):
     ``ticket`` and ``delivered``; where SB3 has reset an environment in the same step, it is of the transition before,
     and ``reset_infos[i]["vlp"]`` is of the reset.
 
+    The other arguments are those of `VLPRewardWrapper`.
+
     Args:
         venv: made from `capture_frames`.
         instruction: what is to be done, in one sentence; one for all environments, or a list of one for each.
-        model, reward, scale, gamma, env_reward_weight, success_threshold, success_bonus, every, history, window,
-            device, mode, truncate: as `VLPRewardWrapper` has them.
 
     Raises:
         ValueError: for an argument that makes no sense, an environment that was not made from `capture_frames`, or a
