@@ -20,7 +20,7 @@ from vlp_gym.evaluation.goals import expert_goals
 from vlp_gym.evaluation.measure import Curves, finite, measure
 from vlp_gym.evaluation.plan import Key, Pair, TaskPlan, plan_task, reward_sentences
 from vlp_gym.evaluation.report import FIGURES
-from vlp_gym.models.protocol import RewardModel
+from vlp_gym.models.protocol import GoalModel, RewardModel
 
 
 def evaluate(
@@ -67,11 +67,15 @@ def evaluate(
         raise ValueError("tasks: expected at least one, got none")
     rng = np.random.default_rng(seed)
     plans = [plan_task(task, tasks, trajectories, rng, pairs_per_task, segment_steps) for task in tasks]
+    goals = expert_goals(trajectories)
+    for plan in plans:
+        if isinstance(model, GoalModel) and model.needs_goal and plan.sibling_sentence not in goals:
+            plan.sibling_sentence = None  # no picture shows it
     groups = [plan.groups(trajectories) for plan in plans]
     plan_of = {i: plan for plan in plans for tier in plan.videos.values() for i in tier}
     sentences = {key[1] for plan, own in zip(plans, groups, strict=True) for key in _keys(plan, own)}
     sentences = sentences.union(*map(reward_sentences, plans))
-    scorer = VideoScorer(model, sorted(sentences), device, goals=expert_goals(trajectories))
+    scorer = VideoScorer(model, sorted(sentences), device, goals=goals)
     pairwise = scorer.guard.pairwise
     if pairwise:  # two requests a pair: not all pairs of videos of two tiers
         groups = [{name: _some(pairs, pairs_per_task, rng) for name, pairs in own.items()} for own in groups]
