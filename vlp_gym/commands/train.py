@@ -57,6 +57,8 @@ def _parsed(options_class: type[TrainOptions]) -> Callable[[Any], Any]:
 
 
 def _train(system: str, options: TrainOptions) -> None:
+    if not options.data:
+        raise ValueError("--data: expected at least one folder, got none")
     options.check_packages()
     import torch
 
