@@ -103,9 +103,9 @@ def _roboclip() -> Any:
 
 def _rewind() -> Any:
     from vlp_gym.models.rewind import ReWiNDModel
-    from vlp_gym.training.recipes.registry import SMALL_REWIND
+    from vlp_gym.training.recipes.rewind import SMALL
 
-    model = ReWiNDModel("small", **SMALL_REWIND)
+    model = ReWiNDModel("small", **SMALL)
     return model, _told(model)
 
 

@@ -30,8 +30,7 @@ from vlp_gym.data.trajectory import Trajectory
 from vlp_gym.models.spur import SPURModel
 from vlp_gym.storage import write_atomic
 from vlp_gym.training.loop import train
-from vlp_gym.training.recipe import TrainConfig
-from vlp_gym.training.recipes.spur import STRATEGIES, SPURRecipe
+from vlp_gym.training.recipes.spur import STRATEGIES, SPUROptions, SPURRecipe
 from vlp_gym.viz import COLOURS, figure_file
 
 EVALUATION_BATCHES = 16
@@ -81,10 +80,10 @@ def main(options: Options) -> None:
     common: dict[str, Any] = {"batch_size": options.batch_size, "frames": options.frames}
     held_out = SPURRecipe(unseen, **common, seed=options.seed + 1)
     before, untrained = evaluate(model, held_out)
-    config = TrainConfig(
-        steps=options.steps, relevance_steps=0, learning_rate=options.learning_rate, weight_decay=0.0, warmup=0.1,
-        seed=options.seed, save_every=max(1, options.steps),
-    )  # fmt: skip
+    config = SPUROptions(
+        data=(options.data,), steps=options.steps, learning_rate=options.learning_rate, seed=options.seed,
+        save_every=max(1, options.steps),
+    ).config()  # fmt: skip
     started = time.perf_counter()
     history = train(model, SPURRecipe(seen, **common, seed=options.seed), out, config)
     after, trained = evaluate(model, held_out)

@@ -37,8 +37,6 @@ from vlp_gym.metaworld.config import CollectConfig
 from vlp_gym.metaworld.instructions import SIBLINGS
 from vlp_gym.metaworld.splits import TEST_TASKS
 from vlp_gym.models import registry
-from vlp_gym.training.recipe import TrainConfig
-from vlp_gym.training.recipes.registry import SYSTEMS
 from vlp_gym.video import overlay_video, read_video
 
 ROOT = Path(__file__).parents[2]
@@ -101,11 +99,12 @@ class TestHelp:
                 assert f"--{name.replace('_', '-')}" in shown
             assert re.search(rf"^    {name}: \S", described, re.MULTILINE), name
 
-    def test_it_answers_at_once(self):
+    @pytest.mark.parametrize("arguments", [[], ["train"], ["train", "--help"]])
+    def test_it_answers_at_once(self, arguments):
         """A process of its own, which must not import torch for it."""
         code = (
             "import sys, atexit; from vlp_gym.commands.main import main; "
-            "atexit.register(lambda: print(*sys.modules)); main([])"
+            f"atexit.register(lambda: print(*sys.modules)); main({arguments})"
         )
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**os.environ}
@@ -117,7 +116,7 @@ class TestHelp:
         assert 'vlp-gym = "vlp_gym.commands.main:main"' in (ROOT / "pyproject.toml").read_text()
 
     def test_wrong_usage(self, capsys):
-        for arguments in (["trian"], ["train"], ["train", "resnet", "--data", "x"]):
+        for arguments in (["trian"], ["train", "compact"], ["train", "--data", "x"]):
             with pytest.raises(SystemExit) as caught:
                 main(arguments)
             assert caught.value.code == 2
@@ -127,14 +126,11 @@ class TestHelp:
         def defaults(function):
             return {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
 
-        for function, config in ((cli.train, TrainConfig), (cli.collect, CollectConfig)):
-            own = defaults(function)
-            shared = [field for field in fields(config) if field.name in own]
-            assert len(shared) >= 4
-            for field in shared:
-                assert own[field.name] in (field.default, None), field.name
-        compact = SYSTEMS["compact"]
-        assert (compact.steps, compact.learning_rate) == (TrainConfig.steps, TrainConfig.learning_rate)
+        own = defaults(cli.collect)
+        shared = [field for field in fields(CollectConfig) if field.name in own]
+        assert len(shared) >= 4
+        for field in shared:
+            assert own[field.name] in (field.default, None), field.name
         assert defaults(cli.score)["threshold"] == THRESHOLD
         judged = defaults(evaluate)
         assert defaults(cli.evaluate)["pairs_per_task"] == judged["pairs_per_task"]
@@ -180,20 +176,8 @@ class TestErrors:
             (["--init", "vlp-compact", "--steps", "0", "--relevance-steps", "0"], STEPS),
             (["--relevance-steps", "-1"], "--relevance-steps: expected at least 0, got -1"),
             (["--clips-per-task", "2"], "--clips-per-task: expected at least 3, got 2"),
-            (
-                ["--backbone", "small"],
-                "--backbone: only vlp, rewind, siglip2-lora, spur take one, got 'small' for compact",
-            ),
-            (
-                ["--batch-size", "4"],
-                "--batch-size: expected at least 1, with rewind, embedding, siglip2-lora, spur; got 4 for compact",
-            ),
-            (
-                ["--freeze-encoders", "--init", "vlp-compact"],
-                "--freeze-encoders: expected with rewind, --backbone small and --init; "
-                "got compact, --backbone None and --init vlp-compact",
-            ),
-            (["--uneven", "0.5"], "--uneven: expected a share from 0 to 1, with rewind; got 0.5 for compact"),
+            (["--warmup", "1.5"], "--warmup: expected a share from 0 to 1, got 1.5"),
+            (["--weight-decay", "-0.1"], "--weight-decay: expected at least 0, got -0.1"),
             (
                 ["--tasks", "push-v3", "window-open-v3"],
                 "--tasks: expected training tasks of split vlp, got window-open-v3",
@@ -211,7 +195,7 @@ class TestErrors:
         ],
     )
     def test_train(self, capsys, data, tmp_path, options, message):
-        assert self.error(capsys, "train", "--data", data, "--out", tmp_path / "run", *options) == message
+        assert self.error(capsys, "train", "compact", "--data", data, "--out", tmp_path / "run", *options) == message
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -240,7 +224,7 @@ class TestErrors:
             f"{tmp_path}: expected parquet shards in {tmp_path / 'data'}, found none; "
             f"run: vlp-gym collect metaworld --out {tmp_path}"
         )
-        assert self.error(capsys, "train", "--data", tmp_path) == expected
+        assert self.error(capsys, "train", "compact", "--data", tmp_path) == expected
 
     def test_no_such_model(self, capsys, data, tmp_path):
         line = self.error(capsys, "eval", "--model", "vlp-compct", "--data", data, "--out", tmp_path / "report")
@@ -279,7 +263,7 @@ class TestErrors:
         monkeypatch.setattr(loop, "train", interrupt)
         assert run("models") == 130
         assert capsys.readouterr().err == "vlp-gym: interrupted; what was saved is kept\n"
-        assert run("train", "--data", data, "--out", tmp_path) == 130
+        assert run("train", "embedding", "--data", data, "--out", tmp_path) == 130
         last = capsys.readouterr().err.splitlines()[-1]
         assert last == "vlp-gym: interrupted; what was saved is kept, and the same command goes on from there"
 
@@ -290,11 +274,12 @@ class TestErrors:
 
 
 class TestTrainAndEvaluate:
-    SETTINGS = ("--relevance-steps", "1", "--tasks-per-batch", "2", "--clips-per-task", "3", "--save-every", "1")
+    TWO = ("--tasks-per-batch", "2")
+    SETTINGS = ("--relevance-steps", "1", *TWO, "--clips-per-task", "3", "--save-every", "1")
 
     def test_train_resume_evaluate(self, data, tmp_path, capsys, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        train = ("train", "--data", data, "--split", "vlp", "--steps", "2", "--seed", "3", *self.SETTINGS)
+        train = ("train", "compact", "--data", data, "--split", "vlp", "--steps", "2", "--seed", "3", *self.SETTINGS)
         assert run(*train) == 0
         out = Path("runs/compact-vlp")
         lines = capsys.readouterr().out.splitlines()
@@ -336,9 +321,9 @@ class TestTrainAndEvaluate:
         from vlp_gym.training import loop
 
         seen = []
-        monkeypatch.setattr(loop, "train", lambda model, trajectories, out, config: seen.extend(trajectories))
-        assert run("train", "compact", "--data", data, "--out", tmp_path / "run", *options) == 0
-        assert {t.task for t in seen} == set(read)
+        monkeypatch.setattr(loop, "train", lambda model, recipe, out, config: seen.extend(recipe.settings["tasks"]))
+        assert run("train", "embedding", "--data", data, "--out", tmp_path / "run", *options) == 0
+        assert seen == sorted(read)
 
     def test_the_seed_decides_the_weights(self, data, tmp_path, monkeypatch):
         from vlp_gym.training import loop
@@ -348,7 +333,7 @@ class TestTrainAndEvaluate:
             loop, "train", lambda model, *_: first.append(float(sum(p.sum() for p in model.parameters())))
         )
         for seed in (1, 2, 1):
-            assert run("train", "joint", "--data", data, "--out", tmp_path, "--seed", seed) == 0
+            assert run("train", "joint", "--data", data, "--out", tmp_path, "--seed", seed, *self.TWO) == 0
         assert first[0] == first[2] != first[1]
 
     def test_init_starts_from_another_models_weights(self, data, model, tmp_path, monkeypatch, capsys):
@@ -356,10 +341,11 @@ class TestTrainAndEvaluate:
 
         made = []
         monkeypatch.setattr(loop, "train", lambda model, *_: made.append(model))
-        assert run("train", "--data", data, "--out", tmp_path, "--init", "vlp-compact-45") == 0
+        train = ("train", "compact", "--data", data, "--out", tmp_path, *self.TWO)
+        assert run(*train, "--init", "vlp-compact-45") == 0
         shipped = registry.load_reward_model("vlp-compact-45").state_dict()
         assert all(torch.equal(value, shipped[name]) for name, value in made[0].state_dict().items())
-        assert run("train", "--data", data, "--out", tmp_path, "--init", model) == 2
+        assert run(*train, "--init", model) == 2
         assert f"--init: expected a model of this architecture and size; {model} differs" in capsys.readouterr().err
 
     def test_init_of_another_system_gives_its_encoders(self, data, tmp_path, monkeypatch):
@@ -390,7 +376,7 @@ class TestTrainAndEvaluate:
 
     def test_no_joint_steps_train_the_relevance_of_another_model_alone(self, data, tmp_path):
         alone = ("--init", "vlp-compact", "--steps", "0", *self.SETTINGS)
-        assert run("train", "--data", data, "--out", tmp_path, *alone) == 0
+        assert run("train", "compact", "--data", data, "--out", tmp_path, *alone) == 0
         shipped, made = (registry.load_reward_model(name) for name in ("vlp-compact", str(tmp_path)))
         trained = {id(parameter) for parameter in made.relevance_parameters()}
         changed = {
@@ -405,7 +391,7 @@ class TestTrainAndEvaluate:
 
         made = []
         monkeypatch.setattr(loop, "train", lambda model, *_: made.append(model))
-        assert run("train", "joint", "--data", data, "--out", tmp_path) == 0
+        assert run("train", "joint", "--data", data, "--out", tmp_path, *self.TWO) == 0
         name = "open_clip:convnext_no_such"
         assert run("train", "vlp", "--data", data, "--out", tmp_path, "--backbone", name) == 2
         assert made[0].config["backbone"] == "small"

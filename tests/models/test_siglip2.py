@@ -140,7 +140,7 @@ def test_a_training_does_not_go_on_over_another_base(base, tmp_path):
         recipe = EmbeddingRecipe(painted_tasks(["push-v3"]), "triplet", batch_size=4, samples=4)
         return train(SigLIP2Model(base=name, truncate=True), recipe, tmp_path / "run", config, progress_bar=False)
 
-    config = TrainConfig(steps=1, relevance_steps=0)
+    config = TrainConfig(steps=1)
     history = go_on(base)
     assert go_on(base) == history
     other = write_base(tmp_path / "other", seed=1)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,15 +22,15 @@ from vlp_gym.models.backbones.small import SmallBackbone
 from vlp_gym.models.registry import load_reward_model
 from vlp_gym.models.vlp import VLPModel
 from vlp_gym.storage import read_pair, write_pair
+from vlp_gym.training import loop
 from vlp_gym.training.loop import schedule, train
-from vlp_gym.training.recipe import TrainConfig
+from vlp_gym.training.recipe import Recipe, Stage, TrainConfig
 from vlp_gym.training.recipes.clips import ClipSampler
-from vlp_gym.training.recipes.compact import RELEVANCE_WEIGHT, batch_loss
+from vlp_gym.training.recipes.compact import CompactRecipe
+from vlp_gym.training.recipes.vlp import VLPRecipe
 
 ROLLOUTS = painted_tasks(["push-v3", "reach-v3"], each=1, size=32)
-CONFIG = TrainConfig(
-    steps=3, relevance_steps=1, tasks_per_batch=2, clips_per_task=3, focus=("push-v3",), save_every=2, seed=5
-)
+CONFIG = TrainConfig(steps=3, save_every=2, seed=5)
 
 
 def tiny(seed=0):
@@ -41,9 +43,14 @@ def tiny_vlp(seed=0):
     return VLPModel(SmallBackbone(32, 16, 64), window=4, self_attention_layers=1, heads=8, head=(16,))
 
 
-def run(folder, config=CONFIG, model=None, seed=0):
+def sampler(rollouts=ROLLOUTS, focus=("push-v3",), seed=5):
+    return ClipSampler(rollouts, tasks_per_batch=2, clips_per_task=3, window=4, seed=seed, focus=focus)
+
+
+def run(folder, config=CONFIG, model=None, seed=0, recipe=None):
     model = tiny(seed) if model is None else model
-    return model, train(model, ROLLOUTS, folder, config, progress_bar=False)
+    recipe = CompactRecipe(sampler(), relevance_steps=1) if recipe is None else recipe
+    return model, train(model, recipe, folder, config, progress_bar=False)
 
 
 def numbers(history):
@@ -58,21 +65,18 @@ def straight(tmp_path_factory):
 
 
 class TestResume:
-    def test_bit_for_bit(self, straight, tmp_path, monkeypatch):
-        """Killed in the third step, before it is counted; the state of step two is on disk."""
+    def test_bit_for_bit(self, straight, tmp_path):
+        """Killed in the last step, before it is counted; the state of step two is on disk."""
         _, model, history = straight
-        calls = []
 
-        def interrupted(*inputs, **options):
-            calls.append(1)
-            if len(calls) == 4:
-                raise KeyboardInterrupt
-            return batch_loss(*inputs, **options)
+        class Interrupted(CompactRecipe):
+            def batch(self, number):
+                if number == 3:
+                    raise KeyboardInterrupt
+                return super().batch(number)
 
-        monkeypatch.setattr("vlp_gym.training.recipes.compact.batch_loss", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path)
-        monkeypatch.undo()
+            run(tmp_path, recipe=Interrupted(sampler(), relevance_steps=1))
         assert not (tmp_path / "config.json").exists()
         torch.rand(7)  # whatever happens in between
         resumed, again = run(tmp_path, seed=99)  # the weights that it starts from do not matter
@@ -100,12 +104,23 @@ class TestResume:
         """Also where the state was saved by a version that had none."""
         folder = shutil.copytree(straight[0], tmp_path / "older")
         with pytest.raises(ValueError, match=r"'focus': \(\['push-v3'\], \[\]\)"):
-            run(folder, TrainConfig(**{**vars(CONFIG), "focus": ()}))
+            run(folder, recipe=CompactRecipe(sampler(focus=()), relevance_steps=1))
         document, tensors = read_pair(folder, stem="training")
         del document["extra"]["config"]["focus"]
         write_pair(folder, document, tensors, stem="training")
         with pytest.raises(ValueError, match=r"'focus': \(\[\], \['push-v3'\]\)"):
             run(folder)
+
+    def test_another_seed_of_the_recipe_is_refused(self, straight, tmp_path):
+        """Also where the state was saved by a version that had one seed for all."""
+        folder = shutil.copytree(straight[0], tmp_path / "older")
+        document, tensors = read_pair(folder, stem="training")
+        del document["extra"]["config"]["recipe_seed"]
+        write_pair(folder, document, tensors, stem="training")
+        assert run(folder)[1] == straight[2]
+        for where in (straight[0], folder):
+            with pytest.raises(ValueError, match=r"\(then, now\): {'recipe_seed': \(5, 6\)}; choose another --out$"):
+                run(where, recipe=CompactRecipe(sampler(seed=6), relevance_steps=1))
 
     def test_another_config_of_the_model_is_refused(self, straight, tmp_path):
         """What a saved state leaves out, such as frozen weights, is told apart by the config alone."""
@@ -131,7 +146,7 @@ class TestResume:
         histories = []
         for _ in range(2):
             with pytest.raises(CheckpointError, match="cannot be saved: name the backbone by a string"):
-                run(tmp_path, config, tiny_vlp())
+                run(tmp_path, config, tiny_vlp(), recipe=VLPRecipe(sampler()))
             histories.append(json.loads((tmp_path / "history.json").read_text()))
         assert histories[0] == histories[1]
 
@@ -140,7 +155,7 @@ class TestResume:
         folder, _, _ = straight
         others = painted_tasks(["push-v3", "window-open-v3"], each=1, size=32)
         with pytest.raises(ValueError) as caught:
-            train(tiny(), others, folder, CONFIG, progress_bar=False)
+            run(folder, recipe=CompactRecipe(sampler(others), relevance_steps=1))
         assert str(caught.value) == (
             f"{folder} holds a run with other settings (then, now): "
             "{'tasks': (['push-v3', 'reach-v3'], ['push-v3', 'window-open-v3'])}; choose another --out"
@@ -157,46 +172,27 @@ class TestTraining:
         assert not loaded.training
         assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
 
-    def test_the_total_is_its_weighted_parts(self, straight):
-        sampler = ClipSampler(ROLLOUTS, tasks_per_batch=2, clips_per_task=4, window=8, seed=0)
-        batch = next(batch for batch in map(sampler.batch, range(50)) if batch.expert.any(1).all())
-        batch.opposites[:] = ["shut it", None]
-        both = (batch_loss(tiny().train(), batch, torch.Generator(), relevance_only=last) for last in (False, True))
-        forced = [{name: part.item() for name, part in parts.items()} for parts in both]
-        assert min(min(row.values()) for row in forced) > 0
-        for row in [{**forced[0], "step": 0}, {**forced[1], "step": CONFIG.steps}, *straight[2]]:
-            names = ("to_text", "to_video", "match", "scene_to_text", "scene_match")
-            relevance = sum(row[name] for name in names)
-            relevance += 0.3 * sum(row[f"opposite_{name}"] for name in ("to_video", "match", "choice"))
-            progress = row["progress"] + row["frame_rank"] + row["tier"] + 0.5 * row["segment"]
-            progress += row["opposite_moved"] + row["opposite_nearing"]
-            first_stage = progress + 10 * row["position"] + RELEVANCE_WEIGHT * relevance
-            assert row["loss"] == pytest.approx(first_stage if row["step"] < CONFIG.steps else relevance, rel=1e-5)
-
-    def test_the_last_stage_trains_the_relevance_alone(self, tmp_path):
-        config = TrainConfig(**{**vars(CONFIG), "relevance_steps": 0})
-        before, _ = run(tmp_path / "without", config)
-        after, _ = run(tmp_path / "with", CONFIG)
-        free = {id(parameter) for parameter in after.relevance_parameters()}
-        for (name, a), b in zip(before.named_parameters(), after.parameters(), strict=True):
-            assert torch.equal(a, b) != (id(b) in free), name
-
     def test_the_seed_decides(self, straight, tmp_path):
-        _, history = run(tmp_path, TrainConfig(**{**vars(CONFIG), "steps": 1, "seed": 6}))
+        """That of the config augments, that of the recipe draws the batches."""
+        once = TrainConfig(**{**vars(CONFIG), "steps": 1})
+        _, history = run(tmp_path / "augmented", TrainConfig(**{**vars(once), "seed": 6}))
+        assert history[0]["loss"] != straight[2][0]["loss"]
+        _, history = run(tmp_path / "drawn", once, recipe=CompactRecipe(sampler(seed=6), relevance_steps=1))
         assert history[0]["loss"] != straight[2][0]["loss"]
 
     def test_it_learns(self, tmp_path):
         """Two painted tasks of four rollouts are learnt by heart in a few steps."""
-        longer = {"steps": 40, "relevance_steps": 0, "learning_rate": 3e-3, "save_every": 99}
-        _, history = run(tmp_path, TrainConfig(**{**vars(CONFIG), **longer}))
+        longer = TrainConfig(steps=40, learning_rate=3e-3, save_every=99, seed=5)
+        _, history = run(tmp_path, longer, recipe=CompactRecipe(sampler(), relevance_steps=0))
         losses = [row["loss"] for row in history]
         assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
 
     def test_the_papers_model_by_the_same_call(self, tmp_path):
+        """It is trained; a live backbone has no config to save."""
         model = tiny_vlp()
         before = [weight.clone() for weight in model.parameters()]
         with pytest.raises(CheckpointError, match="cannot be saved: name the backbone by a string"):
-            run(tmp_path, TrainConfig(**{**vars(CONFIG), "steps": 2}), model)  # trained; a live backbone has no config
+            run(tmp_path, TrainConfig(**{**vars(CONFIG), "steps": 2}), model, recipe=VLPRecipe(sampler()))
         assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
         history = json.loads((tmp_path / "history.json").read_text())
         for row in history:
@@ -206,7 +202,7 @@ class TestTraining:
         def broken(model, *_, **__):
             return {"loss": next(model.parameters()).sum() * math.nan}
 
-        monkeypatch.setattr("vlp_gym.training.recipes.compact.batch_loss", broken)
+        monkeypatch.setattr("vlp_gym.training.recipes.compact.compact_loss", broken)
         with pytest.raises(FloatingPointError) as caught:
             run(tmp_path)
         assert str(caught.value) == (
@@ -215,107 +211,89 @@ class TestTraining:
 
     def test_schedule(self):
         """Up over a tenth of the steps, then half a cosine down to a hundredth."""
-        config = TrainConfig(steps=100, relevance_steps=50, warmup=0.1)
-        factors = [schedule(step, config) for step in range(100)]
+        factors = [schedule(step, 100, 0.1) for step in range(100)]
         assert factors[:10] == pytest.approx(np.arange(1, 11) / 10)
         expected = 0.01 + 0.99 * (1 + np.cos(np.pi * np.arange(90) / 90)) / 2
         assert factors[10:] == pytest.approx(expected)
-        assert schedule(100, config) == pytest.approx(1 / 5)  # and once more
-        assert schedule(105, config) == pytest.approx(1)
+        assert schedule(0, 50, 0.1) == pytest.approx(1 / 5)
+        assert schedule(5, 50, 0.1) == pytest.approx(1)
 
 
-class TestLoss:
-    def batch(self, number=0):
-        return ClipSampler(ROLLOUTS, tasks_per_batch=2, clips_per_task=3, window=4, seed=0).batch(number)
+class Numbers(torch.nn.Module):
+    """Two weights, and a submodule that says whether it trains."""
 
-    @pytest.mark.parametrize("make", [tiny, tiny_vlp])
-    def test_every_trained_weight_gets_a_finite_gradient(self, make):
-        model, generator = make().train(), torch.Generator().manual_seed(0)
-        for number in range(6):
-            batch_loss(model, self.batch(number), generator)["loss"].backward()
-        missing = [name for name, weight in model.named_parameters() if weight.grad is None]
-        assert missing == []
-        assert all(weight.grad.isfinite().all() for weight in model.parameters())
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = (torch.nn.Parameter(torch.ones(())) for _ in range(2))
+        self.inner = torch.nn.Dropout(0.5)
 
-    def test_no_expert_clip_to_reverse(self):
-        batch = self.batch()
-        batch.expert[:] = False
-        parts = batch_loss(tiny().train(), batch, torch.Generator().manual_seed(0))
-        assert all(value.isfinite() for value in parts.values())
 
-    def test_no_tier_and_no_progress_known(self):
-        batch = self.batch()
-        batch.tier[:] = batch.progress[:] = math.nan
-        parts = batch_loss(tiny().train(), batch, torch.Generator().manual_seed(0))
-        assert parts["tier"] == parts["progress"] == 0
-        assert parts["loss"].isfinite()
+class Batch:
+    def to(self, device):
+        return self
 
-    def test_no_sentence_with_an_opposite(self):
-        batch = self.batch()
-        batch.opposites[:] = [None, None]
-        parts = batch_loss(tiny().train(), batch, torch.Generator().manual_seed(0))
-        assert {name: value.item() for name, value in parts.items() if "opposite" in name} == {
-            "opposite_moved": 0, "opposite_nearing": 0,
-            "opposite_to_video": 0, "opposite_match": 0, "opposite_choice": 0,
-        }  # fmt: skip
-        assert parts["loss"].isfinite()
 
-    def test_the_opposite_sentence_learns_the_opposite_direction(self):
-        """Green grows with the clock: what is moved counts forwards under one sentence, backwards under the other."""
-        sampler = ClipSampler(ROLLOUTS, tasks_per_batch=2, clips_per_task=4, window=8, seed=0)
-        batch = next(
-            batch
-            for batch in map(sampler.batch, range(50))
-            if min((~batch.moved.isnan()).sum(), (~batch.nearing.isnan()).sum()) > 5
-        )
-        batch.instructions[:], batch.opposites[:] = ["open the door"] * 2, ["close the door"] * 2
-        model = tiny().train()
-        optimizer, generator = torch.optim.Adam(model.parameters(), 3e-3), torch.Generator().manual_seed(0)
-        names, history = ("frame_rank", "opposite_moved", "opposite_nearing"), []
-        for _ in range(60):
-            parts = batch_loss(model, batch, generator)
-            optimizer.zero_grad()
-            torch.stack([parts[name] for name in names]).sum().backward()
-            optimizer.step()
-            history.append([parts[name].item() for name in names])
-        assert np.mean(history[:2], 0) == pytest.approx([np.log(2)] * 3, abs=0.1)
-        assert (np.mean(history[-5:], 0) < 0.5).all(), history[-5:]
+class Staged(Recipe):
+    """Three stages: both weights, the first alone with the submodule at rest, both again."""
 
-    def test_the_opposite_sentence_is_about_the_same_scene(self):
-        batch = ClipSampler(ROLLOUTS, tasks_per_batch=2, clips_per_task=4, window=8, seed=0).batch(0)
-        batch.instructions[:], batch.opposites[:] = ["open the door", "reach up"], ["shut it", None]
-        model = tiny().train()
-        optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-        for _ in range(60):
-            parts = batch_loss(model, batch, torch.Generator(), relevance_only=True)
-            optimizer.zero_grad()
-            (parts["scene_to_text"] + parts["scene_match"]).backward()
-            optimizer.step()
-        tokens = model.encode_frames(batch.frames[:, 0].flatten(0, 1)).unflatten(0, (*batch.frames.shape[:1], -1))
-        clips = model.eval().features(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool))
-        doors, reaches = model.scene_relevance(clips, model.encode_text(["open the door", "shut it"]))
-        assert (doors > 0).all()
-        assert (reaches < 0).all()
-        assert abs(doors[0] - doors[1]) < 1
+    def __init__(self):
+        self.settings, self.seen = {}, []
 
-    def test_the_opposite_sentence_is_told_by_the_motion_alone(self):
-        sampler = ClipSampler(ROLLOUTS, tasks_per_batch=2, clips_per_task=4, window=8, seed=0)
-        batch = next(batch for batch in map(sampler.batch, range(50)) if batch.expert.any(1).all())
-        batch.instructions[:], batch.opposites[:] = ["open the door", "reach up"], ["close the door", None]
-        model = tiny().train()
-        optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-        names, history = ("opposite_to_video", "opposite_match", "opposite_choice"), []
-        for _ in range(60):
-            parts = batch_loss(model, batch, torch.Generator(), relevance_only=True)
-            optimizer.zero_grad()
-            torch.stack([parts[name] for name in names]).sum().backward()
-            scene = [*model.scene_head.parameters(), *model.text_scene.parameters()]
-            assert all(weight.grad is None for weight in scene)
-            optimizer.step()
-            history.append([parts[name].item() for name in names])
-        assert (np.mean(history[-5:], 0) < 0.5 * np.mean(history[:2], 0)).all(), history[-5:]
+    def batch(self, number):
+        return Batch()
 
-    def test_other_models(self):
-        with pytest.raises(TypeError) as caught:
-            batch_loss(torch.nn.Linear(1, 1), self.batch(), torch.Generator())
-        assert str(caught.value) == "expected a model with a training objective (compact, vlp), got Linear"
+    def stages(self, model, steps):
+        return [Stage(steps, self.loss), Stage(3, self.other, [model.first], [model.inner]), Stage(2, self.loss)]
+
+    def loss(self, model, batch, generator):
+        self.seen.append(("loss", model.second.requires_grad, model.inner.training, model.training))
+        return {"loss": model.first**2 + model.second**2}
+
+    def other(self, model, batch, generator):
+        self.seen.append(("other", model.second.requires_grad, model.inner.training, model.training))
+        return {"loss": 2 * model.first**2 + 3 * model.second**2}
+
+
+class TestStages:
+    @pytest.fixture(autouse=True)
+    def _no_files_but_the_state(self, monkeypatch):
+        monkeypatch.setattr(loop, "save_checkpoint", lambda *_, **__: None)
+        monkeypatch.setattr(loop, "_write_history", lambda *_: None)
+
+    def test_each_has_its_loss_its_weights_and_its_schedule(self, tmp_path, monkeypatch):
+        asked, weights = [], []
+        monkeypatch.setattr(loop, "save_training_state", lambda *_, **__: weights.append(model.second.item()))
+        monkeypatch.setattr(loop, "schedule", lambda *given: asked.append(given) or schedule(*given))
+        model, recipe = Numbers(), Staged()
+        config = TrainConfig(steps=2, warmup=0.5, save_every=1)
+        history = train(model, recipe, tmp_path, config, progress_bar=False)
+        first, second = ("loss", True, True, True), ("other", False, False, True)
+        assert recipe.seen == [first] * 2 + [second] * 3 + [first] * 2
+        assert asked == [(k, steps, 0.5) for steps in (2, 3, 2) for k in range(steps)]
+        assert [row["step"] for row in history] == list(range(7))
+        assert len(set(weights[1:5])) == 1  # after steps 2 to 5: at rest, and not decayed either
+        assert len(set(weights)) == 4
+        assert model.second.requires_grad
+        assert not model.inner.training
+
+    def test_a_run_goes_on_in_the_middle_of_one(self, tmp_path):
+        class Stopped(Staged):
+            def batch(self, number):
+                if number == 3:
+                    raise KeyboardInterrupt
+                return super().batch(number)
+
+        config, recipe = TrainConfig(steps=2, save_every=1), Staged()
+        history = train(Numbers(), recipe, tmp_path / "straight", config, progress_bar=False)
+        with pytest.raises(KeyboardInterrupt):
+            train(Numbers(), Stopped(), tmp_path / "stopped", config, progress_bar=False)
+        rest = Staged()
+        again = train(Numbers(), rest, tmp_path / "stopped", config, progress_bar=False)
+        assert numbers(again) == numbers(history)
+        assert rest.seen == recipe.seen[3:]
+
+    def test_the_loop_knows_no_model_and_no_recipe(self):
+        tree = ast.parse(Path(loop.__file__).read_text(encoding="utf-8"))
+        imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        ours = {name for name in imported if name.startswith(("vlp_gym.models", "vlp_gym.training"))}
+        assert ours == {"vlp_gym.models.checkpoint", "vlp_gym.training.recipe", "vlp_gym.training.state"}

@@ -60,6 +60,9 @@ def _run(arguments: Sequence[str]) -> None:
         import tyro
     except ImportError as error:
         raise MissingExtraError(f'the command line needs {error.name}: pip install "vlp_gym[train]"') from error
+    if arguments[:1] == ["train"]:
+        train(arguments[1:])  # it has sub-commands of its own
+        return
     description = "Any Gymnasium environment that can render gets a reward from a sentence."
     tyro.extras.subcommand_cli_from_dict(
         COMMANDS, prog="vlp-gym", description=description, args=arguments or ["--help"]

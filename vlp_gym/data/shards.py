@@ -73,9 +73,10 @@ def decode_trajectory(row: dict[str, Any]) -> Trajectory:
     if len({image.shape for image in images}) != 1:
         raise DatasetError(f"{_name(row)}: frames of several sizes")
     observation, action = row.get("observation"), row.get("action")
+    texts: dict[str, Any] = {key: row.get(key) for key in _TEXTS}
     return Trajectory(
         **{key: row[key] for key in _PLAIN},
-        **{key: row.get(key) for key in _TEXTS},
+        **texts,
         frames=np.stack(images),
         step=np.asarray(row["step"], np.int64),
         reward=np.asarray(row["reward"], np.float32),

@@ -26,7 +26,7 @@ class VLPLoss:
     ivp: Tensor
 
 
-def bradley_terry_loss(score_a: Tensor, score_b: Tensor, label: Tensor | float) -> Tensor:
+def bradley_terry_loss(score_a: Tensor, score_b: Tensor, label: Tensor | float, known: Tensor | None = None) -> Tensor:
     """Cross-entropy of ``P(a > b) = sigmoid(score_a - score_b)``, averaged over all pairs (VLP eqs. 2 and 3).
 
     Args:
@@ -34,9 +34,10 @@ def bradley_terry_loss(score_a: Tensor, score_b: Tensor, label: Tensor | float) 
         score_b: scores of the second videos, the same shape.
         label: the probability that a is preferred, in [0, 1]: one number, or one a pair. 1 is a, 0 is b, 0.5 is
             a tie. The paper counts the other way round: its label 0 is our 1.
+        known: bool, the shape of the scores; False leaves a pair out of the mean. By default all count.
 
     Returns:
-        The loss, a scalar.
+        The loss, a scalar; 0 where every pair is left out.
 
     Raises:
         ValueError: the shapes differ (broadcasting would compare the wrong pairs), or a label is outside [0, 1].
@@ -55,7 +56,10 @@ def bradley_terry_loss(score_a: Tensor, score_b: Tensor, label: Tensor | float) 
         )
     if not ((target >= 0) & (target <= 1)).all():  # written so that NaN fails too
         raise ValueError("expected labels in [0, 1], the probability that the first video is preferred")
-    return F.binary_cross_entropy_with_logits(score_a - score_b, target.expand_as(score_a))
+    if known is not None and known.shape != score_a.shape:
+        raise ValueError(f"known: expected the shape {tuple(score_a.shape)}, got {tuple(known.shape)}")
+    loss = F.binary_cross_entropy_with_logits(score_a - score_b, target.expand_as(score_a), reduction="none")
+    return loss.mean() if known is None else (loss * known).sum() / known.sum().clamp_min(1)
 
 
 def vlp_loss(
@@ -64,6 +68,8 @@ def vlp_loss(
     ivp: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]],
     lambda_ilp: float = 0.1,
     lambda_ivp: float = 0.5,
+    *,
+    known: Tensor | None = None,
 ) -> VLPLoss:
     """VLP's training loss (eq. 4), averaged over the batch and over the negatives where the paper sums.
 
@@ -76,6 +82,7 @@ def vlp_loss(
             ``[B, N]``: under l any video of the task, even a random one, beats any video of another.
         lambda_ilp: weight of the ILP term, the paper's lambda_1.
         lambda_ivp: weight of each of the two IVP terms, the paper's lambda_2.
+        known: bool ``[B]``, whether the label of a pair is known; the ITP term leaves the others out. By default all.
 
     Returns:
         The total and its parts.
@@ -83,7 +90,7 @@ def vlp_loss(
     Raises:
         ValueError: as `bradley_terry_loss`, or a batch whose negatives do not start with its own size.
     """
-    itp_loss = bradley_terry_loss(*itp)
+    itp_loss = bradley_terry_loss(*itp, known)
     ilp_loss = bradley_terry_loss(*ilp, 0.5)
     (a, negatives_a), (b, negatives_b) = ivp
     ivp_loss = _beats(a, negatives_a) + _beats(b, negatives_b)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,19 +14,16 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vlp_gym.data.trajectory import Trajectory
 from vlp_gym.errors import CheckpointError, MissingExtraError
 from vlp_gym.models.checkpoint import save_checkpoint, stored_config
-from vlp_gym.models.compact import CompactRewardModel
 from vlp_gym.storage import write_atomic
-from vlp_gym.training.recipe import Recipe, TrainConfig
-from vlp_gym.training.recipes.compact import ClipRecipe
+from vlp_gym.training.recipe import Loss, Recipe, Stage, TrainConfig
 from vlp_gym.training.state import load_training_state, save_training_state
 
 
 def train(
     model: nn.Module,
-    recipe: Recipe | Sequence[Trajectory],
+    recipe: Recipe,
     folder: str | Path,
     config: TrainConfig,
     *,
@@ -37,11 +33,11 @@ def train(
 
     Args:
         model: freshly built; moved to the accelerator's device.
-        recipe: what it learns from; for a `CompactRewardModel` or `VLPModel` the trajectories of the training tasks.
+        recipe: what it learns from, and in which stages.
         folder: gets ``config.json`` + ``model.safetensors``, the state to resume from, ``history.json`` and
             ``training.png``.
-        config: how.
-        progress_bar: show one.
+        config: how long and how fast.
+        progress_bar: whether to show one.
 
     Returns:
         One row of figures a step.
@@ -56,27 +52,25 @@ def train(
     except ImportError as error:
         raise MissingExtraError('training needs: pip install "vlp_gym[train]"') from error
     folder = Path(folder)
-    # In the last stage most weights are at rest: DistributedDataParallel would wait for their gradients for ever.
+    # A stage may train a few weights only: DistributedDataParallel would wait for the others' gradients for ever.
     resting = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(mixed_precision=config.precision, kwargs_handlers=[resting])
-    if isinstance(recipe, Sequence):
-        recipe = ClipRecipe(recipe, config, model.window)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(config.seed + accelerator.process_index)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99))
-    model.to(accelerator.device).train()
+    model.to(accelerator.device)
     history: list[dict[str, float]] = []
-    settings = {**asdict(config), "focus": list(config.focus), **recipe.settings, **_model_settings(model)}
+    settings = {**asdict(config), **recipe.settings, **_model_settings(model)}
     if (folder / "training.json").exists():
         _, extra = load_training_state(
             folder, model=model, optimizer=optimizer, generators={"augment": generator},
             check=lambda extra: _check_same_settings(extra.get("config", {}), settings, folder),
         )  # fmt: skip
         history = extra["history"]
-    wrapped = _DistributedLoss(model, recipe)
+    wrapped = _DistributedLoss(model)
     wrapped, optimizer = accelerator.prepare(wrapped, optimizer)
-    relevance = model.relevance_parameters() if isinstance(model, CompactRewardModel) else []
-    total = config.steps + (config.relevance_steps if relevance else 0)
+    plan = [(stage, number) for stage in recipe.stages(model, config.steps) for number in range(stage.steps)]
+    total = len(plan)
     if len(history) < total:
         recipe.prepare(model, progress_bar=progress_bar and accelerator.is_main_process)
     bar = tqdm(
@@ -93,22 +87,20 @@ def train(
             )  # fmt: skip
             _write_history(folder, history)
 
+    current: Stage | None = None
     with bar:
         while len(history) < total:
             step = len(history)
-            last_stage = step >= config.steps
-            if last_stage and all(parameter.requires_grad for parameter in trained):
-                alone = {id(parameter) for parameter in relevance}
-                for parameter in trained:
-                    parameter.requires_grad_(id(parameter) in alone)
-                model.get_submodule("backbone.stem").eval()  # progress and quality stay exactly what they are
-                recipe.relevance_only = True  # type: ignore[attr-defined]
+            stage, number = plan[step]
+            if stage is not current:
+                _enter(stage, model, trained)
+                current = stage
             started = time.perf_counter()
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * schedule(step, config)
+                group["lr"] = config.learning_rate * schedule(number, stage.steps, config.warmup)
             batch = recipe.batch(step * accelerator.num_processes + accelerator.process_index).to(accelerator.device)
             with accelerator.autocast():
-                parts = wrapped(batch, generator)
+                parts = wrapped(stage.loss, batch, generator)
             if not torch.isfinite(parts["loss"]):
                 raise FloatingPointError(
                     f"training step {step}: the loss is {parts['loss'].item()}; lower --learning-rate. "
@@ -133,27 +125,40 @@ def train(
     return history
 
 
-def schedule(step: int, config: TrainConfig) -> float:
-    """Factor on the learning rate: in each stage a linear warm-up, then a cosine from 1 to 0.01."""
-    length = config.steps
-    if step >= config.steps:
-        step, length = step - config.steps, config.relevance_steps
-    warm = max(1, round(config.warmup * length))
+def schedule(step: int, steps: int, warmup: float) -> float:
+    """Factor on the learning rate: a linear warm-up, then a cosine from 1 to 0.01.
+
+    Args:
+        step: number of the step in its stage, from 0.
+        steps: how many the stage has.
+        warmup: share of them in which the factor rises, in [0, 1].
+    """
+    warm = max(1, round(warmup * steps))
     if step < warm:
         return (step + 1) / warm
-    done = (step - warm) / max(1, length - warm)
+    done = (step - warm) / max(1, steps - warm)
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _enter(stage: Stage, model: nn.Module, trained: list[nn.Parameter]) -> None:
+    """Let the parameters of a stage learn and the others of `trained` rest."""
+    learning = {id(parameter) for parameter in (trained if stage.trained is None else stage.trained)}
+    for parameter in trained:
+        parameter.requires_grad_(id(parameter) in learning)
+    model.train()
+    for module in stage.resting:
+        module.eval()
 
 
 class _DistributedLoss(nn.Module):
     """Puts the loss inside `forward`, so that gradients are averaged over processes."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model, self.recipe = model, recipe
+        self.model = model
 
-    def forward(self, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
-        return self.recipe.loss(self.model, batch, generator)
+    def forward(self, loss: Loss, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
+        return loss(self.model, batch, generator)
 
 
 def _model_settings(model: nn.Module) -> dict[str, Any]:
@@ -165,7 +170,12 @@ def _model_settings(model: nn.Module) -> dict[str, Any]:
 
 
 def _check_same_settings(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    before = {**asdict(TrainConfig()), "focus": [], **before}  # an older state may know fewer
+    before = {  # an older state may know fewer settings: its lists were empty, and its recipe had the seed of all
+        **{key: [] for key, value in now.items() if isinstance(value, list)},
+        **asdict(TrainConfig()),
+        "recipe_seed": before.get("seed"),
+        **before,
+    }
     free = ("save_every", "half", "model")
     changed = {key: (before.get(key), now[key]) for key in now if key not in free and before.get(key) != now[key]}
     own, model = before.get("model", {}), now.get("model", {})

@@ -1,13 +1,17 @@
-"""What a training needs to know of a system: its batches and its loss, how long and how fast."""
+"""What the training loop needs to know of a system: its batches, its losses and its stages; how long and how fast."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+Loss = Callable[[nn.Module, Any, torch.Generator], dict[str, Tensor]]
+"""Model, batch and a generator on the CPU -> "loss" to minimise, and its parts by name, all scalars."""
 
 
 @dataclass(frozen=True)
@@ -15,26 +19,17 @@ class TrainConfig:
     """How long and how fast to train.
 
     Attributes:
-        steps: optimizer steps on everything; 0 for the relevance alone.
-        relevance_steps: further steps of the compact model on its relevance alone, without augmentation: with all
-            else at rest it learns in a few hundred steps what it does not in a thousand joint ones.
-        tasks_per_batch: G.
-        clips_per_task: C, at least 3.
-        focus: tasks that are in every batch, at most half of it.
-        learning_rate: highest, after the warm-up; falls by a cosine to a hundredth.
-        weight_decay: of AdamW.
-        warmup: share of the steps.
-        seed: of batches, augmentation and initial weights.
-        precision: "no" (fp32), "bf16" or "fp16".
-        save_every: steps between two saved states.
-        half: store the finished checkpoint in half precision.
+        steps: optimizer steps.
+        learning_rate: highest learning rate, after the warm-up; from there it falls by a cosine to a hundredth.
+        weight_decay: weight decay of AdamW.
+        warmup: share of the steps in which the learning rate rises, in [0, 1].
+        seed: seeds all random draws: batches, augmentation and initial weights.
+        precision: mixed precision; "no" trains in float32.
+        save_every: steps between two saved states; an interrupted training resumes from the last one.
+        half: store the finished checkpoint in half precision, as the shipped ones are.
     """
 
     steps: int = 700
-    relevance_steps: int = 400
-    tasks_per_batch: int = 14
-    clips_per_task: int = 6
-    focus: tuple[str, ...] = ()
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     warmup: float = 0.05
@@ -42,6 +37,23 @@ class TrainConfig:
     precision: Literal["no", "bf16", "fp16"] = "no"
     save_every: int = 50
     half: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Consecutive steps of a training that share a loss; the learning rate's schedule starts again with each stage.
+
+    Attributes:
+        steps: how many.
+        loss: what is minimised.
+        trained: the parameters that learn, all of them trainable ones of the model; None for every one.
+        resting: submodules in eval mode, whose statistics must not change.
+    """
+
+    steps: int
+    loss: Loss
+    trained: Sequence[nn.Parameter] | None = None
+    resting: Sequence[nn.Module] = ()
 
 
 class Recipe(ABC):
@@ -52,6 +64,10 @@ class Recipe(ABC):
     """
 
     settings: dict[str, Any]
+
+    def stages(self, model: nn.Module, steps: int) -> Sequence[Stage]:
+        """The parts of the training, in order; by default a single one of `steps` steps that trains everything."""
+        return [Stage(steps, self.loss)]
 
     def prepare(self, model: nn.Module, *, progress_bar: bool) -> None:  # noqa: B027  # most have nothing to do
         """Called once before the first batch, with the weights that training starts or goes on from."""

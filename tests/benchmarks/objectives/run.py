@@ -28,8 +28,14 @@ from vlp_gym.models.siglip2 import SigLIP2Model
 from vlp_gym.storage import write_atomic
 from vlp_gym.training.loop import train
 from vlp_gym.training.recipe import TrainConfig
-from vlp_gym.training.recipes.embedding import BATCH, OBJECTIVES, EmbeddingRecipe, Views
-from vlp_gym.training.recipes.registry import learning_rate
+from vlp_gym.training.recipes.embedding import (
+    BATCH,
+    OBJECTIVES,
+    EmbeddingOptions,
+    EmbeddingRecipe,
+    SigLIP2Options,
+    Views,
+)
 
 Backbone = Literal["compact", "siglip2"]
 UNTRAINED = "untrained"
@@ -45,9 +51,9 @@ LEFT_OUT = (
 )
 """Further tasks that the paper keeps out of the training (underlined in its table 4): too near to the others."""
 
-_SYSTEMS: dict[str, tuple[str, type[nn.Module]]] = {
-    "compact": ("embedding", EmbeddingModel),
-    "siglip2": ("siglip2-lora", SigLIP2Model),
+_SYSTEMS: dict[str, tuple[type[EmbeddingOptions], type[nn.Module]]] = {
+    "compact": (EmbeddingOptions, EmbeddingModel),
+    "siglip2": (SigLIP2Options, SigLIP2Model),
 }
 
 
@@ -135,6 +141,9 @@ def run(
         )  # fmt: skip
         return group_views(trajectory for trajectory in stream if trajectory.tier in TIERS)
 
+    def config(objective: Any, seed: int) -> TrainConfig:
+        return _SYSTEMS[backbone][0](data=(), steps=steps, objective=objective, seed=seed).config()
+
     def judge(model: nn.Module) -> Figures:
         return evaluate_views(model, judged_on(), device=device, progress_bar=progress_bar)  # type: ignore[arg-type]
 
@@ -144,8 +153,7 @@ def run(
         jobs = [job for job in jobs if job[0] != UNTRAINED or job[1] == seeds[0]]
     planned = []
     for name, seed in jobs:
-        rate = learning_rate(_SYSTEMS[backbone][0], name)
-        own = {**settings, "objective": name, "seed": seed, "learning_rate": rate}
+        own = {**settings, "objective": name, "seed": seed, "learning_rate": config(name, seed).learning_rate}
         planned.append((own, _read(out / f"{name}-seed{seed}" / "result.json", own)))
     if any(result is None for _, result in planned):
         learned_from()  # a folder that is not there is missed now, not after hours
@@ -160,8 +168,7 @@ def run(
                 model = _SYSTEMS[backbone][1](**settings["options"])
                 if name != UNTRAINED:
                     recipe = EmbeddingRecipe(learned_from(), name, views=views, seed=seed)
-                    config = TrainConfig(steps=steps, relevance_steps=0, seed=seed, learning_rate=own["learning_rate"])
-                    train(model, recipe, folder, config, progress_bar=progress_bar)
+                    train(model, recipe, folder, config(name, seed), progress_bar=progress_bar)
             result = {"settings": own, "figures": judge(model)}
             _write(folder / "result.json", result)
         figures = result["figures"]

@@ -186,7 +186,7 @@ def test_a_model_without_pixels_gets_the_frames_as_they_are():
 
 
 def test_the_loop_trains_it_and_resumes_bit_for_bit(tmp_path):
-    config = TrainConfig(steps=4, relevance_steps=0, seed=3, save_every=2)
+    config = TrainConfig(steps=4, seed=3, save_every=2)
     model, rest = tiny(), tiny()
     history = train(model, recipe("r3m"), tmp_path / "straight", config, progress_bar=False)
     assert [row["step"] for row in history] == [0, 1, 2, 3]

@@ -22,6 +22,8 @@ from vlp_gym.objectives.rewind import rewind_loss
 from vlp_gym.training.augment import augment_clips
 from vlp_gym.training.loop import train
 from vlp_gym.training.recipe import TrainConfig
+from vlp_gym.training.recipes.clips import ClipSampler
+from vlp_gym.training.recipes.compact import CompactRecipe
 from vlp_gym.training.recipes.rewind import RewindRecipe, clip_frames
 
 TASKS = ["push-v3", "reach-v3", "window-open-v3"]
@@ -357,8 +359,9 @@ class TestTraining:
             self.run(tmp_path, tiny(freeze_encoders=True), steps=1)
 
     def test_another_system_does_not_go_on(self, tmp_path):
-        clips = TrainConfig(steps=1, relevance_steps=0, tasks_per_batch=2, clips_per_task=3)
-        train(tiny_model(), painted_tasks(TASKS, each=1, size=32), tmp_path, clips, progress_bar=False)
+        rollouts = painted_tasks(TASKS, each=1, size=32)
+        clips = CompactRecipe(ClipSampler(rollouts, tasks_per_batch=2, clips_per_task=3, window=4, seed=5), 0)
+        train(tiny_model(), clips, tmp_path, TrainConfig(**{**vars(self.CONFIG), "steps": 1}), progress_bar=False)
         with pytest.raises(ValueError, match=re.escape("'recipe': (None, 'rewind')")):
             self.run(tmp_path)
 

@@ -22,7 +22,7 @@ from vlp_gym.models.spur import SPURModel
 from vlp_gym.objectives.spur import spur_loss
 from vlp_gym.training.loop import train
 from vlp_gym.training.recipe import TrainConfig
-from vlp_gym.training.recipes.spur import RATIOS, SPUR_CONFIG, STRATEGIES, SPURRecipe, clock, cut
+from vlp_gym.training.recipes.spur import RATIOS, STRATEGIES, SPUROptions, SPURRecipe, clock, cut
 
 TASKS = ["push-v3", "reach-v3", "door-open-v3"]
 ROLLOUTS = painted_tasks(TASKS, each=1)
@@ -252,7 +252,10 @@ def both_orders(model, batch):
 
 class TestTraining:
     def test_the_papers_settings(self):
-        assert (SPUR_CONFIG.steps, SPUR_CONFIG.learning_rate, SPUR_CONFIG.warmup) == (5000, 2e-5, 0.1)
+        """Table 5."""
+        options = SPUROptions(data=())
+        assert options.config() == TrainConfig(steps=5000, learning_rate=2e-5, weight_decay=0.0, warmup=0.1)
+        assert options.batch_size == 16
         recipe = SPURRecipe(ROLLOUTS)
         assert (recipe.batch_size, recipe.frames, recipe.ratios.tolist()) == (16, 16, list(RATIOS))
 
@@ -271,7 +274,7 @@ class TestTraining:
         assert gap > 0.2
 
         recipe = SPURRecipe(ROLLOUTS, batch_size=12, frames=4, ratios=ONLY["expertise"])
-        config = TrainConfig(steps=80, relevance_steps=0, learning_rate=1e-2, weight_decay=0.0, save_every=1000)
+        config = TrainConfig(steps=80, learning_rate=1e-2, weight_decay=0.0, save_every=1000)
         history = train(model, recipe, tmp_path, config, progress_bar=False)
         for part in ("loss", "preference", "progress"):
             start, end = (np.mean([row[part] for row in rows]) for rows in (history[:10], history[-10:]))
@@ -310,7 +313,7 @@ class TestTraining:
 
     def test_resumes(self, base, tmp_path):
         """Three steps at once, and two steps, a stop and one more, give the same weights."""
-        config = TrainConfig(steps=3, relevance_steps=0, learning_rate=1e-3, save_every=2)
+        config = TrainConfig(steps=3, learning_rate=1e-3, save_every=2)
         straight = make(base, lora_rank=2)
         rows = train(straight, SPURRecipe(ROLLOUTS, batch_size=4, frames=4), tmp_path / "a", config, progress_bar=False)
 
@@ -331,7 +334,7 @@ class TestTraining:
             assert torch.equal(resumed.checkpoint_state()[name], weight), name
 
     def test_other_data_are_refused(self, base, tmp_path):
-        config = TrainConfig(steps=1, relevance_steps=0, save_every=1)
+        config = TrainConfig(steps=1, save_every=1)
         train(make(base), SPURRecipe(ROLLOUTS, batch_size=2, frames=4), tmp_path, config, progress_bar=False)
         other = SPURRecipe(ROLLOUTS, batch_size=2, frames=4, seed=1)
         with pytest.raises(ValueError, match=r"'recipe_seed': \(0, 1\)"):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vlp_gym.data.trajectory import AGENT, EXPLORE, NEAR_MISS, Trajectory, sentences_by_task
+from vlp_gym.training.options import TrainOptions, check_at_least
+from vlp_gym.training.recipe import Recipe
 from vlp_gym.training.recipes.frame_labels import FrameLabels, label_task
 
 SEGMENT_STEPS = 50  # environment steps in a preference segment (VLP)
@@ -208,3 +211,59 @@ class ClipSampler:
             "reversed": np.asarray(mode == "reverse"),
             **{name: np.asarray(series, np.float32) for name, series in numbers.items()},
         }
+
+
+class ClipRecipe(Recipe):
+    """A recipe whose batches are those of a `ClipSampler`; the loss is for its subclasses."""
+
+    def __init__(self, sampler: ClipSampler) -> None:
+        self.sampler = sampler
+        self.settings: dict[str, Any] = {
+            "tasks": sampler.tasks,
+            "tasks_per_batch": sampler.tasks_per_batch,
+            "clips_per_task": sampler.clips_per_task,
+            "focus": sampler.focus,
+            "recipe_seed": sampler.seed,
+        }
+
+    def batch(self, number: int) -> ClipBatch:
+        """See `ClipSampler.batch`."""
+        return self.sampler.batch(number)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipOptions(TrainOptions):
+    """Options of the systems that learn from a few clips of a few tasks.
+
+    Attributes:
+        tasks_per_batch: tasks in a batch, each with its sentence.
+        clips_per_task: clips of each of them, at least 3.
+        focus: tasks in every batch, at most half of it; agents learn to fool a model sooner than it learns from a few
+            clips of theirs.
+    """
+
+    tasks_per_batch: int = 14
+    clips_per_task: int = 6
+    focus: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(3, clips_per_task=self.clips_per_task)
+
+    def training_tasks(self, every: Sequence[str]) -> list[str]:
+        """See `TrainOptions.training_tasks`; `focus` names some of them."""
+        kept = super().training_tasks(every)
+        if unknown := set(self.focus) - set(kept):
+            raise ValueError(f"--focus: expected tasks that are trained on, got {', '.join(sorted(unknown))}")
+        return kept
+
+    def sampler(self, trajectories: Sequence[Trajectory], window: int) -> ClipSampler:
+        """The sampler of these options, for a model that looks at `window` frames."""
+        return ClipSampler(
+            trajectories,
+            tasks_per_batch=self.tasks_per_batch,
+            clips_per_task=self.clips_per_task,
+            window=window,
+            seed=self.seed,
+            focus=self.focus,
+        )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 from vlp_gym.data.trajectory import Trajectory, group_views, sentences_by_task
 from vlp_gym.frames.resize import resize_frames
+from vlp_gym.models.embedding import EmbeddingModel
+from vlp_gym.models.protocol import PixelModel
+from vlp_gym.models.siglip2 import BASE, SigLIP2Model
 from vlp_gym.objectives.liv import liv_loss
 from vlp_gym.objectives.r3m import r3m_loss
 from vlp_gym.objectives.tcn_text import tcn_text_loss
@@ -26,12 +29,16 @@ from vlp_gym.objectives.triplet import triplet_loss
 from vlp_gym.objectives.vip import vip_loss
 from vlp_gym.objectives.vip_text import vip_text_loss
 from vlp_gym.training.augment import augment_clips
-from vlp_gym.training.recipe import Recipe
+from vlp_gym.training.options import TrainOptions, check_at_least
+from vlp_gym.training.recipe import Recipe, TrainConfig
 
 SAMPLES = 50_000  # different ones, evenly over the demonstrations
 BATCH = 32
 NEGATIVES = 3
 Views = Literal["timestep", "sample"]
+Objective = Literal["triplet", "tcn-text", "r3m", "vip-text", "vip-text+vip", "liv"]
+OBJECTIVES: tuple[str, ...] = get_args(Objective)
+"""The configurations that "Revisiting the learning objectives of vision-language reward models" compares."""
 
 
 def _vip_both(i: Tensor, j: Tensor, after: Tensor, k: Tensor, text: Tensor) -> Tensor:
@@ -47,8 +54,63 @@ _LOSSES: dict[str, tuple[tuple[int, ...], Callable[..., Tensor]]] = {
     "vip-text+vip": ((0, 1, 2, 3), lambda i, j, after, k, text, _: _vip_both(i, j, after, k, text)),
     "liv": ((0, 1, 2, 3), lambda i, j, after, k, text, batch: liv_loss(i, j, after, k, text, batch.foreign)),
 }
-OBJECTIVES = tuple(_LOSSES)
-"""The configurations that "Revisiting the learning objectives of vision-language reward models" compares."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingOptions(TrainOptions):
+    """The cosine of frame and sentence over the compact model's encoders, by one of six objectives, from scratch.
+
+    Attributes:
+        data: folders that `vlp-gym collect` filled, one a camera.
+        batch_size: samples in a batch, at least 4.
+        objective: the training objective.
+    """
+
+    steps: int = 2_000
+    batch_size: int = BATCH
+    objective: Objective = "triplet"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(NEGATIVES + 1, batch_size=self.batch_size)
+
+    def build(self, trajectories: Sequence[Trajectory]) -> tuple[nn.Module, EmbeddingRecipe]:
+        """See `TrainOptions.build`."""
+        recipe = EmbeddingRecipe(trajectories, self.objective, batch_size=self.batch_size, seed=self.seed)
+        return self.model(), recipe
+
+    def model(self) -> nn.Module:
+        """A fresh model."""
+        return EmbeddingModel()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SigLIP2Options(EmbeddingOptions):
+    """The cosine of frame and sentence over SigLIP2 with low-rank adapters, by one of six objectives.
+
+    Attributes:
+        learning_rate: highest learning rate, after the warm-up; by default 1e-4, and 1e-5 with --objective liv, whose
+            loss makes SigLIP2 unstable beyond that (learning objectives, appendix A.1).
+        backbone: a SigLIP or SigLIP2 of one resolution, as a hub id or a folder.
+    """
+
+    steps: int = 7_810
+    learning_rate: float | None = None  # type: ignore[assignment]
+    backbone: str = BASE
+
+    def config(self) -> TrainConfig:
+        """See `TrainOptions.config`."""
+        if self.learning_rate is not None:
+            return super().config()
+        return replace(super().config(), learning_rate=1e-5 if self.objective == "liv" else 1e-4)
+
+    def model(self) -> nn.Module:
+        """A fresh model."""
+        return SigLIP2Model(base=self.backbone)
+
+    def packages(self) -> dict[str, str]:
+        """See `TrainOptions.packages`."""
+        return super().packages() | {"transformers": "vlm", "peft": "vlm"}
 
 
 @dataclass(frozen=True)
@@ -124,6 +186,7 @@ class EmbeddingRecipe(Recipe):
             "batch_size": batch_size,
             "samples": samples,
             "views": views,
+            "recipe_seed": seed,
         }
 
     def batch(self, number: int) -> EmbeddingBatch:
@@ -164,7 +227,7 @@ class EmbeddingRecipe(Recipe):
         """
         size, count = batch.frames.shape[:2]
         encode: Any = model
-        if hasattr(model, "encode_pixels"):
+        if isinstance(model, PixelModel):
             frames = resize_frames(batch.frames.flatten(0, 1), encode.frame_size).unflatten(0, (size, count))
             embedded = encode.encode_pixels(augment_clips(frames, generator))
         else:

@@ -1,113 +1,52 @@
-"""What `vlp-gym train` can train: of each system the model, what it learns from, and how fast."""
+"""What `vlp-gym train` can train: one line a system, and the entry points of other packages."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import difflib
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING
 
-from torch import nn
+if TYPE_CHECKING:
+    from vlp_gym.training.options import TrainOptions
 
-from vlp_gym.data.trajectory import Trajectory
-from vlp_gym.training.recipe import Recipe
+ENTRY_POINT_GROUP = "vlp_gym.recipes"
+"""Of entry points that name a subclass of `vlp_gym.training.options.TrainOptions`."""
 
-
-class System(NamedTuple):
-    """Defaults of one system.
-
-    Attributes:
-        backbone: what its model is built on; "" where there is no choice.
-        learning_rate: the highest.
-        steps: optimizer steps.
-        batch_size: samples in a batch; 0 where `TrainConfig` says it in tasks and clips.
-    """
-
-    backbone: str
-    learning_rate: float
-    steps: int
-    batch_size: int = 0
-
-
-SYSTEMS = {
-    "compact": System("", 1e-3, 700),
-    "vlp": System("open_clip:ViT-B-16/openai", 3e-5, 15_000),
-    "joint": System("", 1e-3, 700),
-    "rewind": System("dinov2+minilm", 1e-4, 5_000, 32),
-    "embedding": System("", 1e-3, 2_000, 32),
-    "siglip2-lora": System("google/siglip2-base-patch16-224", 1e-4, 7_810, 32),
-    "spur": System("Qwen/Qwen2.5-VL-3B-Instruct", 2e-5, 5_000, 16),
+# name -> a subclass of `TrainOptions`, imported only when it is named, and one line of help.
+_RECIPES = {
+    "compact": ("vlp_gym.training.recipes.compact:CompactOptions", "the small factorised model that ships"),
+    "vlp": ("vlp_gym.training.recipes.vlp:VLPOptions", "VLP: cross-attention over a frozen CLIP"),
+    "joint": ("vlp_gym.training.recipes.vlp:JointOptions", "VLP over the compact model's encoders"),
+    "rewind": ("vlp_gym.training.recipes.rewind:RewindOptions", "ReWiND: progress, trained on rewound videos"),
+    "embedding": ("vlp_gym.training.recipes.embedding:EmbeddingOptions", "cosine over the compact model's encoders"),
+    "siglip2-lora": ("vlp_gym.training.recipes.embedding:SigLIP2Options", "cosine over SigLIP2 with adapters"),
+    "spur": ("vlp_gym.training.recipes.spur:SPUROptions", "SPUR: progress and preference by Qwen2.5-VL"),
 }
 
-SMALL_REWIND: dict[str, Any] = {"hidden": 256, "feed_forward": 1024, "from_first": True}
-"""With encoders this small the paper's width overfits, and progress is hard to see without the change so far."""
+
+def available_recipes() -> dict[str, str]:
+    """Name of each trainable system -> one line about it; nothing is imported for it."""
+    own = {name: description for name, (_, description) in _RECIPES.items()}
+    return own | {name: f"entry point {point.value}" for name, point in _extensions().items()}
 
 
-def learning_rate(system: str, objective: str) -> float:
-    """The highest learning rate; LIV's loss makes SigLIP2 unstable beyond 1e-5 (learning objectives, appendix A.1)."""
-    return 1e-5 if (system, objective) == ("siglip2-lora", "liv") else SYSTEMS[system].learning_rate
-
-
-def build(
-    system: str,
-    trajectories: Sequence[Trajectory],
-    *,
-    backbone: str,
-    freeze_encoders: bool,
-    uneven: float,
-    objective: str,
-    batch_size: int,
-    seed: int,
-    quality_weight: float,
-    motion_weight: float,
-    relevance_shift: float,
-) -> tuple[nn.Module, Recipe | Sequence[Trajectory]]:
-    """A fresh model, drawn from torch's global generator, and what `vlp_gym.training.loop.train` is to teach it.
+def load_options(system: str) -> type[TrainOptions]:
+    """The dataclass of a system's options, which builds its model and recipe.
 
     Args:
-        system: a key of `SYSTEMS`.
-        trajectories: of the training tasks.
-        backbone: of vlp, rewind, siglip2-lora and spur.
-        freeze_encoders, uneven: of rewind.
-        objective: of embedding and siglip2-lora.
-        batch_size: of all but compact, vlp and joint.
-        seed: of the recipe.
-        quality_weight, motion_weight, relevance_shift: of compact.
+        system: a key of `available_recipes`.
 
     Raises:
-        ValueError, CheckpointError, MissingExtraError: what the model or the recipe raises.
+        ValueError: if there is no such system; the message names similar ones.
     """
-    if system == "compact":
-        from vlp_gym.models.compact import CompactRewardModel
+    points = {name: EntryPoint(name, path, ENTRY_POINT_GROUP) for name, (path, _) in _RECIPES.items()} | _extensions()
+    if system not in points:
+        near = difflib.get_close_matches(system, points, n=2)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise ValueError(f"unknown system {system!r}: expected one of {', '.join(points)}{hint}")
+    options: type[TrainOptions] = points[system].load()
+    return options
 
-        compact = CompactRewardModel(
-            quality_weight=quality_weight, motion_weight=motion_weight, relevance_shift=relevance_shift
-        )
-        return compact, trajectories
-    if system in ("vlp", "joint"):
-        from vlp_gym.models.vlp import VLPModel
 
-        return VLPModel(backbone if system == "vlp" else "small"), trajectories
-    if system == "rewind":
-        from vlp_gym.models.rewind import ReWiNDModel
-        from vlp_gym.training.recipes.rewind import RewindRecipe
-
-        options = SMALL_REWIND if backbone == "small" else {}
-        model = ReWiNDModel(backbone, freeze_encoders=freeze_encoders, **options)
-        rewind = RewindRecipe(trajectories, window=model.window, clips=batch_size, p_uneven=uneven, seed=seed)
-        return model, rewind
-    if system == "spur":
-        from vlp_gym.models.spur import SPURModel
-        from vlp_gym.training.recipes.spur import SPURRecipe
-
-        spur = SPURModel(backbone)
-        spur.gradient_checkpointing_enable()  # the paper's batch is 32 videos of up to 512 tokens
-        return spur, SPURRecipe(trajectories, batch_size=batch_size, frames=spur.window, seed=seed)
-    from vlp_gym.training.recipes.embedding import EmbeddingRecipe
-
-    recipe = EmbeddingRecipe(trajectories, objective, batch_size=batch_size, seed=seed)
-    if system == "embedding":
-        from vlp_gym.models.embedding import EmbeddingModel
-
-        return EmbeddingModel(), recipe
-    from vlp_gym.models.siglip2 import SigLIP2Model
-
-    return SigLIP2Model(base=backbone), recipe
+def _extensions() -> dict[str, EntryPoint]:
+    return {point.name: point for point in sorted(entry_points(group=ENTRY_POINT_GROUP)) if point.name not in _RECIPES}

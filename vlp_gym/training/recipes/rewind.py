@@ -18,10 +18,58 @@ from vlp_gym.frames.resize import resize_frames
 from vlp_gym.models.rewind import ReWiNDModel, SmallGrid
 from vlp_gym.objectives.rewind import rewind_loss
 from vlp_gym.training.augment import augment_clips
+from vlp_gym.training.options import TrainOptions, check_at_least, check_share
 from vlp_gym.training.recipe import Recipe
 
 FRAMES_AT_ONCE = 64  # that frozen encoders look at
 SHORTEST = 3  # frames of a demonstration that a clip shows at least (the authors' code)
+SMALL: dict[str, Any] = {"hidden": 256, "feed_forward": 1024, "from_first": True}
+"""With encoders this small the paper's width overfits, and progress is hard to see without the change so far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewindOptions(TrainOptions):
+    """ReWiND: progress by a causal transformer, trained on rewound videos.
+
+    Attributes:
+        batch_size: clips in a batch.
+        backbone: dinov2+minilm, or small, which needs no download and comes with half the paper's width and the change
+            since the first frame.
+        freeze_encoders: with --backbone small, leave the encoders that --init gave as they are; each frame is then
+            encoded but once. Those of dinov2+minilm are always left so.
+        uneven: share of clips played at an uneven pace, so that the number of frames so far does not tell the progress;
+            the paper's 0.
+    """
+
+    steps: int = 5_000
+    learning_rate: float = 1e-4
+    batch_size: int = 32
+    backbone: str = "dinov2+minilm"
+    freeze_encoders: bool = False
+    uneven: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(1, batch_size=self.batch_size)
+        check_share(uneven=self.uneven)
+        if self.freeze_encoders and (self.backbone != "small" or self.init is None):
+            raise ValueError(
+                "--freeze-encoders: expected with rewind, --backbone small and --init; "
+                f"got --backbone {self.backbone} and --init {self.init}"
+            )
+
+    def build(self, trajectories: Sequence[Trajectory]) -> tuple[ReWiNDModel, RewindRecipe]:
+        """See `TrainOptions.build`."""
+        options = SMALL if self.backbone == "small" else {}
+        model = ReWiNDModel(self.backbone, freeze_encoders=self.freeze_encoders, **options)
+        recipe = RewindRecipe(
+            trajectories, window=model.window, clips=self.batch_size, p_uneven=self.uneven, seed=self.seed
+        )
+        return model, recipe
+
+    def packages(self) -> dict[str, str]:
+        """See `TrainOptions.packages`."""
+        return super().packages() | ({} if self.backbone == "small" else {"transformers": "vlm"})
 
 
 @dataclass(frozen=True)

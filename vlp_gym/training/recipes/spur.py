@@ -13,15 +13,47 @@ from torch import Tensor, nn
 
 from vlp_gym.data.trajectory import Trajectory, sentences_by_task
 from vlp_gym.engine.windows import window_indices
-from vlp_gym.models.spur import SPURModel
+from vlp_gym.models.spur import BASE, SPURModel
 from vlp_gym.objectives.spur import spur_loss
-from vlp_gym.training.recipe import Recipe, TrainConfig
+from vlp_gym.training.options import TrainOptions, check_at_least
+from vlp_gym.training.recipe import Recipe
 
 STRATEGIES = ("expertise", "task", "rewind", "subsequence")
 RATIOS = (0.3, 0.3, 0.4, 0.0)
 """How often each strategy makes a pair (SPUR, table 5)."""
-SPUR_CONFIG = TrainConfig(steps=5000, relevance_steps=0, learning_rate=2e-5, weight_decay=0.0, warmup=0.1)
-"""The paper's (table 5); it names no weight decay."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SPUROptions(TrainOptions):
+    """SPUR: progress and preference by Qwen2.5-VL with two heads.
+
+    The defaults are the paper's (table 5), which names no weight decay.
+
+    Attributes:
+        batch_size: pairs in a batch.
+        backbone: a Qwen2.5-VL, as a hub id or a folder.
+    """
+
+    steps: int = 5_000
+    learning_rate: float = 2e-5
+    weight_decay: float = 0.0
+    warmup: float = 0.1
+    batch_size: int = 16
+    backbone: str = BASE
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(1, batch_size=self.batch_size)
+
+    def build(self, trajectories: Sequence[Trajectory]) -> tuple[SPURModel, SPURRecipe]:
+        """See `TrainOptions.build`."""
+        model = SPURModel(self.backbone)
+        model.gradient_checkpointing_enable()  # the paper's batch is 32 videos of up to 512 tokens
+        return model, SPURRecipe(trajectories, batch_size=self.batch_size, frames=model.window, seed=self.seed)
+
+    def packages(self) -> dict[str, str]:
+        """See `TrainOptions.packages`."""
+        return super().packages() | {"transformers": "vlm", "peft": "vlm"}
 
 
 @dataclass(frozen=True)

@@ -1,40 +1,103 @@
-"""How VLP learns from a batch of clips (eq. 4)."""
+"""How VLP learns from a batch of clips (eq. 4): over a frozen CLIP, or jointly with the compact model's encoders."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import torch
+from torch import Tensor, nn
+
+from vlp_gym.data.trajectory import Trajectory
 from vlp_gym.models.vlp import VLPModel
 from vlp_gym.objectives.preference import vlp_loss
 from vlp_gym.training.augment import augment_clips
-from vlp_gym.training.recipes.clips import ClipBatch
+from vlp_gym.training.recipes.clips import ClipBatch, ClipOptions, ClipRecipe, ClipSampler
+
+NEGATIVES = 4  # videos of other tasks (VLP, table 8)
 
 
-def _vlp_loss(model: VLPModel, batch: ClipBatch, generator: torch.Generator) -> dict[str, Tensor]:
-    """VLP eq. 4: pairs of tiers within a task, a foreign sentence, and videos of the next task as negatives."""
-    groups, clips, time = batch.frames.shape[:3]
-    pixels = augment_clips(batch.frames.flatten(0, 1), generator)
-    frames = (pixels.permute(0, 2, 3, 1) * 255).round().to(torch.uint8)
-    tokens = model.encode_frames(frames).unflatten(0, (groups, clips, time))
-    text = model.encode_text(batch.instructions)
-    mask = torch.ones(groups, time, dtype=torch.bool, device=tokens.device)
-    order = torch.argsort(torch.rand(groups, clips, generator=generator), 1).to(tokens.device)
-    rows = torch.arange(groups, device=tokens.device)
-    a, b = tokens[rows, order[:, 0]], tokens[rows, order[:, 1]]
-    tiers = batch.tier[rows, order[:, 0]] - batch.tier[rows, order[:, 1]]  # NaN unless both are known
-    returns = batch.segment_return[rows, order[:, 0]] - batch.segment_return[rows, order[:, 1]]
-    label = (torch.where(tiers.isnan(), returns, tiers).nan_to_num(0.0).sign() + 1) / 2
+@dataclass(frozen=True, kw_only=True)
+class VLPOptions(ClipOptions):
+    """VLP: a preference score by cross-attention over a frozen CLIP.
 
-    def score(video: Tensor, sentence: Tensor) -> Tensor:
-        return model.score(video, sentence, mask).preference
+    The optimizer's defaults are the paper's (table 8); the warm-up is not in it.
 
-    score_a, score_b = score(a, text), score(b, text)
-    foreign = text.roll(1, 0)
-    negatives = torch.stack([score(a.roll(shift, 0), text) for shift in range(1, min(5, groups))], 1)
-    loss = vlp_loss(
-        (score_a, score_b, label),
-        (score(a, foreign), score(b, foreign)),
-        ((score_a, negatives), (score_b, negatives)),
-    )
-    return {"loss": loss.total, "itp": loss.itp, "ilp": loss.ilp, "ivp": loss.ivp}
+    Attributes:
+        backbone: open_clip:NAME/PRETRAINED, open_clip:NAME for random weights, or small.
+    """
+
+    steps: int = 15_000
+    learning_rate: float = 3e-5
+    weight_decay: float = 0.1
+    backbone: str = "open_clip:ViT-B-16/openai"
+
+    def build(self, trajectories: Sequence[Trajectory]) -> tuple[VLPModel, VLPRecipe]:
+        """See `TrainOptions.build`."""
+        model = VLPModel(self.backbone)
+        return model, VLPRecipe(self.sampler(trajectories, model.window))
+
+    def packages(self) -> dict[str, str]:
+        """See `TrainOptions.packages`."""
+        needed = {"open_clip": "clip"} if self.backbone.startswith("open_clip:") else {}
+        return super().packages() | needed
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointOptions(ClipOptions):
+    """VLP's model over the compact model's encoders, trained together from scratch."""
+
+    def build(self, trajectories: Sequence[Trajectory]) -> tuple[VLPModel, VLPRecipe]:
+        """See `TrainOptions.build`."""
+        model = VLPModel("small")
+        return model, VLPRecipe(self.sampler(trajectories, model.window))
+
+
+class VLPRecipe(ClipRecipe):
+    """Pairs of clips of a task; the next tasks give the foreign sentence and the negative videos."""
+
+    def __init__(self, sampler: ClipSampler) -> None:
+        super().__init__(sampler)
+        self.settings["recipe"] = "vlp"
+
+    def loss(self, model: nn.Module, batch: ClipBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        """VLP eq. 4 on two clips of each task, drawn from those of the batch; the others are not encoded.
+
+        The preferred clip is that of the better tier or, where a tier is not known, of the larger reward. Pairs of
+        unknown order are left out of the intra-task term.
+
+        Args:
+            model: a `VLPModel`.
+            batch: the clips.
+            generator: draws the clips and the augmentation, on the CPU.
+
+        Raises:
+            TypeError: for any other model.
+        """
+        if not isinstance(model, VLPModel):
+            raise TypeError(f"expected a VLPModel, got {type(model).__name__}")
+        groups, clips, time = batch.frames.shape[:3]
+        device = batch.frames.device
+        chosen = torch.argsort(torch.rand(groups, clips, generator=generator), 1)[:, :2].to(device)
+        rows = torch.arange(groups, device=device)[:, None]
+        pixels = augment_clips(batch.frames[rows, chosen].flatten(0, 1), generator)
+        frames = (pixels.permute(0, 2, 3, 1) * 255).round().to(torch.uint8)
+        a, b = model.encode_frames(frames).unflatten(0, (groups, 2, time)).unbind(1)
+        text = model.encode_text(batch.instructions)
+        mask = torch.ones(groups, time, dtype=torch.bool, device=device)
+        tier, paid = (values[rows, chosen] for values in (batch.tier, batch.segment_return))
+        better = torch.where(tier.isnan().any(1), paid[:, 0] - paid[:, 1], tier[:, 0] - tier[:, 1])  # NaN: not known
+
+        def score(video: Tensor, sentence: Tensor) -> Tensor:
+            return model.score(video, sentence, mask).preference
+
+        score_a, score_b = score(a, text), score(b, text)
+        foreign = text.roll(1, 0)
+        negatives = torch.stack([score(a.roll(shift, 0), text) for shift in range(1, min(NEGATIVES + 1, groups))], 1)
+        loss = vlp_loss(
+            (score_a, score_b, (better.nan_to_num().sign() + 1) / 2),
+            (score(a, foreign), score(b, foreign)),
+            ((score_a, negatives), (score_b, negatives)),
+            known=~better.isnan(),
+        )
+        return {"loss": loss.total, "itp": loss.itp, "ilp": loss.ilp, "ivp": loss.ivp}

@@ -1,0 +1,119 @@
+"""The options of `vlp-gym train` that every system has; the dataclass beside each recipe adds its own."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from vlp_gym.data.trajectory import Trajectory
+from vlp_gym.errors import MissingExtraError
+from vlp_gym.training.recipe import Recipe, TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(TrainConfig, ABC):
+    """What to train on and from; a system's own options extend it, set its defaults and build model and recipe.
+
+    Attributes:
+        data: folders that `vlp-gym collect` filled, one or more.
+        split: vlp and ml45 hold five tasks of Meta-World out each; all trains on the 50; data trains on every task of
+            the folders.
+        tasks: train on these tasks of the split alone; by default on all that it does not hold out.
+        leave_out: also keep these tasks out, to validate on (see `vlp-gym tune`).
+        init: start from the weights of this model (a shipped name, a folder or a hub id) instead of random ones. Copies
+            all weights of a model of the same system, or only the small encoders from another system. Its score
+            constants are not copied. Do not use a model that has seen your held-out tasks.
+        out: folder for the checkpoint, the saved state and the training curve; runs/SYSTEM-SPLIT by default.
+
+    Raises:
+        ValueError: if an option is out of range; the message names it as it is typed on the command line.
+    """
+
+    data: tuple[Path, ...]
+    split: Literal["vlp", "ml45", "all", "data"] = "vlp"
+    tasks: tuple[str, ...] = ()
+    leave_out: tuple[str, ...] = ()
+    init: str | None = None
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        self._check_steps()
+        check_at_least(1, save_every=self.save_every)
+        check_at_least(0, weight_decay=self.weight_decay)
+        check_share(warmup=self.warmup)
+
+    @abstractmethod
+    def build(self, trajectories: Sequence[Trajectory]) -> tuple[nn.Module, Recipe]:
+        """A fresh model, drawn from torch's global generator, and the recipe that trains it.
+
+        Args:
+            trajectories: those of the training tasks.
+
+        Raises:
+            ValueError, CheckpointError: what the model or the recipe raises.
+        """
+
+    def config(self) -> TrainConfig:
+        """How long and how fast to train."""
+        return TrainConfig(**{field.name: getattr(self, field.name) for field in fields(TrainConfig)})
+
+    def packages(self) -> dict[str, str]:
+        """The packages that this training imports, each with the extra of vlp_gym that installs it."""
+        return dict.fromkeys(("accelerate", "datasets", "PIL", "matplotlib"), "train")
+
+    def check_packages(self) -> None:
+        """Look for all `packages`, without importing any.
+
+        Raises:
+            MissingExtraError: if some are not installed.
+        """
+        missing = {name: extra for name, extra in self.packages().items() if find_spec(name) is None}
+        if missing:
+            extras = ",".join(dict.fromkeys(missing.values()))
+            raise MissingExtraError(f'training needs {", ".join(missing)}: pip install "vlp_gym[{extras}]"')
+
+    def training_tasks(self, every: Sequence[str]) -> list[str]:
+        """The tasks to train on.
+
+        Args:
+            every: all tasks that the split does not hold out.
+
+        Raises:
+            ValueError: if an option names another task, or none is left.
+        """
+        for option, named in (("--tasks", self.tasks), ("--leave-out", self.leave_out)):
+            if unknown := set(named) - set(every):
+                raise ValueError(
+                    f"{option}: expected training tasks of split {self.split}, got {', '.join(sorted(unknown))}"
+                )
+        kept = [task for task in self.tasks or every if task not in self.leave_out]
+        if not kept:
+            raise ValueError(f"--leave-out: nothing is left to train on, got {', '.join(self.leave_out)}")
+        return kept
+
+    def _check_steps(self) -> None:
+        check_at_least(1, steps=self.steps)
+
+
+def check_at_least(least: float, **values: float) -> None:
+    """Raise ValueError if an option, named as a field is, lies below `least`."""
+    for name, value in values.items():
+        if not value >= least:
+            raise ValueError(f"{_flag(name)}: expected at least {least}, got {value}")
+
+
+def check_share(**values: float) -> None:
+    """Raise ValueError if an option, named as a field is, lies outside [0, 1]."""
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{_flag(name)}: expected a share from 0 to 1, got {value}")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
