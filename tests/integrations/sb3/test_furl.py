@@ -237,7 +237,7 @@ from late import SENTENCE, SeenEnv, SlowModel  # noqa: E402  # needs the line ab
 from stable_baselines3.common.vec_env import DummyVecEnv  # noqa: E402
 
 from vlp_gym.engine import QueryEngine  # noqa: E402
-from vlp_gym.integrations.sb3.callback import VLPReplayBuffer, VLPRewardCallback  # noqa: E402
+from vlp_gym.integrations.sb3 import VLPReplayBuffer, VLPRewardCallback  # noqa: E402
 from vlp_gym.integrations.sb3.furl import FuRLCallback, _Episodes  # noqa: E402
 from vlp_gym.integrations.sb3.vec import VLPVecReward  # noqa: E402
 from vlp_gym.wrappers import VLPRewardWrapper  # noqa: E402

@@ -1,13 +1,4 @@
-"""Stable-Baselines3 with rewards that come late, without a subclass of any algorithm.
-
-```python
-env = VLPRewardWrapper(env, "press the button", mode="async")
-model = SAC("MlpPolicy", env, replay_buffer_class=VLPReplayBuffer)
-model.learn(100_000, callback=VLPRewardCallback())
-```
-
-An on-policy algorithm (PPO, A2C, TRPO, RecurrentPPO) needs the callback only.
-"""
+"""The callback that brings late rewards to the buffers of Stable-Baselines3, and logs what the reward model pays."""
 
 from __future__ import annotations
 
@@ -15,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from vlp_gym.integrations.sb3.buffers import NO_SHARED_ROWS, LateRewards, late_rollout_buffer
-from vlp_gym.integrations.sb3.buffers import VLPDictReplayBuffer as VLPDictReplayBuffer
-from vlp_gym.integrations.sb3.buffers import VLPDictRolloutBuffer as VLPDictRolloutBuffer
-from vlp_gym.integrations.sb3.buffers import VLPNStepReplayBuffer as VLPNStepReplayBuffer
-from vlp_gym.integrations.sb3.buffers import VLPReplayBuffer as VLPReplayBuffer
-from vlp_gym.integrations.sb3.buffers import VLPRolloutBuffer as VLPRolloutBuffer
+from vlp_gym.integrations.sb3.buffers import (
+    NO_SHARED_ROWS,
+    LateRewards,
+    VLPReplayBuffer,
+    VLPRolloutBuffer,
+    late_rollout_buffer,
+)
 from vlp_gym.integrations.sb3.source import RewardSource
 from vlp_gym.rewards.normalizer import RewardNormalizer as RewardNormalizer
 from vlp_gym.rewards.stream import Delivery
@@ -98,11 +90,11 @@ class VLPRewardCallback(BaseCallback):
         infos = self.locals["infos"]
         assert self._source is not None
         for index, (info, done) in enumerate(zip(infos, self.locals["dones"], strict=True)):
-            told = info["vlp"]
-            if "ticket" not in told:
+            ours = info["vlp"]
+            if "ticket" not in ours:
                 self._log("reward", float(self.locals["rewards"][index]))
-                self._log("score", told["score"])
-            own = told["env_reward"]
+                self._log("score", ours["score"])
+            own = ours["env_reward"]
             self._returns[index] += float("nan") if own is None else own
             if done:
                 if np.isfinite(self._returns[index]):
