@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vlp_gym.data.shards import shard_path, write_shard
+from vlp_gym.data.shards import encode_trajectory, shard_path, write_shard
 from vlp_gym.data.trajectory import AGENT, ALL_TIERS, EXPLORE, NEAR_MISS, TIERS, Trajectory
 from vlp_gym.metaworld.sentences import with_sentences
 
@@ -50,6 +50,30 @@ def write_tasks(folder: Path, trajectories):
     """Shards as a collection leaves them."""
     for task, tier in dict.fromkeys((t.task, t.tier) for t in trajectories):
         write_shard([t for t in trajectories if (t.task, t.tier) == (task, tier)], shard_path(folder, task, tier))
+
+
+def write_version_1(trajectories, path):
+    """A shard as this package wrote it before trajectories carried sentences, observations and actions."""
+    import datasets
+
+    series = {"step": "int64", "reward": "float32", "success": "bool", "episode_reward": "float32"}
+    plain = {
+        "task": "string",
+        "tier": "string",
+        "seed": "int64",
+        "camera": "string",
+        "stride": "int64",
+        "varied": "bool",
+    }
+    features = {
+        **{name: datasets.Value(kind) for name, kind in plain.items()},
+        "frames": datasets.Sequence(datasets.Image()),
+        **{name: datasets.Sequence(datasets.Value(kind)) for name, kind in series.items()},
+        "positions": datasets.Sequence(datasets.Sequence(datasets.Value("float32"))),
+    }
+    rows = [{name: encode_trajectory(trajectory)[name] for name in features} for trajectory in trajectories]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    datasets.Dataset.from_list(rows, features=datasets.Features(features)).to_parquet(str(path))
 
 
 def killed(job):

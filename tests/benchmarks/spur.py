@@ -27,6 +27,7 @@ from tiny_qwen import tiny_qwen2_5
 
 from vlp_gym.data.shards import load_trajectories
 from vlp_gym.data.trajectory import Trajectory
+from vlp_gym.metaworld.sentences import with_sentences
 from vlp_gym.models.spur import SPURModel
 from vlp_gym.storage import write_atomic
 from vlp_gym.training.loop import train
@@ -67,7 +68,7 @@ class Options:
 
 def main(options: Options) -> None:
     """Train, print the figures, and write them."""
-    rollouts = load_trajectories(options.data)
+    rollouts = [with_sentences(rollout) for rollout in load_trajectories(options.data)]
     seen, unseen = split(rollouts)
     out = options.out or Path("runs") / f"spur-{options.seed}"
     # A checkpoint in the folder rests on its base: another seed or size must not overwrite it.

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("datasets")
 
-from rollouts import painted, painted_tasks, write_tasks
+from rollouts import painted, painted_tasks, write_tasks, write_version_1
 
 from vlp_gym.data import shards
 from vlp_gym.data.shards import (
@@ -53,30 +53,6 @@ def full(task="fold the towel", frames=4, wide=3, **changed):
             **changed,
         },
     )
-
-
-def write_version_1(trajectories, path):
-    """A shard as this package wrote it before trajectories carried sentences, observations and actions."""
-    import datasets
-
-    series = {"step": "int64", "reward": "float32", "success": "bool", "episode_reward": "float32"}
-    plain = {
-        "task": "string",
-        "tier": "string",
-        "seed": "int64",
-        "camera": "string",
-        "stride": "int64",
-        "varied": "bool",
-    }
-    features = {
-        **{name: datasets.Value(kind) for name, kind in plain.items()},
-        "frames": datasets.Sequence(datasets.Image()),
-        **{name: datasets.Sequence(datasets.Value(kind)) for name, kind in series.items()},
-        "positions": datasets.Sequence(datasets.Sequence(datasets.Value("float32"))),
-    }
-    rows = [{name: encode_trajectory(trajectory)[name] for name in features} for trajectory in trajectories]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    datasets.Dataset.from_list(rows, features=datasets.Features(features)).to_parquet(str(path))
 
 
 def same(a, b):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,12 +16,13 @@ pytest.importorskip("datasets")
 
 from vlp_gym.commands.main import main
 from vlp_gym.data.shards import load_trajectories, shard_path
-from vlp_gym.data.trajectory import AGENT, ALL_TIERS, EXPLORE, NEAR_MISS, TIERS
+from vlp_gym.data.trajectory import AGENT, ALL_TIERS, EXPLORE, NEAR_MISS, TIERS, VARIANT_KINDS
 from vlp_gym.errors import DatasetError
 from vlp_gym.frames.resize import resize_frames
 from vlp_gym.metaworld import agents, collect, recorder
 from vlp_gym.metaworld.collect import Stage, collect_metaworld
 from vlp_gym.metaworld.config import CollectConfig
+from vlp_gym.metaworld.env import make_metaworld
 
 pytestmark = pytest.mark.filterwarnings("ignore:Constant")  # of Meta-World's scripted policies
 
@@ -98,6 +100,51 @@ def test_rollouts(rollouts):
         assert (t.frames[0] != t.frames[-1]).any()
 
 
+def test_sentences_come_with_every_rollout(rollouts):
+    for t in rollouts:
+        assert t.canonical == "press the button"
+        assert (len(t.sentences), len(t.held_out), len(t.opposite_sentences)) == (32, 8, 32)
+        assert (t.opposite, t.sibling) == (None, "button-press-topdown-v3")
+        assert tuple(t.variants) == VARIANT_KINDS
+
+
+def replayed(env, t):
+    """Observations and rewards of a rollout's actions, from a reset with its seed."""
+    observation, _ = env.reset(seed=t.seed)
+    seen, rewards = [observation], []
+    for action in t.action:
+        observation, reward, *_ = env.step(action)
+        seen.append(observation)
+        rewards.append(reward)
+    return np.float32(seen), np.float32(rewards)
+
+
+def test_the_actions_replay_the_rollout(rollouts):
+    env = make_metaworld(TASK, seed=CONFIG.seed)
+    for t in rollouts:
+        assert (t.observation.shape, t.action.shape) == ((len(t.episode_reward) + 1, 39), (len(t.episode_reward), 4))
+        observations, rewards = replayed(env, t)
+        # A scene with another light was computed once more before the first step, which changes the last digits.
+        np.testing.assert_allclose(observations, t.observation, atol=1e-4 if t.varied else 0, rtol=0)
+        np.testing.assert_allclose(rewards, t.episode_reward, atol=1e-3 if t.varied else 0, rtol=0)
+    env.close()
+
+
+def test_a_hand_that_starts_elsewhere_and_larger_frames(tmp_path):
+    config = CollectConfig(2, ("random",), size=224, stride=50, random_start=True, seed=4)
+    collect._collect_task((tmp_path, config, TASK, ["random"]))
+    made = load_trajectories(tmp_path, progress_bar=False)
+    env = make_metaworld(TASK, seed=4, random_start=True)
+    starts = {tuple(t.observation[0, :3]) for t in made}
+    assert len(starts) == 2
+    for t in made:
+        assert t.frames.shape[1:] == (224, 224, 3)
+        observations, rewards = replayed(env, t)
+        np.testing.assert_array_equal(observations, t.observation)
+        np.testing.assert_array_equal(rewards, t.episode_reward)
+    env.close()
+
+
 def test_positions_are_what_the_camera_sees(rollouts):
     """The gripper's cyan finger is where the recorded hand falls on the first picture; later others may hide it."""
     for t in rollouts:
@@ -152,6 +199,22 @@ def test_other_settings_are_refused(folder):
         collect_metaworld(folder, CollectConfig(**{**vars(CONFIG), "seed": 5, "stride": 5}), tasks=[TASK])
     assert str(caught.value) == (
         f"{folder} was collected with other settings (then, now): {{'stride': (10, 5), 'seed': (4, 5)}}; "
+        "choose another --out"
+    )
+
+
+def test_a_folder_of_an_older_version_goes_on(folder, tmp_path, monkeypatch):
+    """Its settings say nothing of what could not be set yet."""
+    monkeypatch.setattr(collect, "_collect_task", None)  # no worker could run it
+    old = shutil.copytree(folder, tmp_path / "old")
+    settings = json.loads((old / "collect.json").read_text())
+    del settings["random_start"], settings["size"]
+    (old / "collect.json").write_text(json.dumps(settings))
+    collect_metaworld(old, CONFIG, tasks=[TASK], progress_bar=False)
+    with pytest.raises(DatasetError) as caught:
+        collect_metaworld(old, replace(CONFIG, random_start=True, size=224), tasks=[TASK])
+    assert str(caught.value) == (
+        f"{old} was collected with other settings (then, now): {{'size': (112, 224), 'random_start': (False, True)}}; "
         "choose another --out"
     )
 
@@ -257,9 +320,23 @@ class TestActor:
 def test_frames_are_resized_as_models_resize_theirs(monkeypatch):
     frame = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
     monkeypatch.setattr(recorder, "camera_positions", lambda env, observation: np.zeros((2, 3), np.float32))
-    kept = recorder.Recorder(None, 8)
-    kept.rewards = [0.1, 0.2, 0.5]
-    kept.add(frame, np.zeros(39), True)
+    kept = recorder.Recorder(None, 8, np.zeros(39))
+    for reward in (0.1, 0.2, 0.5):
+        kept.step(np.full(4, 2 * reward), np.full(39, reward), reward)
+    kept.add(frame, True)
     made = kept.trajectory(task=TASK, tier="expert", seed=0, camera="corner2", stride=3, varied=False)
     assert (made.frames[0] == resize_frames(torch.from_numpy(frame)[None], (8, 8))[0].numpy()).all()
     assert (made.step.tolist(), made.reward.tolist(), made.success.tolist()) == ([3], [0.5], [True])
+    assert made.observation.dtype == made.action.dtype == np.float32
+    np.testing.assert_array_equal(made.observation, np.float32([[value] * 39 for value in (0, 0.1, 0.2, 0.5)]))
+    np.testing.assert_array_equal(made.action, np.float32([[value] * 4 for value in (0.2, 0.4, 1.0)]))
+
+
+def test_what_a_policy_writes_into_an_observation_is_not_recorded():
+    """As Meta-World's policies for doors do."""
+    given = [np.zeros(39), np.ones(39)]
+    kept = recorder.Recorder(None, 8, given[0])
+    kept.step(np.zeros(4), given[1], 0.0)
+    for observation in given:
+        observation += 5
+    assert [observation.max() for observation in kept.observations] == [0, 1]

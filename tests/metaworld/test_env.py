@@ -13,7 +13,16 @@ from gymnasium.wrappers.common import TimeLimit
 
 import vlp_gym
 from vlp_gym.frames.rendering import FastRenderer
-from vlp_gym.metaworld.env import CAMERA, CAMERA_POSITION, make_metaworld, metaworld_tasks, scripted_policy
+from vlp_gym.metaworld.env import (
+    CAMERA,
+    CAMERA_POSITION,
+    HAND_REACH,
+    TOLERANCE,
+    _robot_touches,
+    make_metaworld,
+    metaworld_tasks,
+    scripted_policy,
+)
 from vlp_gym.metaworld.variety import vary_scene
 
 ACTIONS = np.random.default_rng(0).uniform(-1, 1, (6, 4)).astype(np.float32)
@@ -54,6 +63,30 @@ def test_the_constructors_seed_decides_the_first_episode(env):
         assert (rollout(fresh, None)[0] == rollout(env, 3)[0]).all()
     finally:
         fresh.close()
+
+
+@pytest.mark.parametrize("task", ["button-press-v3", "drawer-close-v3", "hammer-v3", "pick-place-v3"])
+def test_a_random_start_moves_the_hand_and_nothing_else(task):
+    usual, random = (make_metaworld(task, size=64, random_start=start) for start in (False, True))
+    sawyer = usual.unwrapped
+    low = np.maximum(sawyer.hand_init_pos - HAND_REACH, sawyer.mocap_low)
+    high = np.minimum(sawyer.hand_init_pos + HAND_REACH, sawyer.mocap_high)
+    hands = []
+    for seed in range(6):
+        before, after = usual.reset(seed=seed)[0], random.reset(seed=seed)[0]
+        np.testing.assert_array_equal(random.reset(seed=seed)[0], after)
+        np.testing.assert_allclose(after[4:18], before[4:18], atol=TOLERANCE)
+        np.testing.assert_array_equal(after[:18], after[18:36])
+        np.testing.assert_array_equal(after[36:], before[36:])  # the goal
+        assert np.linalg.norm(after[:3] - before[:3]) > 0.03
+        hands.append(random.unwrapped.hand_init_pos)
+        assert np.linalg.norm(after[:3] - hands[-1]) < TOLERANCE
+        assert ((low <= hands[-1]) & (hands[-1] <= high)).all()
+        assert not _robot_touches(random.unwrapped)
+    assert (np.ptp(hands, axis=0) > 0.4 * (high - low)).all()
+    assert tuple(random.reset()[0][:3]) != tuple(random.reset()[0][:3])
+    usual.close()
+    random.close()
 
 
 def test_a_reset_without_a_seed_goes_on(env):

@@ -24,7 +24,6 @@ JPEG_QUALITY = 95
 MAX_FRAMES = 2_000
 _BATCH = 32  # rows that are decoded at a time
 _PLAIN = ("task", "tier", "seed", "camera", "stride", "varied")
-_TEXTS = ("opposite", "sibling")
 _SERIES = ("step", "reward", "success", "episode_reward")
 
 
@@ -45,7 +44,7 @@ def encode_trajectory(trajectory: Trajectory) -> dict[str, Any]:
         raise DatasetError(f"{trajectory.name}: expected variants of {', '.join(VARIANT_KINDS)}, got {unknown}")
     row = {
         "format_version": FORMAT_VERSION,
-        **{name: getattr(trajectory, name) for name in (*_PLAIN, *_TEXTS)},
+        **{name: getattr(trajectory, name) for name in (*_PLAIN, "opposite", "sibling")},
         "frames": encoded,
         **{name: getattr(trajectory, name).tolist() for name in _SERIES},
         "positions": trajectory.positions.reshape(-1, 6).tolist(),
@@ -73,10 +72,8 @@ def decode_trajectory(row: dict[str, Any]) -> Trajectory:
     if len({image.shape for image in images}) != 1:
         raise DatasetError(f"{_name(row)}: frames of several sizes")
     observation, action = row.get("observation"), row.get("action")
-    texts: dict[str, Any] = {key: row.get(key) for key in _TEXTS}
     return Trajectory(
         **{key: row[key] for key in _PLAIN},
-        **texts,
         frames=np.stack(images),
         step=np.asarray(row["step"], np.int64),
         reward=np.asarray(row["reward"], np.float32),
@@ -85,6 +82,8 @@ def decode_trajectory(row: dict[str, Any]) -> Trajectory:
         positions=np.asarray(row["positions"], np.float32).reshape(-1, 2, 3),
         sentences=tuple(row.get("sentences") or ()),
         held_out=tuple(row.get("held_out") or ()),
+        opposite=row.get("opposite"),
+        sibling=row.get("sibling"),
         opposite_sentences=tuple(tuple(group) for group in row.get("opposite_sentences") or ()),
         variants={kind: tuple(group) for kind, group in (row.get("variants") or {}).items() if group},
         observation=None if observation is None else np.asarray(observation, np.float32),

@@ -13,7 +13,6 @@ from vlp_gym.engine.video import VideoScorer
 from vlp_gym.errors import DatasetError
 from vlp_gym.evaluation import metrics
 from vlp_gym.evaluation.evaluate import CONSISTENCY_PAIRS
-from vlp_gym.metaworld.instructions import instructions_for
 from vlp_gym.models.protocol import RewardModel
 
 Floats = NDArray[np.float64]
@@ -50,11 +49,12 @@ def evaluate_views(
         progress_bar: whether to show one.
 
     Raises:
-        DatasetError: if a task has no expert, or neither a medium nor a random rollout.
+        DatasetError: if a task has no expert, neither a medium nor a random rollout, or no sentences.
         QueryError: if the model answers NaN or inf, naming the trajectory.
     """
     tasks = _tasks(rollouts)
-    sentences = {task: instructions_for(task)[0] for task in tasks}
+    views = [next(iter(rollout.values())) for rollout in rollouts]
+    sentences = {task: next(view.canonical for view in views if view.task == task) for task in tasks}
     scorer = VideoScorer(model, list(sentences.values()), device)
 
     def of_model(view: Trajectory) -> dict[str, Floats]:

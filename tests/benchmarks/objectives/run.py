@@ -22,7 +22,8 @@ from tests.benchmarks.objectives.report import COMPARED, markdown, orderings, su
 from tests.benchmarks.objectives.report import HELD_OUT as HELD_OUT
 from vlp_gym.data.shards import stream_trajectories
 from vlp_gym.data.trajectory import TIERS, Rollout, Trajectory, group_views
-from vlp_gym.metaworld.instructions import train_tasks
+from vlp_gym.metaworld.sentences import with_sentences
+from vlp_gym.metaworld.splits import train_tasks
 from vlp_gym.models.embedding import EmbeddingModel
 from vlp_gym.models.siglip2 import SigLIP2Model
 from vlp_gym.storage import write_atomic
@@ -139,7 +140,7 @@ def run(
             stream_trajectories(*eval_data, tasks=HELD_OUT),
             desc="reading the evaluation", unit=" trajectories", leave=False, disable=not progress_bar,
         )  # fmt: skip
-        return group_views(trajectory for trajectory in stream if trajectory.tier in TIERS)
+        return group_views(with_sentences(trajectory) for trajectory in stream if trajectory.tier in TIERS)
 
     def config(objective: Any, seed: int) -> TrainConfig:
         return _SYSTEMS[backbone][0](data=(), steps=steps, objective=objective, seed=seed).config()
@@ -202,7 +203,7 @@ def run(
 def _demonstrations(stream: Iterable[Trajectory], each: int | None, progress_bar: bool) -> list[Trajectory]:
     """The successful experts of a stream, of every task the first ``each`` by seed."""
     bar = tqdm(stream, desc="reading the demonstrations", unit=" trajectories", leave=False, disable=not progress_bar)
-    experts = [t for t in bar if t.tier == "expert" and t.success.any()]
+    experts = [with_sentences(t) for t in bar if t.tier == "expert" and t.success.any()]
     seeds: dict[str, set[int]] = {}
     for trajectory in experts:
         seeds.setdefault(trajectory.task, set()).add(trajectory.seed)
