@@ -100,11 +100,7 @@ class PreferenceBuffer:
         return len(kept)
 
     def save(self, folder: str | Path) -> None:
-        """Write ``preferences.json`` and ``preferences.safetensors``, or leave what is there as it was.
-
-        Raises:
-            CheckpointError: if that cannot be done.
-        """
+        """Write ``preferences.json`` and ``preferences.safetensors``, or raise CheckpointError."""
         write_pair(folder, *self.pack(), stem="preferences")
 
     def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -114,11 +110,7 @@ class PreferenceBuffer:
 
     @classmethod
     def load(cls, folder: str | Path) -> PreferenceBuffer:
-        """Read what `save` wrote.
-
-        Raises:
-            CheckpointError: if it is missing, damaged, or of a newer format.
-        """
+        """Read what `save` wrote, or raise CheckpointError."""
         return cls.unpack(*read_pair(folder, stem="preferences"), folder)
 
     @classmethod

@@ -239,11 +239,7 @@ class PreferenceLearner:
             self._mean, self._factor = float(rewards.mean()), self.reward_std / max(float(rewards.std()), 1e-8)
 
     def save(self, folder: str | Path) -> None:
-        """Write ``learner.json`` and ``learner.safetensors``, without running episodes.
-
-        Raises:
-            CheckpointError: if that cannot be done; an earlier pair is intact.
-        """
+        """Write ``learner.json`` and ``learner.safetensors``, or raise CheckpointError; without running episodes."""
         write_pair(folder, *self.pack(), stem="learner")
 
     def restore(self, folder: str | Path) -> None:

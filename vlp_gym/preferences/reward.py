@@ -223,10 +223,9 @@ class RewardEnsemble(nn.Module):
         return FitReport(epoch, float(sums[0, 0] / size), tuple(accuracy), share)
 
     def save(self, folder: str | Path) -> None:
-        """Write ``ensemble.json`` and ``ensemble.safetensors``; on a CPU, fits then go on bit for bit.
+        """Write ``ensemble.json`` and ``ensemble.safetensors``, or raise CheckpointError.
 
-        Raises:
-            CheckpointError: if that cannot be done; an earlier pair is intact.
+        On a CPU, a loaded ensemble goes on learning bit for bit.
         """
         write_pair(folder, *self.pack(), stem="ensemble")
 
@@ -239,11 +238,7 @@ class RewardEnsemble(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> RewardEnsemble:
-        """Read what `save` wrote.
-
-        Raises:
-            CheckpointError: if it is missing, damaged, of a newer format, or its tensors are not those of its settings.
-        """
+        """Read what `save` wrote, or raise CheckpointError."""
         return cls.unpack(*read_pair(folder, stem="ensemble"), folder)
 
     @classmethod

@@ -263,11 +263,7 @@ class SegmentStore:
         return self.cut(spans)
 
     def save(self, folder: str | Path) -> None:
-        """Write the finished episodes to ``segments.json`` and ``segments.safetensors``.
-
-        Raises:
-            CheckpointError: if that cannot be done; an earlier pair is intact.
-        """
+        """Write the finished episodes to ``segments.json`` and ``segments.safetensors``, or raise CheckpointError."""
         write_pair(folder, *self.pack(), stem="segments")
 
     def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -290,11 +286,7 @@ class SegmentStore:
 
     @classmethod
     def load(cls, folder: str | Path) -> SegmentStore:
-        """Read what `save` wrote.
-
-        Raises:
-            CheckpointError: if it is missing, damaged, or of a newer format.
-        """
+        """Read what `save` wrote, or raise CheckpointError."""
         return cls.unpack(*read_pair(folder, stem="segments"), folder)
 
     @classmethod

@@ -29,6 +29,7 @@ from vlp_gym.preferences import (
     StateEntropy,
     agreement,
 )
+from vlp_gym.storage import read_pair
 from vlp_gym.testing import PaintedModel
 
 SOON = Queries(budget=40, session=8, every=40, explore=30, newest=20, candidates=4, length=6)
@@ -200,6 +201,43 @@ def test_pause_and_resume_keep_everything(tmp_path):  # faults 58, 59
     assert again.asked == SOON.budget
 
 
+def test_the_layout_of_a_saved_run_stays(tmp_path):
+    """Runs that were saved by earlier versions are restored: nothing may be renamed in what `save` writes."""
+    model, preferences = agent(), callback(reward_std=0.5)
+    model.learn(120, preferences)
+    preferences.save(tmp_path)
+    document, tensors = read_pair(tmp_path, stem="preferences-run")
+    parts = {name: getattr(preferences, name).pack() for name in ("segments", "preferences", "ensemble")}
+    rewards = model.replay_buffer._get_samples(np.arange(50)).rewards[:, 0]
+    raw = preferences.ensemble.predict(
+        *(torch.from_numpy(block[:50, 0]) for block in (model.replay_buffer.observations, model.replay_buffer.actions))
+    )
+    mean, factor = document["reward"]
+    torch.testing.assert_close(rewards, (raw - mean) * factor)
+    assert document == {
+        "settings": {
+            "budget": 40, "session": 8, "every": 40, "explore": 30, "schedule": "constant", "sampler": "disagreement",
+            "newest": 20, "candidates": 4, "length": 6, "hidden": [256, 256, 256], "seed": 0, "fit_epochs": 5,
+            "standardize": True, "reset_updates": 100, "reward_std": 0.5, "disagreement_bonus": 0.0,
+            "semi_supervised": False, "keep_tokens": False, "keep_frames": 0,
+        },
+        "num_timesteps": 120,
+        "history": preferences.history,
+        "asked": preferences.asked,
+        "reward": [mean, factor],
+        "exploration": list(preferences._exploration.moments),
+        "unfitted": False,
+        "next": preferences.history[-1]["step"] + SOON.every,
+        "rng": preferences.learner.rng.bit_generator.state,
+        "labeler_rng": preferences.learner.labeler.rng.bit_generator.state,
+        **{name: packed for name, (packed, _) in parts.items()},
+    }  # fmt: skip
+    replay = {
+        f"replay/{name}" for name in ("observations", "next_observations", "actions", "dones", "timeouts", "ring")
+    }
+    assert tensors.keys() == replay | {f"{part}/{name}" for part, (_, kept) in parts.items() for name in kept}
+
+
 def test_a_resumed_teacher_makes_the_mistakes_that_come_next(tmp_path):
     model, preferences = agent(), callback(ScriptedLabeler("mistake", seed=3))
     model.learn(120, preferences)
@@ -221,6 +259,8 @@ def test_resuming_with_other_queries_or_another_model_is_refused(tmp_path):
         callback(queries=replace(SOON, budget=7)).restore(tmp_path, model)
     with pytest.raises(CheckpointError, match=r": expected reward_std=0.5, but it was saved with None$"):
         callback(reward_std=0.5).restore(tmp_path, model)
+    with pytest.raises(CheckpointError, match=r": expected reset_updates=7, but it was saved with 100$"):
+        callback(reset_updates=7).restore(tmp_path, model)
     with pytest.raises(CheckpointError, match=r": saved after 80 steps, but the model has 0$"):
         callback().restore(tmp_path, agent())
     other = agent(SeenEnv())

@@ -73,7 +73,7 @@ class PreferenceReplayBuffer(ReplayBuffer):
         return super()._get_samples(batch_inds, env)
 
     def draw_states(self, count: int, rng: np.random.Generator) -> Tensor:
-        """Observations of so many random rows, or of all if there are fewer, float32 ``[rows * num_envs, S]``."""
+        """Observations of `count` random rows, or of all if there are fewer, float32 ``[rows * num_envs, S]``."""
         size = self.size()
         rows = np.arange(size) if size <= count else rng.choice(size, count, replace=False)
         return self.to_torch(self.observations[rows]).float().flatten(0, 1).flatten(1)
