@@ -98,8 +98,8 @@ class R3MModel(nn.Module, CheckpointMixin):
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"R3M's tokenizer {name!r} could not be loaded, neither from a local folder nor from the hub: {error}\n"
-                "It is downloaded once and then cached; connect this machine once, or convert the checkpoint anew with "
-                'the path of a folder that holds it as `tokenizer`. The model "vlp-compact" works offline.'
+                "It is downloaded once and then cached; connect this machine once, or convert the checkpoint again "
+                'with the path of a folder that holds it as `tokenizer`. The model "vlp-compact" works offline.'
             ) from error
         if len(tokenizer) > words:
             raise CheckpointError(
