@@ -1,4 +1,4 @@
-"""Where the files of ``assets/`` lie: inside an installed package, or beside it in the repository."""
+"""Find files of ``assets/``: inside an installed package, or beside it in the repository."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def asset_path(name: str) -> Path:
     """
     package = Path(str(resources.files("vlp_gym")))
     candidates = [package / "assets" / name]
-    # Only a checkout has pyproject.toml here; in site-packages a stranger's "assets" folder may lie.
+    # Only a checkout has pyproject.toml here; site-packages may hold another package's "assets" folder.
     if (package.parent / "pyproject.toml").is_file():
         candidates.append(package.parent / "assets" / name)
     for path in candidates:

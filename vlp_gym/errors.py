@@ -1,10 +1,10 @@
-"""The exceptions of vlp_gym: one base class and one child for each kind of thing that can be wrong."""
+"""The exceptions of vlp_gym: one base class and one subclass per kind of failure."""
 
 from __future__ import annotations
 
 
 class VLPError(Exception):
-    """Base class of every error that vlp_gym raises on its own account."""
+    """Base class of vlp_gym's exceptions."""
 
 
 class FrameError(VLPError):
@@ -12,31 +12,31 @@ class FrameError(VLPError):
 
 
 class InstructionError(VLPError, ValueError):
-    """An instruction is empty, too long for the model, or holds characters that no text has."""
+    """An instruction is empty, too long for the model, or holds invalid characters."""
 
 
 class QueryError(VLPError):
-    """The reward model failed or returned a value that no reward may have (NaN, inf)."""
+    """The reward model failed or returned an invalid value (NaN, inf)."""
 
 
 class QueryTimeout(QueryError):
-    """The reward model did not answer within the time that was allowed."""
+    """The reward model did not answer within the time limit."""
 
 
 class CheckpointError(VLPError):
-    """A checkpoint folder is missing, truncated, corrupted, unsafe, or made for another architecture."""
+    """A checkpoint is missing, truncated, corrupted, unsafe, or made for another architecture."""
 
 
 class DatasetError(VLPError):
-    """A dataset folder or a video is missing, truncated, or not what it claims to be."""
+    """A dataset or a video is missing, truncated, or invalid."""
 
 
 class MissingExtraError(VLPError, ImportError):
-    """An optional dependency is not installed; the message names the extra that brings it."""
+    """An optional dependency is not installed; the message names the extra to install."""
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Add a note to an error of the environment, which says where and when it came; the error stays what it is."""
+    """Add a note to an environment's error, such as the episode and step; its type stays the same."""
     if hasattr(error, "add_note"):
         error.add_note(note)
     else:  # Python 3.10

@@ -1,7 +1,7 @@
-"""A JSON document and a file of tensors, written as one: hashed, atomic, and never a pickle.
+"""A JSON document and a file of tensors, written together: hashed, atomic, and never a pickle.
 
-A write is committed by renaming the JSON document into place. The tensors wait beside it under a name that holds their
-hash and are renamed last, so a process that dies at any moment leaves either the old pair or the new one readable.
+Renaming the JSON document into place commits a write. The tensors are first written beside it under a name with their
+hash, and renamed last, so a process that dies at any moment leaves the old or the new pair readable.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _MAX_JSON_BYTES = 16 * 2**20
 
 
 def write_pair(folder: str | Path, document: Mapping[str, Any], tensors: Mapping[str, Tensor], *, stem: str) -> None:
-    """Write ``config.json`` and ``<stem>.safetensors``, or leave what is there as it was.
+    """Write the document and ``<stem>.safetensors``, or leave existing files unchanged.
 
     Args:
-        folder: made if missing; other files in it are left alone.
+        folder: created if missing; other files in it stay.
         document: JSON values; the keys "sha256" (of the tensor file) and "config_sha256" (of the rest) are added.
-        tensors: tensors of any device; they may share memory.
+        tensors: tensors on any device; they may share memory.
         stem: name of the tensor file; with "model" the document is ``config.json``, else ``<stem>.json``.
 
     Raises:
-        CheckpointError: if the disk is full, the folder is not writable, or the document is not JSON.
+        CheckpointError: the disk is full, the folder is not writable, or the document is not JSON.
     """
     folder = Path(folder)
     data = safetensors.torch.save({name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()})
@@ -69,7 +69,7 @@ def read_pair(folder: str | Path, *, stem: str) -> tuple[dict[str, Any], dict[st
         The document without its hashes, and the tensors on the CPU.
 
     Raises:
-        CheckpointError: if a file is missing, damaged, or of another kind.
+        CheckpointError: a file is missing, damaged, or of another kind.
     """
     folder = Path(folder)
     signed = read_document(folder, stem=stem)
@@ -94,10 +94,10 @@ def read_pair(folder: str | Path, *, stem: str) -> tuple[dict[str, Any], dict[st
 
 
 def read_document(folder: str | Path, *, stem: str) -> dict[str, Any]:
-    """Read and check the JSON document alone, its two hashes included.
+    """Read and check only the JSON document, with its two hashes.
 
     Raises:
-        CheckpointError: if it is missing, damaged, or names code of its own ("auto_map").
+        CheckpointError: it is missing, damaged, or names custom code ("auto_map").
     """
     folder = Path(folder)
     path = folder / _document_name(stem)
@@ -119,7 +119,7 @@ def read_document(folder: str | Path, *, stem: str) -> dict[str, Any]:
     if "auto_map" in signed:
         raise CheckpointError(f"{path}: asks for code of its own (auto_map); vlp_gym never runs code from a checkpoint")
     for key in ("sha256", "config_sha256"):
-        # A digest names a file: anything but hexadecimal digits could point to another folder.
+        # The digest becomes a file name: other characters than hexadecimal digits could point to another folder.
         if not re.fullmatch("[0-9a-f]{64}", str(signed.get(key))):
             raise CheckpointError(f"{path}: not a vlp_gym checkpoint, the entry {key!r} is missing or no SHA-256")
     rest = {key: value for key, value in signed.items() if key not in ("sha256", "config_sha256")}
@@ -132,13 +132,13 @@ def read_document(folder: str | Path, *, stem: str) -> dict[str, Any]:
 
 
 def check_format(document: Mapping[str, Any], expected: int, what: str, folder: str | Path) -> None:
-    """Raise CheckpointError unless a document that `read_pair` gave has the format that this version writes."""
+    """Raise CheckpointError unless a document from `read_pair` has the format that this version writes."""
     if (got := document.get("format")) != expected:
         raise CheckpointError(f"{folder}: expected {what} of the format {expected}, got {got}")
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that at any moment either the old content or the whole new one is there."""
+    """Write a file so that at any moment it has either the old or the complete new content."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         with open(temporary, "wb") as file:

@@ -1,4 +1,4 @@
-"""What an instruction must be before any model sees it."""
+"""Checks of an instruction before a model encodes it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from vlp_gym.errors import InstructionError
 
 
 def normalize_instruction(instruction: str) -> str:
-    """Check an instruction and bring it to Unicode normal form C, without outer white space.
+    """Check an instruction, strip it and bring it to Unicode normal form C.
 
-    Any script, emoji and right-to-left text pass; ``%`` and ``{}`` are plain text.
+    Any script, emoji and right-to-left text is valid; ``%`` and ``{}`` are plain text.
 
     >>> normalize_instruction("  press the button ")
     'press the button'
@@ -19,8 +19,8 @@ def normalize_instruction(instruction: str) -> str:
         instruction: one sentence.
 
     Raises:
-        TypeError: not a string.
-        InstructionError: nothing visible in it, a NUL character or a lone surrogate.
+        TypeError: it is not a string.
+        InstructionError: it has no visible character, or a NUL character or lone surrogate.
     """
     if not isinstance(instruction, str):
         raise TypeError(f"expected the instruction as a str, got {type(instruction).__name__}")
@@ -39,18 +39,18 @@ def normalize_instruction(instruction: str) -> str:
 
 
 def check_length(tokens: int, limit: int, *, truncate: bool) -> int:
-    """Number of tokens to keep of an instruction, where the model's own tokenizer counted them.
+    """Check an instruction's number of tokens and return how many to keep.
 
     >>> check_length(90, 77, truncate=True)
     77
 
     Args:
-        tokens: tokens of the instruction.
-        limit: tokens that the model reads.
-        truncate: drop what is over the limit instead of raising.
+        tokens: number of tokens, counted by the model's tokenizer.
+        limit: the model's token limit.
+        truncate: drop tokens over the limit instead of raising.
 
     Raises:
-        InstructionError: over the limit, and ``truncate`` is False.
+        InstructionError: it is over the limit and ``truncate`` is False.
     """
     if tokens > limit and not truncate:
         raise InstructionError(
@@ -61,7 +61,7 @@ def check_length(tokens: int, limit: int, *, truncate: bool) -> int:
 
 
 def _is_visible(character: str) -> bool:
-    # str.strip leaves zero-width characters (category Cf), so a blank instruction could pass as text.
-    # Cn and Co count as visible: an emoji newer than this Python's Unicode tables is unassigned to it.
+    # str.strip keeps zero-width characters (category Cf), so a blank instruction could pass as text.
+    # Cn and Co count as visible: an emoji newer than this Python's Unicode tables is unassigned.
     category = unicodedata.category(character)
     return category not in ("Cc", "Cf") and not category.startswith("Z")

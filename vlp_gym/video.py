@@ -1,4 +1,4 @@
-"""Videos in and out: read one from a stranger within limits, write one with its reward curve growing beside it."""
+"""Read videos of unknown origin within limits; write a rollout with its reward curve beside it."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from vlp_gym.storage import write_atomic
 from vlp_gym.viz import COLOURS, FAINT, new_figure, style
 
 MAX_FRAMES = 2_000
-MAX_PIXELS = 4096 * 2304  # of one coded frame
-LONGEST_SIDE = 320  # frames are shrunk to this as they are decoded: 2,000 of them then take at most 614 MB
-# Containers that hold their own frames. Playlists (m3u8, concat, dash) would open other files and addresses.
+MAX_PIXELS = 4096 * 2304  # per coded frame
+LONGEST_SIDE = 320  # pixels; frames are shrunk to this while decoding: 2,000 of them take at most 614 MB
+# Containers that hold their frames. Playlists (m3u8, concat, dash) would open other files and addresses.
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,apng,mpegts,ogg"
 
 
 def read_video(
     path: str | Path, *, max_frames: int = MAX_FRAMES, max_pixels: int = MAX_PIXELS, longest_side: int = LONGEST_SIDE
 ) -> NDArray[np.uint8]:
-    """Decode a video file frame by frame, within limits on what it may cost.
+    """Decode a video file within limits on time and memory.
 
     Args:
         path: a local file: mp4, mov, mkv, webm, avi, gif, ts or ogv.
-        max_frames: a longer video is refused.
-        max_pixels: a video with larger frames is refused before any is decoded.
-        longest_side: larger frames are shrunk to this many pixels as they come.
+        max_frames: longer videos are refused.
+        max_pixels: videos with more pixels per frame are refused before decoding.
+        longest_side: larger frames are shrunk to this many pixels.
 
     Returns:
         uint8 ``[F, H, W, 3]``, RGB.
 
     Raises:
-        DatasetError: if the file is missing, no video, truncated, larger than the limits, or not what its header says.
-        MissingExtraError: without PyAV.
+        DatasetError: the file is missing, not a video, truncated, over the limits, or contradicts its header.
+        MissingExtraError: PyAV is not installed.
     """
     av = _av()
     path = Path(path)
@@ -58,16 +58,16 @@ def read_video(
             for frame in _decode(container, stream, path, max_pixels, longest_side):
                 if count == max_frames:
                     raise DatasetError(f"{path}: more than {max_frames} frames; cut or thin the video")
-                if frames is None:  # memory that is never touched is never taken
+                if frames is None:  # untouched memory is not allocated
                     frames = np.empty((max_frames, *frame.shape), np.uint8)
                 frames[count] = frame
                 count += 1
-            # With sound, the container's duration may be the sound's.
+            # With an audio stream, the container's duration may be that of the audio.
             known = container.duration is not None and len(container.streams) == 1
             expected = declared or round(known and container.duration / av.time_base * (stream.average_rate or 0))
     except av.error.FFmpegError as error:
         raise DatasetError(f"{path}: cannot be decoded, it is damaged or no video ({error.strerror})") from error
-    # Two frames, or two in a hundred, may honestly go missing at the edges of a cut; a duration is less exact.
+    # An intact cut may lack two frames, or two per cent; a duration is less exact.
     slack = max(2, expected // (50 if declared else 10))
     if frames is None or count < expected - slack:
         raise DatasetError(f"{path}: truncated, its header promises {expected} frames and {count} can be decoded")
@@ -84,20 +84,20 @@ def overlay_video(
     ylabel: str = "reward",
     height: int = 320,
 ) -> None:
-    """Write a rollout with its reward curve growing beside it.
+    """Write a video of a rollout with its growing reward curve beside it.
 
     Args:
         frames: uint8 ``[F, H, W, 3]``.
-        rewards: float ``[F]``, the reward at each frame.
+        rewards: reward at each frame, float ``[F]``.
         path: ``.mp4`` or ``.gif``, replaced atomically.
-        fps: frames a second, greater than 0.
+        fps: frames per second, greater than 0.
         title: above the curve, such as the instruction.
-        ylabel: what the curve shows.
-        height: of the video, in pixels.
+        ylabel: label of the curve's vertical axis.
+        height: height of the video in pixels; odd ones are raised by 1.
 
     Raises:
-        ValueError: if the lengths differ, there is no frame, or the file's ending is another.
-        MissingExtraError: without matplotlib, PyAV or Pillow.
+        ValueError: lengths differ, there is no frame, or the file's suffix is another.
+        MissingExtraError: matplotlib, PyAV or Pillow is not installed.
     """
     values = np.asarray(rewards, dtype=np.float64)
     path = Path(path)
@@ -129,7 +129,7 @@ def _decode(container: Any, stream: Any, path: Path, max_pixels: int, longest_si
 def _with_curve(
     frames: NDArray[np.uint8], values: NDArray[np.float64], height: int, title: str, ylabel: str
 ) -> Iterator[NDArray[np.uint8]]:
-    """Frame on the left, curve so far on the right: uint8 ``[height, width, 3]``, width even."""
+    """Pictures, uint8 ``[height, width, 3]``, width even: the frame on the left, the curve so far on the right."""
     from PIL import Image
 
     dpi = 100
@@ -142,12 +142,12 @@ def _with_curve(
         margin = 0.06 * max(float(np.ptp(values)), 1e-3)
         axes.set_xlim(0, max(1, len(values) - 1))
         axes.set_ylim(min(0.0, values.min()) - margin, values.max() + margin)
-        axes.plot(values, color=FAINT, linewidth=1.4)  # the whole curve, faint: it shows what is to come
+        axes.plot(values, color=FAINT, linewidth=1.4)  # the whole curve as a preview
         (line,) = axes.plot([], [], color=COLOURS[0], linewidth=2.2, animated=True)
         (dot,) = axes.plot([], [], "o", color=COLOURS[1], markersize=6, animated=True)
         canvas: Any = figure.canvas
         canvas.draw()
-        background = canvas.copy_from_bbox(figure.bbox)  # axes and text are drawn once, not for every frame
+        background = canvas.copy_from_bbox(figure.bbox)  # axes and text are drawn only once
         width = round(height * frames.shape[2] / frames.shape[1] / 2) * 2
         for t, frame in enumerate(frames):
             canvas.restore_region(background)
@@ -169,7 +169,7 @@ def _encode_mp4(pictures: Iterator[NDArray[np.uint8]], fps: float) -> bytes:
     with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
         stream.height, stream.width = first.shape[:2]
-        stream.pix_fmt = "yuv420p"  # the one that every browser plays
+        stream.pix_fmt = "yuv420p"  # plays in every browser
         stream.options = {"crf": "20", "preset": "fast"}
         picture: NDArray[np.uint8] | None = first
         while picture is not None:
@@ -183,7 +183,7 @@ def _encode_gif(pictures: Iterator[NDArray[np.uint8]], fps: float) -> bytes:
     from PIL import Image
 
     images = [Image.fromarray(picture) for picture in pictures]
-    # One palette for all frames: no flicker, smaller. The swatches make sure that the curve keeps its colours.
+    # One palette for all frames: no flicker, smaller. The swatches keep the colours of the curve.
     swatches = [Image.new("RGB", (images[0].width, 12), colour) for colour in ("#FFFFFF", *COLOURS[:2])]
     sample = [images[0], images[len(images) // 2], images[-1], *swatches]
     stacked = Image.fromarray(np.concatenate([np.asarray(image) for image in sample]))

@@ -1,6 +1,6 @@
-"""Pictures: reward curves over a rollout, training and learning curves, evaluation tables, attention maps.
+"""Plots: reward curves over a rollout, training and learning curves, evaluation results, attention maps.
 
-Drawn on figures of their own, so that no backend, window or global setting of matplotlib is touched.
+Figures have their own canvas, so matplotlib's backend, windows and global settings stay untouched.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette without its yellow, which is too light for a line: safe for colour-blind readers.
+# Okabe and Ito's palette, safe for colour-blind readers, without its yellow, which is too light for lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 INK, GREY, FAINT = "#222222", "#777777", "#E3E3E3"
 DPI = 160
@@ -66,23 +66,23 @@ def plot_reward_curves(
     dashed: Sequence[str] = (),
     num_shown: int = 7,
 ) -> None:
-    """Draw reward curves over time, with a strip of frames beneath for each video.
+    """Plot reward curves over time, with a strip of frames below for each video.
 
     Args:
         curves: label -> rewards, float ``[F]``.
-        path: picture to write (.png, .pdf or .svg), replaced atomically.
-        title: above the picture.
-        xlabel: what the horizontal axis counts.
-        ylabel: what the curves show.
+        path: file to write (.png, .pdf or .svg), replaced atomically.
+        title: title of the figure.
+        xlabel: label of the horizontal axis.
+        ylabel: label of the vertical axis.
         steps: label -> position of each reward, float ``[F]``; the index by default.
-        frames: label -> video, uint8 ``[F, H, W, 3]``; its strip is marked in the colour of the curve of that label.
-        dashed: labels to draw dashed; they take the colours from the first one again, so that "expert" and
-            "expert, wrong sentence" match when they come in the same order.
-        num_shown: frames in a strip.
+        frames: label -> video, uint8 ``[F, H, W, 3]``; its strip has the colour of the curve with that label.
+        dashed: labels of dashed curves; their colours start from the first one again, so that "expert" and
+            "expert, wrong sentence" match if they are in the same order.
+        num_shown: frames per strip.
 
     Raises:
-        ValueError: if there is no curve.
-        MissingExtraError: without matplotlib.
+        ValueError: there is no curve.
+        MissingExtraError: matplotlib is not installed.
     """
     if not curves:
         raise ValueError("curves: expected at least one, got none")
@@ -113,17 +113,17 @@ def plot_reward_curves(
 
 
 def plot_training(history: Sequence[Mapping[str, float]], path: str | Path, *, title: str = "") -> None:
-    """Draw every logged quantity against the step: one panel for each group, faint raw values, smoothed lines.
+    """Plot every logged quantity against the step: one panel per group, faint raw values, smoothed lines.
 
     Args:
         history: rows with a "step" and any floats; "loss/itp" and "loss/ivp" share the panel "loss". A quantity
             may be missing from a row.
-        path: picture to write, replaced atomically.
-        title: above the picture.
+        path: file to write, replaced atomically.
+        title: title of the figure.
 
     Raises:
-        ValueError: if no row holds a quantity.
-        MissingExtraError: without matplotlib.
+        ValueError: no row has a quantity.
+        MissingExtraError: matplotlib is not installed.
     """
     series: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
     for row in history:
@@ -163,19 +163,18 @@ def plot_learning_curve(
     quantities: Mapping[str, str] | None = None,
     xlabel: str = "environment steps",
 ) -> None:
-    """Draw success and reward against environment steps: the mean over seeds, and the band from worst to best.
+    """Plot success and reward against environment steps: the mean over seeds and the range from worst to best.
 
     Args:
-        runs: label -> one history a seed -> evaluation rows with "step" and the quantities.
-        path: picture to write, replaced atomically.
-        title: above the picture.
-        quantities: key in the rows -> title of its panel; default ``{"success": "success rate", "reward": "reward
-            of the model (mean a step)"}``, of which those present are drawn.
-        xlabel: what "step" counts.
+        runs: label -> one history per seed, each a list of evaluation rows with "step" and the quantities.
+        path: file to write, replaced atomically.
+        title: title of the figure.
+        quantities: key in the rows -> title of its panel; "success" and "reward" by default. Missing ones are skipped.
+        xlabel: label of the horizontal axis.
 
     Raises:
-        ValueError: if no row holds one of the quantities.
-        MissingExtraError: without matplotlib.
+        ValueError: no row has one of the quantities.
+        MissingExtraError: matplotlib is not installed.
     """
     wanted = quantities or {"success": "success rate", "reward": "reward of the model (mean a step)"}
     rows = [row for histories in runs.values() for history in histories for row in history]
@@ -210,16 +209,16 @@ def plot_learning_curve(
 def plot_evaluation(
     result: Mapping[str, Any], figures: Mapping[str, Mapping[str, str]], path: str | Path, *, title: str = ""
 ) -> None:
-    """Draw an evaluation: a bar for the mean over tasks and a dot for each task, one panel for each group.
+    """Plot an evaluation: a bar for the mean over tasks and a dot per task, one panel per group.
 
     Args:
-        result: what `vlp_gym.evaluation.evaluate.evaluate` returned.
+        result: return value of `vlp_gym.evaluation.evaluate.evaluate`.
         figures: group -> name in the result -> title.
-        path: picture to write, replaced atomically.
-        title: above the picture; the model's name and the split by default.
+        path: file to write, replaced atomically.
+        title: title of the figure; the model's name and the split by default.
 
     Raises:
-        MissingExtraError: without matplotlib.
+        MissingExtraError: matplotlib is not installed.
     """
     shown = {
         group: {name: text for name, text in names.items() if result["mean"].get(name) is not None}
@@ -262,19 +261,19 @@ def plot_evaluation(
 
 
 def attention_overlay(frame: NDArray[np.uint8], attention: ArrayLike, *, opacity: float = 0.6) -> NDArray[np.uint8]:
-    """Lay an attention map over a frame: the frame in grey, the map in colour where it is strong.
+    """Overlay an attention map on a frame: the frame in grey, the map in colour where it is strong.
 
     Args:
         frame: uint8 ``[H, W, 3]``.
-        attention: non-negative weights, float ``[h, w]`` of any size; scaled to its own maximum.
-        opacity: of the colour where the attention is greatest, in [0, 1].
+        attention: non-negative weights, float ``[h, w]`` of any size; scaled to maximum 1.
+        opacity: opacity of the colour at the maximum, in [0, 1].
 
     Returns:
         uint8 ``[H, W, 3]``.
 
     Raises:
-        ValueError: if the map is not a finite matrix.
-        MissingExtraError: without matplotlib.
+        ValueError: the map is not a finite matrix.
+        MissingExtraError: matplotlib is not installed.
     """
     weights = np.asarray(attention, dtype=np.float64)
     if weights.ndim != 2 or not np.isfinite(weights).all():
@@ -300,7 +299,7 @@ def _matplotlib() -> Any:
 
 
 def new_figure(width: float, height: float, *, dpi: int = DPI) -> Figure:
-    """A figure with an Agg canvas of its own, in inches; draw on it within ``style()``."""
+    """Make a figure with an Agg canvas, sizes in inches; draw on it within ``style()``."""
     _matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -311,13 +310,13 @@ def new_figure(width: float, height: float, *, dpi: int = DPI) -> Figure:
 
 
 def style() -> Any:
-    """Context in which new axes take the house style."""
+    """Context in which new axes have this package's style."""
     return _matplotlib().rc_context(_STYLE)
 
 
 @contextmanager
 def figure_file(width: float, height: float, path: str | Path) -> Any:
-    """Context of a figure in the house style, in inches, which is written to `path` when the block ends well."""
+    """Context of a figure in this package's style, sizes in inches; written to `path` unless the block raises."""
     path = Path(path)
     with style():
         figure = new_figure(width, height)
@@ -335,7 +334,7 @@ def _paired_colours(labels: Sequence[str], dashed: Sequence[str]) -> dict[str, s
 
 
 def _legend_rows(axes: Axes, dashed: Sequence[str]) -> tuple[list[Any], int]:
-    """Handles in the order in which columns fill up, so that each dashed curve stands under its solid one."""
+    """Handles in the order in which columns fill, so that each dashed curve is below its solid one."""
     handles, labels = axes.get_legend_handles_labels()
     solid = [handle for handle, label in zip(handles, labels, strict=True) if label not in dashed]
     other = [handle for handle, label in zip(handles, labels, strict=True) if label in dashed]
@@ -361,7 +360,7 @@ def _strip(axes: Axes, video: NDArray[np.uint8], count: int, colour: str, label:
 
 
 def _smooth(y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Centred moving average over a twentieth of the points; the window shrinks at the ends."""
+    """Centred moving average over 1/20 of the points; the window shrinks at the ends."""
     half = len(y) // 40
     total = np.concatenate([[0.0], np.cumsum(y)])
     low = np.maximum(np.arange(len(y)) - half, 0)
@@ -372,7 +371,7 @@ def _smooth(y: NDArray[np.float64]) -> NDArray[np.float64]:
 def _align(
     histories: Sequence[Sequence[Mapping[str, float]]], key: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Steps ``[E]`` and values ``[S, E]``, interpolated at the first seed's steps that all seeds have reached."""
+    """Steps ``[E]`` and values ``[S, E]``, interpolated at those steps of the first seed that all seeds reached."""
     curves = [[(row["step"], row[key]) for row in history if key in row] for history in histories]
     arrays = [np.asarray(curve, dtype=np.float64) for curve in curves if curve]
     if not arrays:
@@ -388,7 +387,7 @@ def _thousands(value: float, _: int) -> str:
 
 def _bilinear(image: NDArray[np.float64], height: int, width: int) -> NDArray[np.float64]:
     """Resize a matrix, sampling at pixel centres."""
-    for size in (height, width):  # one axis, then the other: the transpose comes back after two
+    for size in (height, width):  # one axis, then the other; two transposes cancel
         old = image.shape[0]
         at = np.clip((np.arange(size) + 0.5) * old / size - 0.5, 0, old - 1)
         low = np.minimum(at.astype(int), max(old - 2, 0))

@@ -156,7 +156,7 @@ def test_instructions(tokenizer: str) -> None:
 def test_without_a_tokenizer(tokenizer: str) -> None:
     pattern = (
         r"R3M's tokenizer 'nobody/nothing' could not be loaded, neither from a local folder nor from the hub: [\s\S]+\n"
-        "It is downloaded once and then cached; connect this machine once, or convert the checkpoint anew with the "
+        "It is downloaded once and then cached; connect this machine once, or convert the checkpoint again with the "
         'path of a folder that holds it as `tokenizer`. The model "vlp-compact" works offline.'
     )
     model = R3MModel(**SIZES, tokenizer="nobody/nothing")  # frames need none, nor does converting

@@ -65,7 +65,7 @@ def test_a_key_with_a_line_end_is_taken_without_it(server: ChatServer, monkeypat
         monkeypatch.setenv("OPENAI_API_KEY", key)
         with pytest.raises(ValueError) as caught:
             ChatClient("tiny", base_url=server.url, cache=None)
-        assert str(caught.value) == "OPENAI_API_KEY holds characters that no header may have; set it anew"
+        assert str(caught.value) == "OPENAI_API_KEY holds characters that no header may have; set it again"
 
 
 # --- answers that are none -------------------------------------------------------------------------------------------

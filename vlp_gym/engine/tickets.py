@@ -1,4 +1,4 @@
-"""Tickets, their scores and answers, and the episodes and requests that the engine keeps for them."""
+"""Tickets, their scores and answers, and the engine's episodes and requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vlp_gym.engine.token_cache import TokenCache
 
 
 class Ticket(NamedTuple):
-    """Names one transition for ever: the step that led to a frame; step 0 is the reset frame."""
+    """Identifier of one transition, by the step that led to its frame; step 0 is the reset frame."""
 
     env: int
     episode: int
@@ -24,11 +24,11 @@ class Ticket(NamedTuple):
 
 
 class FrameScore(NamedTuple):
-    """What the model gives the newest frame of an episode.
+    """The model's score of the newest frame of an episode.
 
     Attributes:
         preference: f(v | l), any finite number.
-        progress: in [0, 1], or in the model's `value_range`; None if the model has no such head.
+        progress: in [0, 1], or in the model's `value_range`; None if the model has no progress head.
         relevance: logit that the video shows the instructed task, or None.
     """
 
@@ -38,11 +38,11 @@ class FrameScore(NamedTuple):
 
 
 UNSCORED = FrameScore(0.0, None, None)
-"""The score of a frame that nobody asked the score of."""
+"""The placeholder score of a frame that is encoded but not scored."""
 
 
 class Answer(NamedTuple):
-    """The answer to one ticket: a score, or the error that came in its place."""
+    """The answer to one ticket: a score or an error."""
 
     ticket: Ticket
     score: FrameScore | None
@@ -51,16 +51,16 @@ class Answer(NamedTuple):
 
 @dataclass(eq=False)
 class Episode:
-    """One episode of one environment; late answers of an episode may come when the next one runs already."""
+    """One episode of one environment; its late answers may arrive while the next episode runs."""
 
     number: int
     text: Tensor
     caches: list[TokenCache] = field(default_factory=list)
-    """One for each view (camera)."""
+    """One per view (camera)."""
     step: int = -1
-    """Of the newest ticket that was submitted."""
+    """Step of the newest submitted ticket."""
     broken: bool = False
-    """A frame is missing from the caches: no window can be trusted."""
+    """True if the caches lack a frame, so that no window is valid."""
 
 
 @dataclass(eq=False)
@@ -69,9 +69,9 @@ class Request:
 
     ticket: Ticket
     frames: NDArray[np.uint8]
-    """``[C, H, W, 3]``, the engine's own copy."""
+    """uint8 ``[C, H, W, 3]``, the engine's copy."""
     episode: Episode
     since_s: float
-    """When it was submitted, on the monotonic clock."""
+    """Time of submission on the monotonic clock, in seconds."""
     scored: bool = True
-    """False: the frame is encoded and kept for later windows, and the answer is `UNSCORED`."""
+    """If False, the frame is only encoded for later windows, and the answer is `UNSCORED`."""

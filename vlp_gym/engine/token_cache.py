@@ -1,4 +1,4 @@
-"""The cache of frame tokens: every frame of an episode is encoded once, whatever windows it appears in."""
+"""The cache of frame tokens: every frame of an episode is encoded once for all windows."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor, cat, empty_like, from_numpy
 
 
 class TokenCache:
-    """Frame tokens of one running episode, each ``[K, D]``, numbered from 0.
+    """Frame tokens of one running episode, float ``[K, D]`` per frame, indexed from 0.
 
     Args:
-        limit: how many of the newest are kept; None keeps the whole episode (the block doubles as it fills).
+        limit: number of newest frames kept; None keeps the whole episode (the block doubles as it fills).
     """
 
     def __init__(self, limit: int | None) -> None:
         self.total = 0
         self.first: Tensor | None = None
-        """Tokens of the first frame, where a `ContextualModel` needs them."""
+        """Tokens of the first frame, for a `ContextualModel`; else None."""
         self._limit = limit
         self._block: Tensor | None = None
 
@@ -30,7 +30,7 @@ class TokenCache:
         return clone
 
     def append(self, tokens: Tensor) -> None:
-        """Add the tokens of the next frame, ``[K, D]``."""
+        """Add the tokens of the next frame, float ``[K, D]``."""
         if self._block is None:
             self._block = tokens.new_empty((self._limit or 64, *tokens.shape))
         elif self._limit is None and self.total == len(self._block):
@@ -39,7 +39,7 @@ class TokenCache:
         self.total += 1
 
     def take(self, indices: NDArray[np.int64]) -> Tensor:
-        """Copies of the tokens with these numbers, ``[T, K, D]``."""
+        """Copy the tokens with these indices, int64 ``[T]``, as float ``[T, K, D]``."""
         if self._block is None:
             raise IndexError("no frame was encoded yet")
         return self._block[from_numpy(indices % len(self._block)).to(self._block.device)]

@@ -1,7 +1,6 @@
-"""The one history policy: which frames of the episode so far does a score look at?
+"""The history policy: which frames of the episode so far form the window of a score.
 
-It is used online by the wrapper, offline by the data sets and in evaluation, so that a model never
-sees a window of one kind in training and of another kind in use.
+The wrappers, the data sets and the evaluation all use it, so that a model has the same windows in training and use.
 """
 
 from __future__ import annotations
@@ -16,22 +15,22 @@ if TYPE_CHECKING:
 
 
 def window_indices(num_frames: int, window: int, history: History) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Choose the T frames that score an episode of which `num_frames` frames exist.
+    """Choose the window of T frames from the `num_frames` frames of an episode so far.
 
-    The last frame is always the newest one. With fewer than T frames the front is padded with the first
-    frame, and the mask is False there.
+    The last frame is always the newest one. With fewer than T frames the front is padded with the first frame, and the
+    mask is False there.
 
     Args:
-        num_frames: n >= 1, how many frames there are so far (the reset frame counts).
-        window: T >= 1, how many frames one score looks at.
-        history: "sliding" takes the last T frames; "prefix" spreads T frames evenly over all n, and keeps the
-            first (for T >= 2) and the last.
+        num_frames: n >= 1, frames so far, the reset frame included.
+        window: T >= 1, frames per score.
+        history: "sliding" takes the last T frames; "prefix" spreads T frames evenly over all n, including the first
+            (for T >= 2) and the last.
 
     Returns:
         Sorted indices into the n frames, int64 ``[T]``, and the mask, bool ``[T]``, True where the frame is real.
 
     Raises:
-        ValueError: if a number is smaller than 1 or the history is unknown.
+        ValueError: a number is below 1, or the history is unknown.
 
     Example:
         >>> indices, mask = window_indices(9, 5, "prefix")

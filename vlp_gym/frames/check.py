@@ -1,7 +1,7 @@
-"""Rendered frames: who makes them, the check at the door, and one size for all of an environment.
+"""Rendered frames: the cameras, validation, and one size per environment.
 
-Worker processes of vector environments import this file, so it imports torch only where a frame is resized: that would
-cost each of them seconds and some 300 MB.
+Worker processes of vector environments import this file, so torch is imported only to resize a frame: it would cost
+each of them seconds and about 300 MB.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from vlp_gym.errors import FrameError
 RenderFn: TypeAlias = Callable[[Any], "NDArray[np.uint8]"]
 
 MAX_PIXELS = 64 * 1024 * 1024
-"""The largest frame that is taken for a picture and not for a mistake."""
+"""Larger frames are taken for a mistake."""
 
 
 def check_cameras(env: Any, render_fn: RenderFn | Sequence[RenderFn] | None) -> list[RenderFn]:
-    """The functions that give the views of an environment: its own ``render``, or `render_fn`.
+    """The functions that render an environment's views: its ``render``, or `render_fn`.
 
     Raises:
-        ValueError: if it does not render arrays, or `render_fn` is no function.
+        ValueError: it does not render arrays, or `render_fn` is not a function or several.
     """
     if render_fn is None:
         if env.render_mode != "rgb_array":
@@ -40,17 +40,17 @@ def check_cameras(env: Any, render_fn: RenderFn | Sequence[RenderFn] | None) -> 
 
 
 def validate_frame(frame: object, *, where: object) -> NDArray[np.uint8]:
-    """Check that `frame` is what ``render_mode="rgb_array"`` promises; nothing is guessed or converted.
+    """Check that `frame` is a valid ``render_mode="rgb_array"`` frame; nothing is guessed or converted.
 
     Args:
-        frame: what the environment's ``render`` returned.
-        where: names the env, episode and step, for the message.
+        frame: return value of the environment's ``render``.
+        where: environment, episode and step, for the message.
 
     Returns:
         The same array, uint8 ``[H, W, 3]``, not copied.
 
     Raises:
-        FrameError: if it is no array, not uint8, not ``(H, W, 3)``, empty, or larger than 64 Mpixel.
+        FrameError: it is not an array, not uint8, not ``(H, W, 3)``, empty, or larger than 64 Mpixel.
     """
     if not isinstance(frame, np.ndarray):
         cure = "; make it one in render_fn=, in ManiSkill with its CPUGymWrapper" if hasattr(frame, "numpy") else ""
@@ -67,7 +67,7 @@ def validate_frame(frame: object, *, where: object) -> NDArray[np.uint8]:
 
 
 class FrameSize:
-    """The size of an environment's frames, which the first one sets; others are resized to it, with one warning.
+    """The frame size of an environment, set by its first frame; others are resized to it, with one warning.
 
     Example:
         >>> size = FrameSize()
@@ -81,7 +81,7 @@ class FrameSize:
         self._warned = False
 
     def fit(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """A validated frame, uint8 ``[H', W', 3]``, at this size, ``[H, W, 3]``; it is not copied if it fits."""
+        """Resize a validated uint8 frame ``[H', W', 3]`` to ``[H, W, 3]``; not copied if it has that size."""
         shape = frame.shape[:2]
         if self.height_width is None:
             self.height_width = shape

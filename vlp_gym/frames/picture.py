@@ -1,4 +1,4 @@
-"""Pictures from files of unknown origin: a PNG or JPEG as a frame, within limits."""
+"""Read PNG and JPEG files of unknown origin as frames, within limits."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ from numpy.typing import NDArray
 from vlp_gym.errors import MissingExtraError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
-MAX_PIXELS = 64_000_000  # a PNG of 20 kB can hold more, and each pixel takes several bytes while it is read
+MAX_PIXELS = 64_000_000  # a PNG of 20 kB can decode to more, at several bytes per pixel
 
 
 def read_picture(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
-    """A PNG or JPEG file of at most 64 megapixels as uint8 RGB ``[H, W, 3]``.
-
-    A picture that a camera took lying on its side is turned upright, as its EXIF entry says.
+    """Read a PNG or JPEG file of at most 64 megapixels as uint8 RGB ``[H, W, 3]``, rotated as its EXIF data says.
 
     Raises:
-        ValueError: it is no such file, it is damaged or too large, or a pixel of it is one number of 16 or 32 bits,
-            which would be cut off at 255; the message is the reason alone.
+        ValueError: the file is missing, of another type, damaged or too large, or has grey values of 16 or 32 bits,
+            which would be clipped at 255; the message is only the reason.
         MissingExtraError: Pillow is not installed.
     """
     try:
@@ -30,7 +28,7 @@ def read_picture(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
         raise MissingExtraError('pictures need Pillow: pip install "vlp_gym[prompt]"') from error
     limit = f"expected at most {MAX_PIXELS // 10**6} megapixels"
     try:
-        if not Path(path).is_file():  # a pipe or a device would be read for ever
+        if not Path(path).is_file():  # reading a pipe or a device may never end
             raise ValueError("there is no such file")
         with Image.open(path, formats=("PNG", "JPEG")) as picture:
             if picture.width * picture.height > MAX_PIXELS:
@@ -42,5 +40,5 @@ def read_picture(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
         raise ValueError(f"{limit} ({error})") from error
     except ValueError:
         raise
-    except Exception as error:  # of a damaged file Pillow raises SyntaxError, struct.error, EOFError, ...
+    except Exception as error:  # for damaged files Pillow raises SyntaxError, struct.error, EOFError, ...
         raise ValueError(str(error) or type(error).__name__) from error

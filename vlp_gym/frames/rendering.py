@@ -1,8 +1,8 @@
 """Fast off-screen rendering for any MuJoCo Gymnasium environment, and camera helpers.
 
-Software rendering dominates the cost of a vision reward on a CPU. Meta-World's default scene spends its time in a
-4096-pixel shadow map, 4-sample anti-aliasing and reflections; Gymnasium's own viewer also reads the depth buffer and
-allocates arrays on every call. `FastRenderer` keeps one GL context, draws without those, and reads straight into the
+Software rendering dominates the cost of a vision reward on a CPU. Meta-World's default scene spends its time on a
+4096-pixel shadow map, 4-sample anti-aliasing and reflections; Gymnasium's viewer also reads the depth buffer and
+allocates arrays on every call. `FastRenderer` does none of this, keeps one GL context, and reads straight into the
 caller's array.
 """
 
@@ -33,9 +33,9 @@ MAX_GEOMS = 2000
 
 
 def choose_gl_backend() -> None:
-    """Set ``MUJOCO_GL`` for a machine with no display, unless the user has chosen; call before importing mujoco.
+    """Set ``MUJOCO_GL`` on a machine without a display, unless the user has; call before importing mujoco.
 
-    EGL where there is an NVIDIA GPU or no OSMesa (newer systems no longer ship it); OSMesa otherwise.
+    EGL if there is an NVIDIA GPU or no OSMesa (newer systems do not ship it), else OSMesa.
     """
     if "MUJOCO_GL" not in os.environ and "DISPLAY" not in os.environ:
         egl = os.path.exists("/dev/nvidia0") or ctypes.util.find_library("OSMesa") is None
@@ -44,10 +44,10 @@ def choose_gl_backend() -> None:
 
 
 def _load_triton_first() -> None:
-    """Load Triton's LLVM before Mesa's: the other way round, the first ``torch.optim.Adam(...)`` ends the process.
+    """Load Triton's LLVM before Mesa's; in the other order, the first ``torch.optim.Adam(...)`` crashes the process.
 
-    Both libraries bring an LLVM, and constructing an optimizer imports Triton. Where Mesa's is loaded already, because
-    another package has rendered, importing Triton here would crash too: then it is left alone.
+    Both libraries bring an LLVM, and constructing an optimizer imports Triton. If Mesa's is already loaded, because
+    another package has rendered, importing Triton here would crash too, so nothing is done.
     """
     maps = Path("/proc/self/maps")
     if "triton" not in sys.modules and maps.exists() and "libLLVM" not in maps.read_text():
@@ -56,23 +56,23 @@ def _load_triton_first() -> None:
 
 
 class FastRenderer:
-    """Draws one camera of a MuJoCo model into uint8 arrays, reusing one GL context.
+    """Render one camera of a MuJoCo model into uint8 arrays, with one GL context.
 
     Args:
-        model: the compiled model; with quality "fast" its off-screen samples are set to 0 (before the context is made,
-            as MuJoCo requires).
-        height: of the picture, in pixels.
-        width: of the picture, in pixels.
+        model: the compiled model.
+        height: image height in pixels.
+        width: image width in pixels.
         camera: name or index of a camera of the model; -1 is the free camera.
-        quality: "fast" draws no shadows, reflections, haze or anti-aliasing; "default" draws the model's own settings.
-        view: for the free camera: its fields, such as "distance" and "lookat"; None shows the whole model.
+        quality: "fast" renders without shadows, reflections, haze and anti-aliasing; "default" uses the model's
+            settings.
+        view: fields of the free camera, such as "distance" and "lookat"; None shows the whole model.
 
     Raises:
-        ValueError: for a camera that the model does not have.
-        MissingExtraError: if mujoco is not installed.
+        ValueError: the model has no such camera, or the quality is unknown.
+        MissingExtraError: mujoco is not installed.
     """
 
-    _gl: Any = None  # until the context is whole
+    _gl: Any = None  # until the context is complete
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class FastRenderer:
             gl.make_current()
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
             self._gl = gl
-        # MuJoCo's contexts complain when they are freed as late as in `__del__` at exit, and EGL's must go before EGL.
+        # At exit, `__del__` is too late: MuJoCo's contexts complain, and EGL's must be freed before EGL.
         atexit.register(_close_if_alive, weakref.ref(self))
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=MAX_GEOMS)
@@ -124,7 +124,7 @@ class FastRenderer:
             self._scene.flags[mujoco.mjtRndFlag.mjRND_SKYBOX] = 0
 
     def render_into(self, data: mujoco.MjData, out: np.ndarray) -> None:
-        """Draw the state ``data`` into ``out``, uint8 ``[height, width, 3]``, top row first."""
+        """Render the state ``data`` into ``out``, uint8 ``[height, width, 3]``, top row first."""
         import mujoco
 
         self._gl.make_current()
@@ -136,7 +136,7 @@ class FastRenderer:
         np.copyto(out, self._bottom_up[::-1])
 
     def render(self, data: mujoco.MjData) -> np.ndarray:
-        """Draw the state ``data`` into a new array, uint8 ``[height, width, 3]``."""
+        """Render the state ``data`` into a new array, uint8 ``[height, width, 3]``."""
         out = np.empty((self.height, self.width, 3), np.uint8)
         self.render_into(data, out)
         return out
@@ -144,29 +144,29 @@ class FastRenderer:
     def close(self) -> None:
         """Free the GL context; a second call does nothing."""
         if self._gl is not None:
-            self._gl.make_current()  # freed under another context, these would be that one's buffers and textures
+            self._gl.make_current()  # else another context's buffers and textures would be freed
             self._context.free()
             self._gl.free()
             self._gl = None
 
     def __del__(self) -> None:
-        """Free the GL context: left to MuJoCo, it would be freed under whatever context is current."""
+        """Free the GL context; MuJoCo would free it while another context is current."""
         self.close()
 
 
 class FastRender(gym.Wrapper, gym.utils.RecordConstructorArgs):
-    """Replaces the rendering of a MuJoCo environment by `FastRenderer`.
+    """Render a MuJoCo environment with `FastRenderer`.
 
     Args:
         env: an environment with ``unwrapped.model`` and ``unwrapped.data`` (Gymnasium MuJoCo, Fetch, Meta-World),
             made with ``render_mode="rgb_array"``.
-        height: of the picture, in pixels.
-        width: of the picture, in pixels.
-        camera: name or index; None takes the camera that the environment itself renders.
-        quality: "fast" or "default".
+        height: image height in pixels.
+        width: image width in pixels.
+        camera: name or index; None takes the environment's camera.
+        quality: "fast" or "default", see `FastRenderer`.
 
     Raises:
-        ValueError: if the environment has no MuJoCo model, or for a camera or quality that there is not.
+        ValueError: the environment has no MuJoCo model, or the camera or quality is unknown.
     """
 
     def __init__(
@@ -194,13 +194,13 @@ class FastRender(gym.Wrapper, gym.utils.RecordConstructorArgs):
         self._closed = False
 
     def render(self) -> np.ndarray:  # type: ignore[override]
-        """A new uint8 picture ``[height, width, 3]`` of the present state."""
+        """Render the current state as a new array, uint8 ``[height, width, 3]``."""
         if self._closed:
             raise ClosedEnvironmentError("render was called after close")
         unwrapped: Any = self.env.unwrapped
         if self._rendered_model is not unwrapped.model:  # some environments compile a new model on reset
             self._close_renderer()
-            # The free camera as Gymnasium's viewer places it.
+            # Place the free camera as Gymnasium's viewer does.
             middle = np.median(unwrapped.data.geom_xpos, axis=0)
             view = {"lookat": middle, "distance": unwrapped.model.stat.extent, **self._view}
             self._renderer = FastRenderer(unwrapped.model, *self._settings, view)
@@ -227,7 +227,7 @@ def _close_if_alive(reference: weakref.ref[FastRenderer]) -> None:
 
 
 def roll_camera(model: Any, camera: str, degrees: float) -> None:
-    """Turn a fixed camera about its viewing axis, in place (Meta-World's corner cameras hang upside down)."""
+    """Rotate a fixed camera about its viewing axis, in place (Meta-World's corner cameras are upside down)."""
     mujoco = _import_mujoco()
     half = np.deg2rad(degrees) / 2
     turned = np.empty(4)
@@ -256,7 +256,7 @@ def _camera_id(model: Any, camera: str | int) -> int:
 
 @contextlib.contextmanager
 def _fast_quality(model: Any) -> Iterator[None]:
-    """No anti-aliasing and a small shadow map while the GL context is made; the model's own settings after."""
+    """Disable anti-aliasing and shrink the shadow map while the GL context is created, then restore the settings."""
     samples, shadow = model.vis.quality.offsamples, model.vis.quality.shadowsize
     model.vis.quality.offsamples, model.vis.quality.shadowsize = 0, min(shadow, 1024)
     try:

@@ -1,4 +1,4 @@
-"""The one way frames are resized, in collection, training and use."""
+"""Resizing of frames, the same in collection, training and inference."""
 
 from __future__ import annotations
 

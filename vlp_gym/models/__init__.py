@@ -1,1 +1,1 @@
-"""Reward models: the protocol (base), the registry, checkpoints, and one file for each system."""
+"""Reward models: the protocol, the registry, checkpoints, and one file per system."""

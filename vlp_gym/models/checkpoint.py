@@ -1,4 +1,4 @@
-"""Model checkpoints: a folder with ``config.json`` and ``model.safetensors``, strict, hashed, written atomically."""
+"""Model checkpoints: ``config.json`` and ``model.safetensors``, loaded strictly, hashed, written atomically."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 
 @runtime_checkable
 class PartlyStored(Protocol):
-    """A model that chooses what a checkpoint holds of it, and leaves out what others provide."""
+    """A model that chooses which tensors a checkpoint stores, such as all but a frozen backbone's."""
 
     def checkpoint_state(self) -> Mapping[str, Tensor]:
-        """Tensors by name; names of their own need a `Restoring` model."""
+        """Tensors by name; a model whose names differ from ``state_dict()`` must also be `Restoring`."""
         ...
 
 
 @runtime_checkable
 class Restoring(Protocol):
-    """A model that takes back the tensors of a checkpoint itself."""
+    """A model that loads the tensors of a checkpoint itself."""
 
     def load_checkpoint_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take in checked tensors, of the names, shapes and dtypes of ``checkpoint_state()``."""
+        """Load checked tensors with the names, shapes and dtypes of ``checkpoint_state()``."""
         ...
 
 
@@ -47,17 +47,17 @@ def save_checkpoint(
     """Save a model as ``config.json`` + ``model.safetensors``; an existing checkpoint is replaced whole or not at all.
 
     Args:
-        model: has ``model_type`` (str) and ``config`` (its constructor's keyword arguments, JSON values). With
-            ``checkpoint_state()`` it chooses what is stored, else ``state_dict()`` is.
-        folder: made if missing; other files in it stay.
-        dtype: stores floating-point weights in this type; None keeps theirs.
-        card: text of ``README.md``; None keeps the file that is there.
+        model: has ``model_type`` (str) and ``config`` (its constructor's keyword arguments, JSON values). Stored are
+            the tensors of ``checkpoint_state()`` if it has one, else of ``state_dict()``.
+        folder: created if missing; other files in it stay.
+        dtype: type in which floating-point weights are stored; None keeps theirs.
+        card: text of ``README.md``; None keeps an existing file.
 
     Returns:
         The folder.
 
     Raises:
-        CheckpointError: if weights are not finite (also: too large for float16), or the folder cannot be written.
+        CheckpointError: weights are not finite, also after conversion to float16, or the folder cannot be written.
     """
     state = {name: tensor.detach() for name, tensor in stored_state(model).items()}
     if dtype is not None:
@@ -72,10 +72,10 @@ def save_checkpoint(
 
 
 def read_model_config(folder: str | Path) -> dict[str, Any]:
-    """The checked ``config.json`` of a folder: "model_type", "format_version" and "config".
+    """Read and check a folder's ``config.json``: "model_type", "format_version" and "config".
 
     Raises:
-        CheckpointError: if it is missing, damaged, of a newer format, or names code of its own.
+        CheckpointError: it is missing, damaged, of a newer format, or names custom code.
     """
     document = read_document(folder, stem="model")
     path = Path(folder) / "config.json"
@@ -92,15 +92,15 @@ def read_model_config(folder: str | Path) -> dict[str, Any]:
 
 
 def load_checkpoint(model_class: type[ModelT], folder: str | Path, *, device: str | torch.device = "cpu") -> ModelT:
-    """Build a model from a checkpoint folder, in eval mode; the global random generators stay as they are.
+    """Build a model from a checkpoint folder, in eval mode; global random generators stay untouched.
 
     Args:
-        model_class: the class that the folder's "model_type" stands for.
-        folder: as `save_checkpoint` wrote it.
-        device: where the model goes.
+        model_class: the class whose ``model_type`` the folder has.
+        folder: written by `save_checkpoint`.
+        device: device of the model.
 
     Raises:
-        CheckpointError: for everything that is wrong with the folder.
+        CheckpointError: anything is wrong with the folder.
     """
     document = read_model_config(folder)
     expected_type = getattr(model_class, "model_type", None)
@@ -116,18 +116,18 @@ def load_checkpoint(model_class: type[ModelT], folder: str | Path, *, device: st
             model = model_class(**document["config"])
         except (TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{folder}: its config does not fit {model_class.__name__} ({error})") from error
-    said: dict[str, Any] = model.config  # type: ignore[assignment]
-    if missing := said.keys() - document["config"].keys():
+    config: dict[str, Any] = model.config  # type: ignore[assignment]
+    if missing := config.keys() - document["config"].keys():
         raise CheckpointError(f"{folder}: its config does not say {sorted(missing)}; it is of another vlp_gym")
     load_state(model, state, str(folder))
     return model.to(device).eval()
 
 
 def load_weights(model: nn.Module, folder: str | Path) -> None:
-    """Load a folder's weights into a live model of the same architecture, all of them or none.
+    """Load a folder's weights into a live model of the same architecture, all or none.
 
     Raises:
-        CheckpointError: for everything that is wrong with the folder; the model is then as it was.
+        CheckpointError: anything is wrong with the folder; the model is then unchanged.
     """
     document = read_model_config(folder)
     if document["model_type"] != model.model_type:
@@ -142,18 +142,18 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
 class CheckpointMixin(PyTorchModelHubMixin, library_name="vlp_gym", license="mit", tags=["reward-model", "robotics"]):
     """``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` over the checkpoint functions of this file.
 
-    Mix it into an ``nn.Module`` that has the class attribute ``model_type``. The hub's own versions are replaced: they
-    delete ``config.json`` before they write, load keys loosely, and fall back to pickles.
+    Mix it into an ``nn.Module`` with the class attribute ``model_type``. It replaces the hub's own versions, which
+    delete ``config.json`` before writing, load keys loosely and fall back to pickles.
     """
 
     model_type: str
     not_stored: ClassVar[tuple[str, ...]] = ()
-    """Constructor arguments that are no part of the config."""
+    """Constructor arguments left out of the config."""
     config: dict[str, Any]
-    """The constructor's arguments, defaults included, which build the model anew; recorded before ``__init__`` runs."""
+    """The constructor's arguments, defaults included, which rebuild the model; recorded before ``__init__`` runs."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Record the arguments."""
+        """Record the arguments as ``config``."""
         model = super().__new__(cls, *args, **kwargs)
         bound = inspect.signature(cls.__init__).bind_partial(model, *args, **kwargs)
         bound.apply_defaults()
@@ -176,11 +176,11 @@ class CheckpointMixin(PyTorchModelHubMixin, library_name="vlp_gym", license="mit
         model_card_kwargs: dict[str, Any] | None = None,
         **push_to_hub_kwargs: Any,
     ) -> str | None:
-        """Save the model; see `save_checkpoint`. A ``README.md`` is added where there is none.
+        """Save the model, see `save_checkpoint`; a ``README.md`` is added if there is none.
 
         Args:
             save_directory: the folder.
-            dtype: stores floating-point weights in this type; None keeps theirs.
+            dtype: type in which floating-point weights are stored; None keeps theirs.
             config: must be None; the model's own ``config`` is written.
             repo_id: for ``push_to_hub``; the folder's name by default.
             push_to_hub: also upload.
@@ -232,14 +232,14 @@ def is_hub_id(name: str) -> bool:
 
 
 def fetch_folder(folder_or_id: str | Path, **download: Any) -> Path:
-    """A local checkpoint folder: the one given, or a download of the two files of a hub repository.
+    """Find a local checkpoint folder, or download the two files of a hub repository.
 
     Args:
         folder_or_id: a folder, or a hub id "org/name" when no such folder exists.
         download: passed to `huggingface_hub.snapshot_download` (revision, token, cache_dir, ...).
 
     Raises:
-        CheckpointError: if it is neither, or the hub does not deliver it.
+        CheckpointError: it is neither, or the download fails.
     """
     name = str(folder_or_id)
     if Path(name).exists() or not is_hub_id(name):
@@ -257,10 +257,10 @@ def fetch_folder(folder_or_id: str | Path, **download: Any) -> Path:
 
 
 def stored_config(model: nn.Module) -> dict[str, Any]:
-    """The arguments that build a model anew.
+    """The constructor arguments that rebuild a model.
 
     Raises:
-        CheckpointError: if one of them is a live object, which no file can hold.
+        CheckpointError: one of them is a live object, which a file cannot hold.
     """
     config: dict[str, Any] = model.config  # type: ignore[assignment]
     for name, value in config.items():
@@ -272,7 +272,7 @@ def stored_config(model: nn.Module) -> dict[str, Any]:
 
 
 def stored_state(model: nn.Module) -> Mapping[str, Tensor]:
-    """What is stored of a model: its ``checkpoint_state()`` where it has one, which leaves out what others provide."""
+    """The tensors that a checkpoint stores: ``checkpoint_state()`` if the model has one, else ``state_dict()``."""
     return model.checkpoint_state() if isinstance(model, PartlyStored) else model.state_dict()
 
 
@@ -283,7 +283,11 @@ def _check_finite(state: Mapping[str, Tensor], where: str) -> None:
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Check every key, shape and kind first, and only then touch the model."""
+    """Load tensors after checking every key, shape and dtype.
+
+    Raises:
+        CheckpointError: keys are missing or unexpected, or tensors do not fit; the message lists them.
+    """
     expected = stored_state(model)
     faults = []
     if missing := sorted(expected.keys() - state.keys()):
@@ -315,10 +319,10 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> Non
             "expected a load_checkpoint_state() that takes them back"
         )
     else:
-        model.load_state_dict(cast, strict=False)  # none is missing; what a checkpoint leaves out stays as it is
+        model.load_state_dict(cast, strict=False)  # checked above; tensors that no checkpoint stores stay
 
 
 def _listed(names: list[str], limit: int = 8) -> str:
-    """The first few names, and how many more there are."""
+    """The first few names and the number of the others."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

@@ -1,4 +1,4 @@
-"""CLIP as a reward: how alike a frame and the sentence are, without any training."""
+"""CLIP as a zero-shot reward: the similarity of a frame and the sentence."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from vlp_gym.text import check_length, normalize_instruction
 
 
 class ClipTowers(nn.Module):
-    """An open_clip model's two pooled embeddings, each of length 1.
+    """The pooled image and text embeddings of an open_clip model, normalised to unit length.
 
     Args:
         name: an open_clip model, see ``open_clip.list_models()``. A tag made with QuickGELU (OpenAI's are) gets it.
         pretrained: a tag of ``open_clip.list_pretrained()``, downloaded once and cached by open_clip; the path of a
             ``.safetensors`` file; or None for random weights.
-        crop: resize the shorter side and cut out the middle, instead of resizing the whole frame to a square.
-        truncate: cut a sentence that is longer than the text tower takes, instead of raising.
+        crop: resize the shorter side and crop the centre, instead of resizing the whole frame to a square.
+        truncate: truncate sentences over the text tower's limit instead of raising.
 
     Attributes:
-        frame_size: (H, W) that the tower sees.
+        frame_size: (H, W) in pixels, the tower's input.
 
     Raises:
         MissingExtraError: open_clip, or a package that this model's tokenizer needs, is not installed.
@@ -58,7 +58,7 @@ class ClipTowers(nn.Module):
         """Encode B sentences as unit vectors, float ``[B, 1, D]``.
 
         Raises:
-            InstructionError: a sentence is blank, or longer than the text tower takes and ``truncate`` is False.
+            InstructionError: a sentence is blank, or over the text tower's limit and ``truncate`` is False.
         """
         sentences = [normalize_instruction(instruction) for instruction in instructions]
         limit = self.model.context_length
@@ -70,12 +70,12 @@ class ClipTowers(nn.Module):
 
 
 class CLIPModel(nn.Module):
-    """The cosine of each frame and the sentence, ``r = cos(v_t, l)``; a `RewardModel` made of any open_clip model.
+    """The cosine of each frame and the sentence, ``r = cos(v_t, l)``; a `RewardModel` from any open_clip model.
 
     Args:
         name: an open_clip model.
-        pretrained: its weights; see `ClipTowers`, and there also what is raised.
-        truncate: cut a sentence that is longer than the text tower takes, instead of raising.
+        pretrained: its weights; see `ClipTowers`, also for errors.
+        truncate: truncate sentences over the text tower's limit instead of raising.
     """
 
     window = 8
@@ -89,7 +89,7 @@ class CLIPModel(nn.Module):
 
     @classmethod
     def from_spec(cls, spec: str) -> CLIPModel:
-        """The model of "NAME/TAG"; "NAME/random", like "NAME" alone, has random weights."""
+        """Build the model "NAME/TAG"; "NAME/random", like "NAME" alone, has random weights."""
         with torch.random.fork_rng(devices=[]):
             return cls(*parse_clip_name(spec))
 
@@ -108,11 +108,11 @@ class CLIPModel(nn.Module):
 
 def cosine(frames: Tensor, text: Tensor) -> Tensor:
     """Cosines ``[B, T]`` in [-1, 1] of unit vectors: frames ``[B, T, D]``, the text ``[B, 1, D]``."""
-    return (frames * text).sum(-1).clamp(-1, 1)  # rounding may lead a hair beyond
+    return (frames * text).sum(-1).clamp(-1, 1)  # rounding may exceed the range
 
 
 def parse_clip_name(spec: str) -> tuple[str, str | None]:
-    """An open_clip model and its weights, of "NAME/TAG".
+    """Split "NAME/TAG" into an open_clip model and its weights.
 
     >>> parse_clip_name("ViT-B-32/openai"), parse_clip_name("ViT-B-32")
     (('ViT-B-32', 'openai'), ('ViT-B-32', None))

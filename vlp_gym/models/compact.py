@@ -1,18 +1,18 @@
-"""`vlp-compact`: a reward model of 2.6 million weights that trains from scratch on two cores and loads with no network.
+"""`vlp-compact`: a reward model of 2.6 million weights that trains from scratch on two CPU cores and loads offline.
 
 It is factorised, because a joint f(video, text) trained on few scenes memorises (scene, sentence) pairs:
 
-- progress and quality say how far and how well the shown behaviour goes. The text is told to them in a few numbers
-  only, which say in which direction (opening or closing); they are trained on the opposite sentence as well;
-- relevance compares the video with the text: its scene (first frame) and its motion (what changed) each with a part of
-  the sentence's embedding; both are trained on the opposite sentence as well, which is about the same scene;
-- preference = scene relevance + motion_weight * motion relevance + quality_weight * sigmoid(quality): bounded, so that
-  the best video of another task does not outweigh what the sentence says.
+- progress and quality: how far and how well the behaviour goes. They see only a few numbers of the text, which give
+  the direction (opening or closing), and are also trained on the opposite sentence;
+- relevance compares the scene (first frame) and the motion (what changed) each with its own projection of the sentence
+  embedding. Both are also trained on the opposite sentence, which describes the same scene;
+- preference = scene relevance + motion_weight * motion relevance + quality_weight * sigmoid(quality). The quality term
+  is bounded, so that the best video of another task does not outweigh the sentence.
 
-The reward is gated by the scene relevance alone. It is settled by the first frame, so an agent cannot raise it. Motion
-generalises worst: on an unseen task it would take back the reward in the moment of success.
+Only the scene relevance gates the reward: it depends on the first frame alone, so an agent cannot raise it. Motion
+relevance generalises worst; on an unseen task it would lower the reward at the moment of success.
 
-Progress of a frame is read from [F_t, F_t - F_first] alone: the model cannot read the clock.
+The progress of a frame depends only on [F_t, F_t - F_first]: the model cannot count frames.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from vlp_gym.models.protocol import History, Scores
 
 @dataclass(frozen=True)
 class ClipFeatures:
-    """What the model sees in a batch of clips, before any sentence.
+    """Features of B clips that do not depend on a sentence.
 
     Attributes:
-        progress: ``[B, T]``, a logit, what the pictures alone say.
-        direction: ``[B, T, D]``, what a sentence adds to that, see `CompactRewardModel.progress_logits`.
-        quality: ``[B]``, how well the behaviour goes, whatever it is; the mean progress comes on top.
-        scene: ``[B, E]``, unit length, from the first frame alone.
-        motion: ``[B, E]``, unit length, from what changed.
-        positions: ``[B, T, 2, 3]``, of hand and object, in the units of `position_loss`. Nothing uses them but that
-            loss: a reward for reaching needs to see how far away things are, and learns it much sooner this way.
+        progress: float ``[B, T]``, logit from the pictures alone.
+        direction: float ``[B, T, D]``, weights of the sentence's direction; see `CompactRewardModel.progress_logits`.
+        quality: float ``[B]``, how well the behaviour goes, for any task; the mean progress is added later.
+        scene: float ``[B, E]``, unit length, from the first frame alone.
+        motion: float ``[B, E]``, unit length, from what changed.
+        positions: float ``[B, T, 2, 3]``, predicted positions of hand and object in the units of `position_loss`. Only
+            that auxiliary loss uses them: with it the model learns distances, which reaching needs, much sooner.
     """
 
     progress: Tensor
@@ -52,30 +52,30 @@ class ClipFeatures:
     positions: Tensor
 
     def rows(self, rows: Tensor | slice) -> ClipFeatures:
-        """These clips, in this order."""
+        """Select clips."""
         return ClipFeatures(*(value[rows] for value in vars(self).values()))
 
 
-DIRECTIONS = 16  # numbers that tell the progress of a sentence
-VERB_DROPOUT = 0.05  # of words; a sentence without its verb has no direction
+DIRECTIONS = 16  # D: numbers of the sentence that the progress head sees
+VERB_DROPOUT = 0.05  # word dropout; low, as a sentence without its verb has no direction
 
 
 class CompactRewardModel(nn.Module, CheckpointMixin):
     """A small factorised reward model; see the module's docstring, and `RewardModel` for its methods.
 
     Args:
-        window: T, frames that one score looks at.
+        window: T, frames per score.
         history: which frames of the episode those are.
-        image_size: side of the square the frames are resized to, pixels, divisible by 16.
-        channels: of a frame token.
+        image_size: side of the square that frames are resized to, in pixels, divisible by 16.
+        channels: width of a frame token.
         hidden: width of the pair encoder and of the transformer.
-        embedding: E, of the scene and motion embeddings.
-        buckets: of the text encoder's hash table.
-        quality_weight: lambda in preference = relevance + lambda * sigmoid(quality); choose it on validation tasks.
-        motion_weight: of the motion in that relevance, beside the scene's of 1; likewise.
-        relevance_shift: added to the scene relevance of a score, so that 0 lies between right and wrong sentences on
-            tasks that were not trained on; likewise.
-        truncate: cut sentences over 64 words instead of raising.
+        embedding: E, width of the scene and motion embeddings.
+        buckets: size of the text encoder's hash table.
+        quality_weight: weight of sigmoid(quality) in the preference.
+        motion_weight: weight of the motion relevance in the preference; the scene's is 1.
+        relevance_shift: added to the scene relevance, so that 0 separates right from wrong sentences on unseen tasks.
+            Tune these three on validation tasks.
+        truncate: truncate sentences over 64 words instead of raising.
     """
 
     model_type = "compact"
@@ -104,7 +104,7 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         self.pair = nn.Linear(2 * channels, hidden)
         side = image_size // 16
         half = -(-side // 2)
-        self.where = nn.Sequential(  # what is where in the picture: no pooling, a hand beside the button is not on it
+        self.where = nn.Sequential(  # no pooling: positions matter, a hand beside the button is not on it
             nn.ReLU(),
             nn.Unflatten(2, (side, side)),
             nn.Conv2d(hidden, hidden, 3, 2, 1),
@@ -114,7 +114,7 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
             nn.LayerNorm(hidden),
         )
         self.progress_head = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1))
-        # Words of its own: those of the relevance are trained on when the progress must not change any more.
+        # A second word table: the relevance's words are still trained when the progress is frozen.
         self.verbs = HashedWords(buckets, word_dropout=VERB_DROPOUT, truncate=truncate)
         self.text_direction = nn.Sequential(nn.Linear(self.verbs.dim, DIRECTIONS), nn.Tanh())
         self.direction_head = nn.Linear(hidden, DIRECTIONS)
@@ -134,7 +134,7 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         self.relevance_bias = nn.Parameter(torch.tensor([-5.0, 0.0]))
 
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
-        """Encode sentences as one token each, float ``[B, 1, D]``: what it is about, and in which direction."""
+        """Encode B sentences as one token each, float ``[B, 1, D]``: the topic and the direction, concatenated."""
         return torch.cat([self.backbone.encode_text(instructions), self.verbs(instructions)], 2)
 
     def encode_frames(self, frames: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         return self.backbone.encode_frames(frames)
 
     def encode_in_context(self, frames: Tensor, first: Tensor) -> Tensor:
-        """See `ContextualModel`: each frame beside the first one of its clip, ``[N, 1, hidden + 2 * channels]``."""
+        """See `ContextualModel`; returns float ``[N, 1, hidden + 2 * channels]``."""
         state = self._state(frames[:, None], first)[:, 0]
         return torch.cat([state, _overview(first)], 1)[:, None]
 
@@ -152,12 +152,12 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         return self._scores(self._clip_features(state, overview[:, -1], mask), text, mask)
 
     def features(self, frames: Tensor, mask: Tensor) -> ClipFeatures:
-        """Look at clips of frame tokens ``[B, T, K, channels]`` with mask ``[B, T]``, no sentence involved."""
+        """Features of clips of frame tokens ``[B, T, K, channels]`` with mask ``[B, T]``, without a sentence."""
         first = frames[torch.arange(len(frames), device=frames.device), mask.int().argmax(1)]
         return self._clip_features(self._state(frames, first), _overview(first), mask)
 
     def _state(self, frames: Tensor, first: Tensor) -> Tensor:
-        """What each frame ``[B, T, K, channels]`` shows, and what has changed since ``[B, K, channels]``."""
+        """State ``[B, T, hidden]`` of frames ``[B, T, K, channels]``: their tokens and the change since `first`."""
         pair = self.pair(torch.cat([frames, frames - first[:, None]], -1)).flatten(0, 1)  # [B * T, K, hidden]
         state: Tensor = self.where(pair.transpose(1, 2)).unflatten(0, frames.shape[:2])
         return state  # [B, T, hidden]
@@ -184,26 +184,26 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         )
 
     def progress_logits(self, clips: ClipFeatures, text: Tensor) -> Tensor:
-        """Progress of each clip under its own sentence ``[B, 1, D]``, before the sigmoid, ``[B, T]``."""
-        told = self.text_direction(self._text(text)[1])
-        return clips.progress + (clips.direction * told[:, None]).sum(2)
+        """Progress logits ``[B, T]`` of each clip under its own sentence ``[B, 1, D]``."""
+        direction = self.text_direction(self._text(text)[1])
+        return clips.progress + (clips.direction * direction[:, None]).sum(2)
 
     def quality(self, clips: ClipFeatures, progress_logits: Tensor, mask: Tensor) -> Tensor:
-        """How well the behaviour goes, a logit ``[B]``: the model's own judgement and the mean progress ``[B, T]``."""
+        """Quality logit ``[B]``: the quality head plus the mean of the progress logits ``[B, T]``."""
         return clips.quality + (progress_logits * mask).sum(1) / mask.sum(1)
 
     def scene_relevance(self, clips: ClipFeatures, text: Tensor) -> Tensor:
-        """Logit that a sentence ``[M, 1, D]`` is about what a clip's first frame shows, as ``[B, M]``."""
+        """Logits ``[B, M]`` that each sentence ``[M, 1, D]`` fits the first frame of each clip."""
         scene = clips.scene @ F.normalize(self.text_scene(self._text(text)[0]), dim=-1).T
         return self.temperature[0] * scene + self.relevance_bias[0]
 
     def motion_relevance(self, clips: ClipFeatures, text: Tensor) -> Tensor:
-        """Logit that a clip's motion shows what a sentence ``[M, 1, D]`` says, as ``[B, M]``."""
+        """Logits ``[B, M]`` that the motion of each clip fits each sentence ``[M, 1, D]``."""
         motion = clips.motion @ F.normalize(self.text_motion(self._text(text)[0]), dim=-1).T
         return self.temperature[1] * motion + self.relevance_bias[1]
 
     def relevance_parameters(self) -> list[nn.Parameter]:
-        """What only the relevance depends on: when these are trained alone, no other weight changes."""
+        """Parameters that only the relevance depends on; training them leaves progress and quality unchanged."""
         heads = (self.backbone.words, self.scene_head, self.motion_head, self.text_scene, self.text_motion)
         own = [parameter for head in heads for parameter in head.parameters()]
         return [*own, self.temperature, self.relevance_bias]
@@ -224,18 +224,18 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         )
 
     def _text(self, text: Tensor) -> tuple[Tensor, Tensor]:
-        """What sentences ``[M, 1, D]`` are about, and what they say of the direction."""
+        """Split sentence tokens ``[M, 1, D]`` into topic ``[M, text_dim]`` and direction ``[M, verbs.dim]``."""
         about, direction = text[:, 0].split([self.backbone.text_dim, self.verbs.dim], 1)
         return about, direction
 
 
 def _overview(first: Tensor) -> Tensor:
-    """What a clip's first frame ``[B, K, channels]`` shows anywhere, ``[B, 2 * channels]``."""
+    """Mean and maximum over the tokens of first frames ``[B, K, channels]``, as ``[B, 2 * channels]``."""
     return torch.cat([first.mean(1), first.amax(1)], 1)
 
 
 def _embedding_head(width: int, hidden: int, embedding: int) -> nn.Sequential:
-    """The batch norm takes away what all inputs share; without it, all embeddings start and stay alike."""
+    """An MLP; its batch norm removes what all inputs share, else all embeddings start and stay alike."""
     return nn.Sequential(
         nn.BatchNorm1d(width, affine=False), nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, embedding)
     )

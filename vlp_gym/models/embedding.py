@@ -1,7 +1,7 @@
-"""One embedding a frame and one a sentence; the reward is their cosine. The common form of CLIP, R3M, VIP and LIV.
+"""One embedding per frame and one per sentence; the reward is their cosine, the common form of CLIP, R3M, VIP and LIV.
 
-`EmbeddingModel` has encoders small enough to train from scratch on two cores. What it is worth depends on the objective
-it was trained with, which `vlp_gym.training.recipes.embedding` chooses; the model itself knows none.
+The encoders of `EmbeddingModel` are small enough to train from scratch on two CPU cores.
+`vlp_gym.training.recipes.embedding` chooses the objective; the model does not depend on it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vlp_gym.models.protocol import History, Scores, frame_scores
 
 
 def cosine_scores(frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
-    """``r_t = cos(v_t, l)`` of unit embeddings: the reward of a frame, which no other frame has a part in.
+    """``r_t = cos(v_t, l)`` of unit embeddings; the reward of a frame depends on no other frame.
 
     Args:
         frames: float ``[B, T, 1, E]``, unit length.
@@ -25,7 +25,8 @@ def cosine_scores(frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
         mask: bool ``[B, T]``, True where the frame is real.
 
     Returns:
-        Scores with ``progress`` ``[B, T]`` in [-1, 1] and ``preference`` ``[B]``, its mean over the real frames.
+        Scores with ``progress``, float ``[B, T]`` in [-1, 1], and ``preference``, float ``[B]``, its mean over the
+        real frames.
     """
     cosine = (frames[:, :, 0].float() * text.float()).sum(-1).clamp(-1, 1)  # rounding must not leave the range
     return frame_scores(cosine, mask)
@@ -34,17 +35,17 @@ def cosine_scores(frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
 class EmbeddingModel(nn.Module, CheckpointMixin):
     """A frame encoder and a text encoder of a few hundred thousand weights; a `RewardModel`, ``r = cos(v_t, l)``.
 
-    The convolutions' grid is not pooled: where the hand is, is what a reward for manipulation depends on. Its channels
-    are reduced at each position, and two layers read the flattened rest.
+    The convolutional grid is not pooled, because a manipulation reward depends on where the hand is. Its channels are
+    reduced at each position, flattened, and read by two layers.
 
     Args:
-        image_size: side of the square the frames are resized to, pixels, divisible by 16.
-        channels: of the convolutions' last grid.
-        reduced: channels of a position that the head keeps.
+        image_size: side of the square that frames are resized to, in pixels, divisible by 16.
+        channels: channels of the last grid.
+        reduced: channels per position that the head keeps.
         hidden: width of the head.
-        embedding: E, of both embeddings.
-        buckets: of the text encoder's hash table.
-        truncate: cut sentences over 64 words instead of raising.
+        embedding: E, width of both embeddings.
+        buckets: size of the text encoder's hash table.
+        truncate: truncate sentences over 64 words instead of raising.
     """
 
     model_type = "embedding"
@@ -87,7 +88,7 @@ class EmbeddingModel(nn.Module, CheckpointMixin):
         return self._embed(self.backbone.encode_frames(frames))
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """As `encode_frames`, of float pixels ``[N, 3, *frame_size]`` in [0, 1]: for training's augmented frames."""
+        """Encode float pixels ``[N, 3, *frame_size]`` in [0, 1] (augmented frames), float ``[N, 1, E]``."""
         return self._embed(self.backbone.encode_pixels(pixels))
 
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:

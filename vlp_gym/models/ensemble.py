@@ -1,4 +1,4 @@
-"""Several reward models as one: where each stands among what it says of other videos; the mean or the least counts."""
+"""Several reward models as one: the mean or minimum of their rank-normalised scores."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from vlp_gym.text import normalize_instruction
 
 Reduce = Literal["mean", "min"]
 QUANTILES = 101
-MAX_TEXTS = 1_000  # sentences whose tokens are kept
+MAX_TEXTS = 1_000  # cached sentences
 
 
 class EnsembleModel(nn.Module, CheckpointMixin):
     """Mean or minimum of several models, rank-normalised; a `RewardModel` whose progress is in [0, 1].
 
-    A cosine and a probability cannot be averaged as they are. Each member's value of a frame (its progress, times
-    sigmoid(relevance) where it has one; its preference where it has no progress) is replaced by its rank: the share of
-    the calibration's values that are smaller (`calibrate`). Before that, or without it, a finite `value_range` is
-    stretched to [0, 1], and anything else goes through a sigmoid. "min" pays only where all members agree.
+    A cosine and a probability cannot be averaged directly. Each member's value of a frame (progress, times
+    sigmoid(relevance) if it has one; preference if it has no progress) is replaced by its rank: the share of
+    calibration values below it (`calibrate`). Without calibration a finite `value_range` is mapped linearly to [0, 1],
+    and anything else by a sigmoid. "min" pays only where all members agree.
 
-    Members get the same frames, as many as the member that looks at most.
+    All members get the same frames, as many as the longest window.
 
     Args:
         members: at least two names, folders or hub ids for `load_reward_model`; a checkpoint may not name models on an
             endpoint, see `vlp_gym.models.registry.check_storable`.
         reduce: "mean" or "min".
-        models: the live members, for experiments (such an ensemble can be saved only if `members` names them).
+        models: live members, for experiments; such an ensemble can be saved only if `members` names them.
 
     Raises:
-        ValueError: for fewer than two members or another `reduce`.
+        ValueError: fewer than two members, or another `reduce`.
 
     Example:
         >>> model = EnsembleModel(["vlp-compact", "vlp-compact-45"], "min")
@@ -77,7 +77,7 @@ class EnsembleModel(nn.Module, CheckpointMixin):
 
     @classmethod
     def from_spec(cls, spec: str) -> EnsembleModel:
-        """Make "REDUCE|MODEL|MODEL...", such as "mean|vlp-compact|clip:ViT-B-32/openai"."""
+        """Build "REDUCE|MODEL|MODEL...", such as "mean|vlp-compact|clip:ViT-B-32/openai"."""
         reduce, *members = spec.split("|")
         return cls(members, reduce)  # type: ignore[arg-type]  # the constructor checks it
 
@@ -86,14 +86,14 @@ class EnsembleModel(nn.Module, CheckpointMixin):
         return {"progress_ranks": self.progress_ranks, "preference_ranks": self.preference_ranks}
 
     def calibrate(self, progress: NDArray[np.float64], preference: NDArray[np.float64]) -> None:
-        """Take what the members say of many videos as the scale of their ranks.
+        """Set the quantiles for rank normalisation from the scores of many videos.
 
         Args:
-            progress: values of frames by member, ``[M, N]``, as `ask` gives them.
-            preference: preferences of videos by member, ``[M, V]``.
+            progress: values of N frames from `ask`, float64 ``[M, N]``, one row per member.
+            preference: preferences of V videos, float64 ``[M, V]``.
 
         Raises:
-            ValueError: for values that are not finite, or all alike, or of another number of members.
+            ValueError: values are not finite, all equal, or not for every member.
         """
         for name, values in (("progress", progress), ("preference", preference)):
             if values.ndim != 2 or len(values) != len(self.members):
@@ -107,16 +107,16 @@ class EnsembleModel(nn.Module, CheckpointMixin):
             getattr(self, f"{name}_ranks").copy_(torch.from_numpy(quantiles))
 
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
-        """The code points of B sentences, float ``[B, L, 1]``; each member encodes a sentence once."""
+        """Code points of B sentences, float ``[B, L, 1]``; each member encodes a sentence once."""
         sentences = [normalize_instruction(instruction) for instruction in instructions]
         if len(self._texts) > MAX_TEXTS:
-            self._texts.clear()  # they are encoded again when they are asked for
+            self._texts.clear()  # they are encoded again when needed
         for sentence in sentences:
-            self._encode(sentence)  # always: a sentence that is too long for a member is refused here
+            self._encode(sentence)  # now, so that a sentence too long for a member raises here
         return code_points(sentences).to(self.progress_ranks.device)
 
     def encode_frames(self, frames: Tensor) -> Tensor:
-        """The members' tokens side by side, float ``[N, 1, sum of K * D]``."""
+        """The members' tokens, flattened and concatenated, float ``[N, 1, sum of K * D]``."""
         device = self.progress_ranks.device
         return torch.cat([model.encode_frames(frames).flatten(1).to(device) for model in self.members], 1).unsqueeze(1)
 
@@ -136,7 +136,7 @@ class EnsembleModel(nn.Module, CheckpointMixin):
         mask: Tensor,
         scorers: Sequence[Callable[[Tensor, Tensor, Tensor], Scores]] | None = None,
     ) -> list[tuple[Scores, Tensor]]:
-        """The scores of each member, and its values of the frames, float32 ``[B, T]``, before any rank.
+        """Each member's scores and its values of the frames, float32 ``[B, T]``, before rank normalisation.
 
         Args:
             frames, text, mask: as `score` takes them.
@@ -157,7 +157,7 @@ class EnsembleModel(nn.Module, CheckpointMixin):
         return answers
 
     def _encode(self, sentence: str) -> list[Tensor]:
-        """A sentence's tokens by member, ``[L, D]`` each; they are kept."""
+        """A sentence's tokens, ``[L, D]`` for each member; cached."""
         with torch.no_grad():
             self._texts[sentence] = [model.encode_text([sentence])[0] for model in self.members]
         return self._texts[sentence]
@@ -168,15 +168,15 @@ class EnsembleModel(nn.Module, CheckpointMixin):
 
 
 def _rank(values: Tensor, quantiles: Tensor, bounds: tuple[float, float]) -> Tensor:
-    """Share of the calibration that is smaller, float32 in [0, 1]; before it, the place between the bounds.
+    """Share of calibration values below each value, float32 in [0, 1]; uncalibrated, the position between the bounds.
 
     Args:
         values: any shape.
-        quantiles: float64 ``[Q]``, rising, at equal steps from 0 to 1; all equal where nothing was calibrated.
-        bounds: the smallest and the largest value there can be.
+        quantiles: float64 ``[Q]``, sorted, at equal steps from 0 to 1; all equal before calibration.
+        bounds: smallest and largest possible value.
     """
     if quantiles[-1] > quantiles[0]:
-        # The first of equal quantiles: a value that many have is above those alone that are smaller.
+        # The first of equal quantiles: a frequent value ranks above smaller values only.
         above = torch.searchsorted(quantiles, values.double().contiguous()).clamp(1, len(quantiles) - 1)
         low, high = quantiles[above - 1], quantiles[above]
         within = ((values - low) / (high - low).clamp(min=1e-300)).clamp(0, 1)

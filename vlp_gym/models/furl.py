@@ -1,4 +1,4 @@
-"""FuRL: two small heads on a frozen vision-language model, which learn while the agent does."""
+"""FuRL: two small heads on a frozen vision-language model, trained while the agent learns."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from vlp_gym.objectives.furl import goal_ranking_loss, success_ranking_loss
 
 
 class FuRLModel(nn.Module, CheckpointMixin):
-    """FuRL (Fu et al. 2024): the cosine of a frame's and a sentence's embedding after a learned head on each.
+    """FuRL (Fu et al. 2024): the cosine of the frame and sentence embeddings after a learned head on each.
 
-    The paper's reward is ``(success - 1) + 0.05 * cosine`` with the environment's own sparse success. Give the
-    environment that reward, and let the wrapper add the two:
+    The paper's reward is ``(success - 1) + 0.05 * cosine`` with the environment's sparse success. Give the environment
+    that reward and let the wrapper add the two:
 
     ```python
     class Sparse(gym.Wrapper):
@@ -31,16 +31,16 @@ class FuRLModel(nn.Module, CheckpointMixin):
     agent.learn(1_000_000, [VLPRewardCallback(), FuRLCallback()])
     ```
 
-    New heads are random, and so are their values: they mean something once `FuRLTrainer` (in a run of
-    Stable-Baselines3: `FuRLCallback`) has trained them. A checkpoint holds the heads, and names the frozen model.
+    New heads are random, so their values are meaningless until `FuRLTrainer` (with Stable-Baselines3:
+    `FuRLCallback`) has trained them. A checkpoint stores the heads and the name of the frozen model.
 
     Args:
-        base: a reward model with one token a frame and one a sentence, such as LIV's folder or
-            "clip:ViT-B-32/openai"; or a live one (then there is no config to save). It stays as it is.
-        widths: of the layers of each head.
+        base: a reward model with one token per frame and one per sentence, such as LIV's folder or
+            "clip:ViT-B-32/openai"; or a live model (which cannot be saved). It is not trained.
+        widths: widths of the layers of each head.
 
     Raises:
-        ValueError: if the base gives more than one token.
+        ValueError: the base gives more than one token.
     """
 
     model_type = "furl"
@@ -57,14 +57,14 @@ class FuRLModel(nn.Module, CheckpointMixin):
         self.base: Any = base
         if isinstance(base, nn.Module):
             base.requires_grad_(False).eval()
-        frame = self.encode_frames(torch.zeros(1, *base.frame_size, 3, dtype=torch.uint8))  # asks for the widths
+        frame = self.encode_frames(torch.zeros(1, *base.frame_size, 3, dtype=torch.uint8))  # for the widths
         sentence = self.encode_text(["press the button"])
         self.image_head = _mlp(frame.shape[-1], widths).to(frame.device)
         self.text_head = _mlp(sentence.shape[-1], widths).to(frame.device)
 
     @classmethod
     def from_spec(cls, spec: str) -> FuRLModel:
-        """New heads on the model of this name."""
+        """Put new heads on the model of this name."""
         with torch.random.fork_rng(devices=[]):
             return cls(spec)
 
@@ -83,21 +83,21 @@ class FuRLModel(nn.Module, CheckpointMixin):
 
     @torch.no_grad()
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
-        """The base's embeddings of B sentences, float ``[B, 1, D']``; the head comes in `score`."""
+        """The base's embeddings of B sentences, float ``[B, 1, D']``; `score` applies the head."""
         return _single(self.base.encode_text(instructions), "sentence")
 
     @torch.no_grad()
     def encode_frames(self, frames: Tensor) -> Tensor:
-        """The base's embeddings of uint8 frames ``[N, H, W, 3]``, float ``[N, 1, D]``; the head comes in `score`."""
+        """The base's embeddings of uint8 frames ``[N, H, W, 3]``, float ``[N, 1, D]``; `score` applies the head."""
         return _single(self.base.encode_frames(frames), "frame")
 
     def values(self, frames: Tensor, text: Tensor) -> Tensor:
-        """The cosines ``[...]`` of frames' embeddings ``[..., D]`` and sentences' ``[..., D']`` after the heads."""
+        """Cosines ``[...]`` of frame embeddings ``[..., D]`` and sentence embeddings ``[..., D']`` after the heads."""
         dtype = next(self.image_head.parameters()).dtype
         return F.cosine_similarity(self.image_head(frames.to(dtype)), self.text_head(text.to(dtype)), dim=-1)
 
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
-        """The cosine of every frame, and their mean.
+        """The cosine of every frame.
 
         Args:
             frames: the base's embeddings, float ``[B, T, 1, D]``.
@@ -105,31 +105,31 @@ class FuRLModel(nn.Module, CheckpointMixin):
             mask: bool ``[B, T]``, True where the frame is real.
 
         Returns:
-            Scores with ``progress`` ``[B, T]`` in [-1, 1] and their mean as ``preference`` ``[B]``.
+            Scores with ``progress``, float ``[B, T]`` in [-1, 1], and its mean as ``preference``, float ``[B]``.
         """
         return frame_scores(self.values(frames[:, :, 0], text).clamp(-1, 1), mask)  # a cosine can round to over 1
 
     def checkpoint_state(self) -> dict[str, Tensor]:
-        """The heads; the base comes back by its name."""
+        """The heads; the base is loaded by its name."""
         return {key: value.detach() for key, value in self.state_dict().items() if not key.startswith("base.")}
 
 
 class FuRLTrainer:
-    """Fine-tunes the heads of a `FuRLModel` on what the agent has seen, for one sentence.
+    """Fine-tune the heads of a `FuRLModel` on the agent's frames, for one sentence.
 
-    Frames of episodes that succeed, up to the success, are positive; those of episodes that fail are negative. Until
-    the first success a goal image ranks the frames; without one there is nothing to learn from before it.
+    Frames of successful episodes, up to the success, are positive; frames of failed episodes are negative. Until the
+    first success a goal image ranks the frames; without one, training starts at the first success.
 
     Args:
-        model: whose heads learn.
+        model: its heads are trained.
         text: the base's embedding of the sentence, float ``[D']``.
         goal: the base's embedding of an image of success, float ``[D]``, or None.
-        gap: frames between a positive frame and the earlier one that it must exceed.
+        gap: frames between a positive frame and the earlier one it must exceed.
         margin, distance_margin: see `vlp_gym.objectives.furl`.
-        batch_size: frames of each kind in one update.
-        learning_rate: Adam's.
-        capacity: frames of each kind that are kept, the newest.
-        seed: of the draws.
+        batch_size: frames of each kind per update.
+        learning_rate: learning rate of Adam.
+        capacity: number of the newest frames of each kind that are kept.
+        seed: seeds all random draws.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class FuRLTrainer:
         if gap < 1:
             raise ValueError(f"gap: expected a number of frames, at least 1, got {gap}")
         self.model = model
-        self.text = text.clone()  # the engine's own is of the inference mode, which gradients do not go with
+        self.text = text.clone()  # the engine's is an inference tensor, which autograd refuses
         self.goal = None if goal is None else goal.clone()
         self.gap, self.margin, self.distance_margin, self.batch_size = gap, margin, distance_margin, batch_size
         heads = [*model.image_head.parameters(), *model.text_head.parameters()]
@@ -158,18 +158,18 @@ class FuRLTrainer:
         self.generator = torch.Generator().manual_seed(seed)
 
     def add_episode(self, embeddings: Tensor, success: Tensor) -> None:
-        """Take in a finished episode.
+        """Add a finished episode.
 
         Args:
-            embeddings: the base's, of its frames in their order, float ``[F, D]``.
-            success: bool ``[F]``, whether the task is done in each.
+            embeddings: the base's embeddings of its F frames in order, float ``[F, D]``.
+            success: bool ``[F]``, whether the task is done at each frame.
         """
         if self.goal is not None:
             self.seen.add(embeddings)
         if not success.any():
             self.negative.add(embeddings)
             return
-        # To the first success, and on as long as it lasts.
+        # Up to the first success and for as long as it lasts.
         first = int(success.int().argmax())
         lost = (~success[first:]).nonzero()
         way = embeddings[: first + int(lost[0]) if len(lost) else None]
@@ -177,7 +177,7 @@ class FuRLTrainer:
             self.positive.add(torch.stack([way[self.gap :], way[: -self.gap]], 1))
 
     def update(self) -> float | None:
-        """One step of Adam; returns the loss, or None if there is nothing to learn from yet."""
+        """Take one step of Adam; returns the loss, or None while there is nothing to learn from."""
         if len(self.positive):
             positive, lagged = self._values(self.positive).unbind(1)
             negative = self._values(self.negative) if len(self.negative) else None
@@ -202,7 +202,7 @@ class FuRLTrainer:
 
 
 class _Pool:
-    """The newest rows of what was added, on the CPU."""
+    """The newest rows added, on the CPU."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity, self.total = capacity, 0
@@ -213,7 +213,7 @@ class _Pool:
 
     def add(self, rows: Tensor) -> None:
         if self.total == 0:
-            self.rows = torch.empty(self.capacity, *rows.shape[1:])  # memory that is never touched is never taken
+            self.rows = torch.empty(self.capacity, *rows.shape[1:])  # untouched memory is not allocated
         rows = rows[-self.capacity :].float().cpu()
         self.rows[(self.total + torch.arange(len(rows))) % self.capacity] = rows
         self.total += len(rows)

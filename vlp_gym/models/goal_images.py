@@ -1,4 +1,4 @@
-"""Goals given as pictures: an instruction that is the path of one."""
+"""Goal pictures: instructions that are the path of a picture."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from vlp_gym.text import normalize_instruction
 
 
 def read_goal_image(instruction: str) -> Tensor | None:
-    """The picture that an instruction names, uint8 RGB ``[H, W, 3]`` on the CPU; None if it is a sentence.
+    """Read the picture that an instruction names, uint8 RGB ``[H, W, 3]`` on the CPU; None if it is a sentence.
 
     Args:
         instruction: a sentence, or the path of a ``.png``, ``.jpg`` or ``.jpeg`` file, see `read_picture`; "~" is the
             home folder.
 
     Raises:
-        InstructionError: it is empty; it ends like the path of a picture, but there is none or it cannot be read.
+        InstructionError: it is empty, or ends like the path of a picture that is missing or cannot be read.
         MissingExtraError: Pillow is not installed.
     """
     text = normalize_instruction(instruction)
@@ -29,7 +29,7 @@ def read_goal_image(instruction: str) -> Tensor | None:
     try:
         path = Path(text).expanduser()
         exists = path.is_file()
-    except (OSError, RuntimeError) as error:  # a name that is too long; the home folder of nobody
+    except (OSError, RuntimeError) as error:  # the name is too long, or "~user" is unknown
         raise InstructionError(f"the goal picture {text!r} cannot be read: {error}") from error
     if not exists:
         raise InstructionError(f"the goal picture {text!r} does not exist; give the path of a file, or a sentence")

@@ -1,4 +1,4 @@
-"""LIV: a CLIP fine-tuned on human videos, so that the similarity of frame and goal grows as the task goes on."""
+"""LIV: CLIP fine-tuned on human videos, so that the similarity of frame and goal grows with task progress."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from vlp_gym.models.goal_images import read_goal_image
 from vlp_gym.models.protocol import History, Scores, frame_scores
 from vlp_gym.models.published.convert import without_prefix
 
-_NOT_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}  # entries of OpenAI's own state dicts
+_NOT_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}  # entries of OpenAI's state dicts
 
 
 class LIVModel(nn.Module, CheckpointMixin):
     """``r = cos(v_t, l)`` with LIV's joint space (Ma et al. 2023); the goal is a sentence or a picture.
 
-    A goal picture is named by its path, see `read_goal_image`. Frames are RGB; the shorter side is resized to 224
-    pixels and the middle square cut out, as LIV's own code does.
+    A goal picture is named by its path, see `read_goal_image`. The shorter side of a frame is resized to 224 pixels
+    and the centre square cropped, as in LIV's code.
 
     Args:
         architecture: an open_clip model; the published one is OpenAI's RN50 (with QuickGELU), 1024-d.
-        truncate: cut a sentence that is longer than the text tower takes, instead of raising.
+        truncate: truncate sentences over the text tower's limit instead of raising.
     """
 
     model_type = "liv"
@@ -47,7 +47,7 @@ class LIVModel(nn.Module, CheckpointMixin):
         return torch.cat([self._encode(instruction) for instruction in instructions])
 
     def encode_goals(self, frames: Tensor) -> Tensor:
-        """Encode N goal pictures as frames are encoded, float ``[N, 1, D]``."""
+        """Encode N goal pictures like frames, uint8 ``[N, H, W, 3]`` as float ``[N, 1, D]``."""
         return self.encode_frames(frames)
 
     def encode_frames(self, frames: Tensor) -> Tensor:
@@ -66,15 +66,15 @@ class LIVModel(nn.Module, CheckpointMixin):
 def from_published(
     state: Mapping[str, Tensor], *, architecture: str = "RN50-quickgelu", truncate: bool = False
 ) -> LIVModel:
-    """The model of a published state: CLIP's keys under ``module.model.``, ``module.`` or ``model.``.
+    """Build the model from a published state: CLIP's keys under ``module.model.``, ``module.`` or ``model.``.
 
     Args:
         state: tensors by name; half precision becomes float32.
-        architecture: of the model.
-        truncate: of the model.
+        architecture: see `LIVModel`.
+        truncate: see `LIVModel`.
 
     Raises:
-        CheckpointError: keys are missing, unexpected or misshaped; it lists them.
+        CheckpointError: keys are missing, unexpected or misshaped; the message lists them.
     """
     weights = without_prefix(without_prefix(state, "module."), "model.")
     model = LIVModel(architecture=architecture, truncate=truncate)

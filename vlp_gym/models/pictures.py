@@ -1,4 +1,4 @@
-"""What models share that judge each frame on its own: pictures as published encoders were fed, one value a frame."""
+"""Image preprocessing for published encoders: resize, crop, scale."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def square_pictures(frames: Tensor, size: tuple[int, int], device: torch.device) -> Tensor:
-    """Resize whole frames, bicubic and antialiased, whatever their shape: the object may stand at the edge.
+    """Resize whole frames, bicubic and antialiased; no crop, because the object may be at the edge.
 
     Args:
-        frames: uint8 ``[N, H, W, 3]``; they travel to the device as bytes.
-        size: (height, width) to resize to, pixels.
-        device: where the work is done.
+        frames: uint8 ``[N, H, W, 3]``; moved to the device as bytes.
+        size: (height, width) to resize to, in pixels.
+        device: device of the result.
 
     Returns:
         float32 ``[N, 3, *size]`` in [0, 1].
@@ -29,20 +29,20 @@ def square_pictures(frames: Tensor, size: tuple[int, int], device: torch.device)
     pictures = _channels_first(frames, device)
     if pictures.shape[-2:] != size:
         pictures = F.interpolate(pictures, size, mode="bicubic", antialias=True, align_corners=False)
-        pictures = pictures.clamp(0, 1)  # bicubic overshoots at edges; an 8-bit picture cannot
+        pictures = pictures.clamp(0, 1)  # bicubic overshoots at edges
     return pictures
 
 
 def cropped_pictures(frames: Tensor, resize: int, crop: int, device: torch.device) -> Tensor:
-    """Resize the shorter side, bilinear and antialiased, and cut out the square in the middle.
+    """Resize the shorter side, bilinear and antialiased, and crop the centre square.
 
-    Frames that are ``crop`` x ``crop`` already are taken as cut out, as R3M's and VIP's own code takes them.
+    Frames of ``crop`` x ``crop`` count as already cropped, as in R3M's and VIP's code.
 
     Args:
-        frames: uint8 ``[N, H, W, 3]``; they travel to the device as bytes.
-        resize: length of the shorter side after the resize, pixels, at least `crop`.
-        crop: side of the square, pixels.
-        device: where the work is done.
+        frames: uint8 ``[N, H, W, 3]``; moved to the device as bytes.
+        resize: length of the shorter side after the resize, in pixels, at least `crop`.
+        crop: side of the square, in pixels.
+        device: device of the result.
 
     Returns:
         float32 ``[N, 3, crop, crop]`` in [0, 1].
@@ -62,7 +62,7 @@ def cropped_pictures(frames: Tensor, resize: int, crop: int, device: torch.devic
 
 
 def per_channel(values: Sequence[float]) -> Tensor:
-    """Three numbers as float ``[1, 3, 1, 1]``, to normalise pictures with."""
+    """Three numbers as float ``[1, 3, 1, 1]``, such as a mean for normalisation."""
     return torch.tensor(values).view(1, 3, 1, 1)
 
 
@@ -73,7 +73,7 @@ def _channels_first(frames: Tensor, device: torch.device) -> Tensor:
 
 
 def square(frame_size: int | tuple[int, int]) -> tuple[int, int]:
-    """(H, W) in pixels, of which one number makes a square.
+    """Check a size and return it as (H, W) in pixels; one number means a square.
 
     >>> square(224)
     (224, 224)

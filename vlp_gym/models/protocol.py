@@ -1,4 +1,4 @@
-"""What a reward model is: encode text once, encode each frame once, score windows of frame tokens."""
+"""The interface of a reward model: encode text once, encode each frame once, score windows of frame tokens."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ History = Literal["sliding", "prefix"]
 
 @dataclass(frozen=True)
 class Scores:
-    """What a reward model says of a batch of windows.
+    """Scores of a batch of windows.
 
     Attributes:
-        preference: float ``[B]``; higher is better, compared by Bradley-Terry. A model that judges frame by frame gives
-            the mean of its values over the real frames.
-        progress: float ``[B, T]``, one value a frame, or None if the model has none: how far the task is, in [0, 1], or
-            what the model's own formula pays a frame (a cosine, minus a distance), in its `value_range`.
-        relevance: float ``[B]``, the logit that the sentence belongs to the video, or None; gates the reward.
+        preference: float ``[B]``; higher is better, compared by Bradley-Terry. A model that scores single frames gives
+            the mean over the real frames.
+        progress: float ``[B, T]``, one value per frame, or None: task progress in [0, 1], or a model-specific value
+            (a cosine, a negative distance) in the model's `value_range`.
+        relevance: float ``[B]``, logit that the sentence belongs to the video, or None; gates the reward.
     """
 
     preference: Tensor
@@ -30,12 +30,12 @@ class Scores:
 
 @runtime_checkable
 class RewardModel(Protocol):
-    """Structural type of every model that the wrapper, the engine and the metrics take.
+    """Structural type of every model that the wrapper, the engine and the metrics accept.
 
     Attributes:
-        window: T, the number of frames that one score looks at.
+        window: T, frames per score.
         history: "sliding" (the last T frames) or "prefix" (T frames spread over the episode so far).
-        frame_size: (H, W) in pixels after the resize that the model does on its own device.
+        frame_size: (H, W) in pixels, to which the model resizes frames on its own device.
     """
 
     window: int
@@ -43,7 +43,7 @@ class RewardModel(Protocol):
     frame_size: tuple[int, int]
 
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
-        """Encode B sentences as tokens, float ``[B, L, D]``; rows of padding are exactly zero."""
+        """Encode B sentences as tokens, float ``[B, L, D]``; padding rows are exactly zero."""
         ...
 
     def encode_frames(self, frames: Tensor) -> Tensor:
@@ -54,51 +54,51 @@ class RewardModel(Protocol):
         """Score windows.
 
         Args:
-            frames: frame tokens, float ``[B, T, K, D]``; T may be any number from 1 on.
+            frames: frame tokens, float ``[B, T, K, D]``, with any T >= 1.
             text: text tokens, float ``[B, L, D]``.
-            mask: bool ``[B, T]``, True where the frame is real; at least one True a row, and the real
-                frames come last (padding repeats the first frame at the front).
+            mask: bool ``[B, T]``, True where the frame is real; at least one True per row. Real frames come last:
+                padding repeats the first frame at the front.
         """
         ...
 
 
 @runtime_checkable
 class ContextualModel(RewardModel, Protocol):
-    """A model that looks at each frame beside the first one of its window, and scores windows of what it saw there.
+    """A model that encodes each frame together with the first frame of its window.
 
-    With the history "prefix" that first frame is the episode's own, so that this, too, is done once a frame:
+    With history "prefix" that is the episode's first frame, so this encoding, too, is done once per frame:
     ``score(frames, text, mask) == score_in_context(encode_in_context(frames, first), text, mask)``.
     """
 
     def encode_in_context(self, frames: Tensor, first: Tensor) -> Tensor:
-        """Frame tokens ``[N, K, D]`` beside those of the first frame ``[N, K, D]``, as ``[N, K', D']``."""
+        """Encode frame tokens and first-frame tokens, both float ``[N, K, D]``, as float ``[N, K', D']``."""
         ...
 
     def score_in_context(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
-        """As `RewardModel.score`, for what `encode_in_context` gave, ``[B, T, K', D']``."""
+        """Score windows, as `RewardModel.score`; frames come from `encode_in_context`, float ``[B, T, K', D']``."""
         ...
 
 
 @runtime_checkable
 class PairwiseModel(RewardModel, Protocol):
-    """A model with a head that compares two videos; it need not be symmetric."""
+    """A model with a head that compares two videos; P(a > b) + P(b > a) need not be 1."""
 
     def prefer(self, a: Tensor, b: Tensor, text: Tensor) -> Tensor:
         """P(a > b | text), float ``[B]`` in [0, 1].
 
         Args:
-            a: frame tokens of the first videos, ``[B, T, K, D]``.
-            b: frame tokens of the second videos, ``[B, T', K, D]``.
-            text: text tokens, ``[B, L, D]``.
+            a: frame tokens of the first videos, float ``[B, T, K, D]``.
+            b: frame tokens of the second videos, float ``[B, T', K, D]``.
+            text: text tokens, float ``[B, L, D]``.
         """
         ...
 
 
 @runtime_checkable
 class AnchoredModel(RewardModel, Protocol):
-    """A model that measures every frame against the first one of its window, even where the mask is False there.
+    """A model that compares every frame with the first of its window, even if the mask is False there.
 
-    Who scores a segment puts the episode's first frame in front of it, masked out.
+    To score a segment, put the episode's first frame in front of it, masked out.
     """
 
     anchored: bool
@@ -106,35 +106,35 @@ class AnchoredModel(RewardModel, Protocol):
 
 @runtime_checkable
 class RangedModel(RewardModel, Protocol):
-    """A model whose progress lies in another range than [0, 1]."""
+    """A model whose progress has another range than [0, 1]."""
 
     value_range: tuple[float, float]
 
 
 @runtime_checkable
 class GoalModel(RewardModel, Protocol):
-    """A model that takes the picture of a goal where others take a sentence."""
+    """A model that accepts a goal picture in place of a sentence."""
 
     needs_goal: bool
-    """It takes pictures only, no sentences."""
+    """True if it accepts only pictures."""
 
     def encode_goals(self, frames: Tensor) -> Tensor:
-        """Pictures of N goals, uint8 ``[N, H, W, 3]`` of any size, as text tokens, float ``[N, L, D]``."""
+        """Encode N goal pictures, uint8 ``[N, H, W, 3]`` of any size, as text tokens, float ``[N, L, D]``."""
         ...
 
 
 @runtime_checkable
 class PixelModel(RewardModel, Protocol):
-    """A model whose encoder can be trained: it takes float pictures, which augmentation makes."""
+    """A model with a trainable encoder: it also encodes augmented float pictures."""
 
     def encode_pixels(self, pictures: Tensor) -> Tensor:
-        """Pictures, float ``[..., 3, H, W]`` in [0, 1] at `frame_size`, as frame tokens ``[..., K, D]``."""
+        """Encode float pictures ``[..., 3, H, W]`` in [0, 1] at `frame_size` as frame tokens ``[..., K, D]``."""
         ...
 
 
 @runtime_checkable
 class Truncating(Protocol):
-    """A model, or a part of one, that can cut an instruction which is over its token limit."""
+    """A model, or a part of one, that can truncate an instruction over its token limit."""
 
     truncate: bool
 
@@ -146,14 +146,14 @@ def value_range(model: RewardModel) -> tuple[float, float]:
 
 
 def frame_scores(values: Tensor, mask: Tensor) -> Scores:
-    """Scores of a model that has nothing but a value for each frame.
+    """Scores of a model that only gives each frame a value.
 
     Args:
         values: float ``[B, T]``.
         mask: bool ``[B, T]``, True where the frame is real.
 
     Returns:
-        The values as progress, and their mean over the real frames as preference.
+        The values as progress, their mean over the real frames as preference.
     """
     real = mask.to(values.dtype)
     return Scores(preference=(values * real).sum(1) / real.sum(1), progress=values)

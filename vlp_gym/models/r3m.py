@@ -1,4 +1,4 @@
-"""R3M: a ResNet trained on human videos, and its language reward: how far the video went towards the sentence."""
+"""R3M: a ResNet trained on human videos, and its language reward: progress of the video towards the sentence."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from vlp_gym.models.published.convert import without_prefix
 from vlp_gym.text import check_length, normalize_instruction
 
 TOKENIZER = "distilbert-base-uncased"
-HEAD_DIM = 64  # of DistilBERT's attention, whatever its width
-_POSITION_IDS = "lang_enc.model.embeddings.position_ids"  # 0, 1, 2, ...: some versions of transformers stored them
+HEAD_DIM = 64  # width of DistilBERT's attention heads, at every model width
+_POSITION_IDS = "lang_enc.model.embeddings.position_ids"  # 0, 1, 2, ...; stored by some versions of transformers
 
 
 class R3MModel(nn.Module, CheckpointMixin):
-    """R3M's language reward ``G(e_0, e_t, l)``, a raw number (Nair et al. 2022, its video-language alignment).
+    """R3M's language reward ``G(e_0, e_t, l)``, any real number (Nair et al. 2022, video-language alignment).
 
-    An MLP looks at the first frame of the episode, at the frame itself and at the sentence, whose embedding is the mean
-    over DistilBERT's tokens, padding left out. The shorter side of a frame is resized to 256 pixels and the middle
-    224 x 224 cut out; frames of 224 x 224 stay as they are.
+    An MLP takes the embeddings of the episode's first frame, of the current frame and of the sentence, the mean over
+    DistilBERT's tokens without padding. The shorter side of a frame is resized to 256 pixels and the centre 224 x 224
+    cropped; frames of 224 x 224 stay unchanged.
 
     Args:
         resnet: layers of the ResNet, 18, 34 or 50.
         hidden: width of the MLP's four hidden layers.
         text_dim: width of DistilBERT.
-        text_layers: its layers.
-        text_heads: its attention heads.
-        text_hidden: width of its feed-forward parts.
-        vocabulary: number of words it knows.
-        text_length: tokens it reads at most.
-        tokenizer: a hub id, downloaded once and then cached, or a local folder that holds a tokenizer of
-            `transformers`; loaded with the first sentence.
-        truncate: cut a sentence that is longer than that, instead of raising.
+        text_layers: number of its layers.
+        text_heads: number of its attention heads.
+        text_hidden: width of its feed-forward layers.
+        vocabulary: size of its vocabulary.
+        text_length: its token limit.
+        tokenizer: a hub id, downloaded once and then cached, or a local folder with a `transformers` tokenizer; loaded
+            with the first sentence.
+        truncate: truncate sentences over the token limit instead of raising.
     """
 
     model_type = "r3m"
@@ -91,15 +91,15 @@ class R3MModel(nn.Module, CheckpointMixin):
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The tokenizer; a `CheckpointError` if it is neither here nor to be had."""
+        """The tokenizer; raises `CheckpointError` if it cannot be loaded."""
         name, words = self.config["tokenizer"], self.config["vocabulary"]
         try:
             tokenizer = _transformers().AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"R3M's tokenizer {name!r} could not be loaded, neither from a local folder nor from the hub: {error}\n"
-                "It is downloaded once and then cached; connect this machine once, or convert the checkpoint anew with "
-                'the path of a folder that holds it as `tokenizer`. The model "vlp-compact" works offline.'
+                "It is downloaded once and then cached; connect this machine once, or convert the checkpoint again "
+                'with the path of a folder that holds it as `tokenizer`. The model "vlp-compact" works offline.'
             ) from error
         if len(tokenizer) > words:
             raise CheckpointError(
@@ -108,7 +108,7 @@ class R3MModel(nn.Module, CheckpointMixin):
         return tokenizer
 
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
-        """Encode B sentences as one token each, the mean over their words, float ``[B, 1, text_dim]``.
+        """Encode B sentences as one token each, the mean over their tokens, float ``[B, 1, text_dim]``.
 
         Raises:
             InstructionError: a sentence is blank, or too long and ``truncate`` is False.
@@ -125,15 +125,15 @@ class R3MModel(nn.Module, CheckpointMixin):
         return (embeddings * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
 
     def encode_frames(self, frames: Tensor) -> Tensor:
-        """Encode N frames, uint8 ``[N, H, W, 3]`` of any size, float ``[N, 1, D]``, D 512, or 2048 of ResNet-50."""
+        """Encode uint8 frames ``[N, H, W, 3]`` of any size, float ``[N, 1, D]``; D is 512, for ResNet-50 2048."""
         pictures = cropped_pictures(frames, 256, self.frame_size[0], self.mean.device)
         features: Tensor = self.convnet((pictures - self.mean) / self.std)
         return features[:, None]
 
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
-        """The language reward of each frame, ``[B, T]``, any number; shapes as in `RewardModel`.
+        """The language reward of each frame, float ``[B, T]``, unbounded; shapes as in `RewardModel`.
 
-        ``e_0`` is the first frame of the window, masked out or not, which under the history "prefix" is the episode's.
+        ``e_0`` is the first frame of the window, masked out or not; with history "prefix" it is the episode's first.
         """
         seen = frames[:, :, 0]
         inputs = torch.cat([seen[:, :1].expand_as(seen), seen, text.expand(-1, seen.shape[1], -1)], dim=-1)
@@ -142,15 +142,15 @@ class R3MModel(nn.Module, CheckpointMixin):
 
 
 def from_published(state: Mapping[str, Tensor], *, tokenizer: str = TOKENIZER, truncate: bool = False) -> R3MModel:
-    """The model of a published state, keys under ``module.``; its tensors say how large it is.
+    """Build the model from a published state, keys under ``module.``; sizes follow from the tensors.
 
     Args:
         state: tensors by name, ``convnet.*``, ``lang_enc.model.*`` and ``lang_rew.pred.*``.
-        tokenizer: of the model.
-        truncate: of the model.
+        tokenizer: see `R3MModel`.
+        truncate: see `R3MModel`.
 
     Raises:
-        CheckpointError: keys are missing, unexpected or misshaped; it lists them.
+        CheckpointError: keys are missing, unexpected or misshaped; the message lists them.
     """
     weights = without_prefix(state, "module.")
     positions = weights.get(_POSITION_IDS)
@@ -162,7 +162,7 @@ def from_published(state: Mapping[str, Tensor], *, tokenizer: str = TOKENIZER, t
 
 
 def _text_sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:
-    """The sizes that the tensors tell; where one is missing the published size, and loading lists what is wrong."""
+    """Sizes of the text model from its tensors; the published size where one is missing, which loading reports."""
 
     def rows(key: str, otherwise: int) -> int:
         tensor = weights.get(key)

@@ -1,4 +1,4 @@
-"""Frames and sentences as tokens that lose nothing: pixels and code points, for models that are shown the picture."""
+"""Lossless tokens, pixels and code points, for models that take whole pictures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vlp_gym.text import normalize_instruction
 
 
 def pixel_tokens(frames: Tensor, frame_size: tuple[int, int]) -> Tensor:
-    """Resize frames, uint8 ``[N, h, w, 3]``, to one token a pixel, float16 ``[N, H * W, 3]`` of whole numbers 0-255.
+    """Resize uint8 frames ``[N, h, w, 3]`` and give one token per pixel, float16 ``[N, H * W, 3]``, integers 0-255.
 
     Raises:
         TypeError: the frames are not uint8 ``[N, h, w, 3]``.
@@ -25,7 +25,7 @@ def pixel_tokens(frames: Tensor, frame_size: tuple[int, int]) -> Tensor:
 
 
 def tokens_to_images(tokens: Tensor, frame_size: tuple[int, int]) -> NDArray[np.uint8]:
-    """The frames that `pixel_tokens` was given after its resize: ``[..., H * W, 3]`` -> uint8 ``[..., H, W, 3]``."""
+    """The resized frames of `pixel_tokens`: ``[..., H * W, 3]`` -> uint8 ``[..., H, W, 3]``."""
     images = tokens.float().round().to(torch.uint8).cpu().numpy()
     return images.reshape(*images.shape[:-2], *frame_size, 3)
 
@@ -33,11 +33,11 @@ def tokens_to_images(tokens: Tensor, frame_size: tuple[int, int]) -> NDArray[np.
 def windows_shown(
     frames: Tensor, text: Tensor, mask: Tensor, frame_size: tuple[int, int]
 ) -> list[tuple[NDArray[np.uint8], str]]:
-    """What B windows of these tokens show: the real frames, uint8 ``[t, H, W, 3]``, and the sentence, of each.
+    """The real frames, uint8 ``[t, H, W, 3]``, and the sentence of each of B windows.
 
     Args:
-        frames: as `pixel_tokens` gives them, ``[B, T, H * W, 3]``.
-        text: as `code_points` gives it, ``[B, L, 1]``.
+        frames: from `pixel_tokens`, float16 ``[B, T, H * W, 3]``.
+        text: from `code_points`, float32 ``[B, L, 1]``.
         mask: bool ``[B, T]``, True where the frame is real.
         frame_size: (H, W) in pixels.
     """
@@ -52,7 +52,7 @@ def code_points(instructions: Sequence[str]) -> Tensor:
     [[97.0, 98.0], [99.0, 0.0]]
 
     Raises:
-        InstructionError: a sentence is blank, or holds characters that no text has.
+        InstructionError: a sentence is blank or holds invalid characters.
     """
     sentences = [normalize_instruction(instruction) for instruction in instructions]
     tokens = torch.zeros(len(sentences), max(map(len, sentences), default=0), 1)
@@ -62,6 +62,6 @@ def code_points(instructions: Sequence[str]) -> Tensor:
 
 
 def tokens_to_sentences(text: Tensor) -> list[str]:
-    """The sentences that `code_points` was given, ``[B, L, 1]``."""
+    """The B sentences behind the code points ``[B, L, 1]``."""
     rows = text.squeeze(-1).long().tolist()
     return ["".join(chr(point) for point in row if point) for row in rows]

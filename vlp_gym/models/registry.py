@@ -1,4 +1,4 @@
-"""Reward models by name: the shipped ones, local folders, hub ids, and entry points of other packages."""
+"""Reward models by name: shipped models, local folders, hub ids, and entry points of other packages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SHIPPED = {
     "vlp-compact": "default; trained on all 50 Meta-World tasks",
     "vlp-compact-45": "VLP's split: button-press, door-close, drawer-close, faucet-close and window-open are unseen",
 }
-# "model_type" of a config.json -> the class, imported only when such a model is loaded.
+# "model_type" of a config.json -> its class, imported only when such a model is loaded.
 _CLASSES = {
     "compact": "vlp_gym.models.compact:CompactRewardModel",
     "vlp": "vlp_gym.models.vlp:VLPModel",
@@ -65,7 +65,7 @@ _FAMILIES = {
 
 _ON_ENDPOINTS = ("gvl", "rl-vlm-f", "topreward")
 _in_checkpoint: ContextVar[bool] = ContextVar("_in_checkpoint", default=False)
-"""Whether what is loaded was named by a checkpoint, not by the user."""
+"""Whether the model being loaded was named by a checkpoint, not by the user."""
 
 
 class ModelInfo(NamedTuple):
@@ -84,11 +84,11 @@ def load_reward_model(name: str | os.PathLike[str], *, device: str | torch.devic
             ``vlp_gym.reward_models`` (a callable that takes ``device=`` and returns a model), "FAMILY:SPEC" such as
             "clip:ViT-B-32/openai" (`vlp-gym models` lists the families), a folder with ``config.json`` and
             ``model.safetensors``, or a hub id "org/name". They are tried in this order.
-        device: where the model goes.
+        device: device of the model.
 
     Raises:
-        ValueError: if the name is none of these.
-        CheckpointError: if the folder or the hub repository is missing, damaged or unsafe.
+        ValueError: the name is none of these.
+        CheckpointError: the folder or the hub repository is missing, damaged or unsafe.
     """
     if not isinstance(name, (str, os.PathLike)):
         raise TypeError(f"name: expected a str or a path, got {type(name).__name__}")
@@ -119,19 +119,19 @@ def load_reward_model(name: str | os.PathLike[str], *, device: str | torch.devic
 
 
 def best_device() -> str:
-    """CUDA if there is one."""
+    """The default device: "cuda" if available, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def place_model(model: str | os.PathLike[str] | RewardModel, device: str | torch.device = "auto") -> RewardModel:
-    """The live model, on its device; the one place that says where models go.
+    """Load a model if it is a name, and put it on its device; the only place that decides devices.
 
     Args:
         model: a live model, or a name for `load_reward_model`.
-        device: "auto" leaves a live model where it is, and puts a named one on CUDA if there is one.
+        device: "auto" leaves a live model on its device and loads a named one on `best_device`.
 
     Raises:
-        TypeError: if it is neither.
+        TypeError: it is neither.
     """
     if isinstance(model, (str, os.PathLike)):
         with torch.random.fork_rng(devices=[]):  # building a model draws random weights
@@ -146,10 +146,10 @@ def place_model(model: str | os.PathLike[str] | RewardModel, device: str | torch
 
 
 def load_folder(folder: str | Path, *, device: str | torch.device = "cpu") -> Any:
-    """Load the model of a checkpoint folder; its class follows from the "model_type" in ``config.json``.
+    """Load the model of a checkpoint folder; the "model_type" in ``config.json`` gives its class.
 
     Raises:
-        CheckpointError: if the folder is missing, damaged or unsafe, or its model_type is not known here.
+        CheckpointError: the folder is missing, damaged or unsafe, or its model_type is unknown.
     """
     model_type = read_model_config(folder)["model_type"]
     if model_type not in _CLASSES:
@@ -164,7 +164,7 @@ def load_folder(folder: str | Path, *, device: str | torch.device = "cpu") -> An
 def check_storable(names: Iterable[str]) -> None:
     """Raise CheckpointError if a checkpoint may not name one of these models.
 
-    A model on an endpoint would send frames, and the key of whoever loads the checkpoint, where its author chose.
+    A model on an endpoint would send the user's frames and API key to an address that the checkpoint's author chose.
     """
     for name in names:
         if any(f"{family}:" in name for family in _ON_ENDPOINTS):
@@ -175,10 +175,10 @@ def check_storable(names: Iterable[str]) -> None:
 
 
 def available_models() -> list[ModelInfo]:
-    """The names that `load_reward_model` knows without a path: shipped ones, families, entry points."""
+    """The names that `load_reward_model` knows: shipped models, families, entry points."""
     shipped = [ModelInfo(name, _where(name), description) for name, description in _SHIPPED.items()]
     others = [ModelInfo(name, point.value, "entry point") for name, point in sorted(_entry_points().items())]
-    families = [ModelInfo(f"{name}:...", "made when named", said) for name, (_, said) in _FAMILIES.items()]
+    families = [ModelInfo(f"{name}:...", "made when named", text) for name, (_, text) in _FAMILIES.items()]
     return shipped + families + others
 
 

@@ -1,4 +1,4 @@
-"""ReWiND: how far a task is at each frame, by a causal transformer over a sentence and the frames so far."""
+"""ReWiND: per-frame progress from a causal transformer over the sentence and the frames so far."""
 
 from __future__ import annotations
 
@@ -14,43 +14,41 @@ from vlp_gym.models.checkpoint import CheckpointMixin, load_state
 from vlp_gym.models.protocol import History, Scores
 from vlp_gym.models.published.convert import without_prefix
 
-CELL = 32  # numbers that the small backbone keeps of each cell of its grid
-UNUSED = "class_token"  # a parameter that the authors' net has and never reads
+CELL = 32  # numbers that `SmallGrid` keeps of each grid cell
+UNUSED = "class_token"  # a parameter of the authors' network that it never uses
 
 
 class ReWiNDModel(nn.Module, CheckpointMixin):
     """ReWiND's progress model (Zhang et al. 2025, section 3.2 and the authors' code); a `RewardModel`.
 
-    The sentence's embedding and those of the frames, each through a linear layer of its own, make one sequence. A
-    causal transformer reads it: a frame sees the sentence, the frames before it and itself. An MLP turns each frame's
-    state into its progress. Nothing says where in the sequence a frame stands but a bias on the first one, the paper's
-    means against reading a clock; yet the more frames there are, the less the first one counts, and that shows.
-    `RewindRecipe` trains it.
+    The embeddings of the sentence and of the frames, projected linearly, form one sequence. In a causal transformer
+    each frame attends to the sentence, earlier frames and itself; an MLP maps its state to progress. The only position
+    information is a bias on the first frame, which should keep the model from counting frames. Still, the first frame
+    weighs less the more frames there are, and the model can use that. `RewindRecipe` trains it.
 
-    ``history`` is "prefix": the model looks at the whole episode so far, subsampled to ``window`` frames, and the
-    reward is the progress at the newest of them, as in the paper.
+    ``history`` is "prefix": the whole episode so far, subsampled to ``window`` frames. The reward is the progress p at
+    the newest frame, as in the paper.
 
-    ``preference`` is the logit of that same progress, p. Not a mean over the frames: two clips are compared by how far
-    they get, and the newest frame has seen all others. The logit because Bradley-Terry then says
-    ``P(a > b) = p_a (1 - p_b) / (p_a (1 - p_b) + p_b (1 - p_a))``, the probability that it is a that did it, given
-    that one of the two did; on p itself no pair could ever be surer than 0.73.
+    ``preference`` is the logit of p: clips are compared by how far they get. With the logit, Bradley-Terry gives
+    ``P(a > b) = p_a (1 - p_b) / (p_a (1 - p_b) + p_b (1 - p_a))``, the probability that a succeeded, given that one of
+    the two did; with p itself, no probability could exceed 0.73.
 
     Args:
         backbone: "dinov2+minilm", the paper's frozen encoders; or "small", the compact model's encoders, trained from
-            scratch with the rest (the frame's token is then its whole grid, so that it says what is where).
-        window: T, frames one score looks at.
+            scratch with the rest, see `SmallGrid`.
+        window: T, frames per score.
         hidden: width of the transformer.
-        layers: of the transformer.
-        heads: attention heads of each layer.
-        feed_forward: width of each layer's feed-forward part.
+        layers: number of its layers.
+        heads: attention heads per layer.
+        feed_forward: width of the feed-forward layers.
         dropout: probability, during training only.
-        from_first: also give the model what changed since the first frame, ``[F_t, F_t - F_first]``; beyond the paper.
-        frame_size: side of the square that the frames become, pixels; None takes the backbone's own (224, small 112).
-        channels: of the small backbone's grid.
-        freeze_encoders: keep the small backbone's encoders as they are; the paper's are always.
+        from_first: also give the model the change since the first frame, ``[F_t, F_t - F_first]``; not in the paper.
+        frame_size: side of the square input, in pixels; None takes the backbone's default (224, small 112).
+        channels: channels of the small backbone's grid.
+        freeze_encoders: freeze the small backbone's encoders; the paper's are always frozen.
         frame_encoder: hub id or folder of the DINOv2 model.
         text_encoder: hub id or folder of the MiniLM model.
-        truncate: cut sentences that are too long for the backbone instead of raising.
+        truncate: truncate sentences over the backbone's limit instead of raising.
     """
 
     model_type = "rewind"
@@ -83,7 +81,7 @@ class ReWiNDModel(nn.Module, CheckpointMixin):
         else:
             raise ValueError(f'expected a backbone "dinov2+minilm" or "small", got {backbone!r}')
         self.window, self.from_first = window, from_first
-        # The names of the modules are those of the authors' checkpoints.
+        # Module names are those of the authors' checkpoints.
         self.video_proj = nn.Linear(self.backbone.frame_dim * (1 + from_first), hidden)
         self.text_proj = nn.Linear(self.backbone.text_dim, hidden)
         self.first_pos_embed = nn.Parameter(torch.randn(1, hidden))
@@ -111,22 +109,22 @@ class ReWiNDModel(nn.Module, CheckpointMixin):
         return self.backbone.encode_frames(frames)
 
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
-        """The progress at each frame, in [0, 1], and the preference, the logit of that at the newest frame.
+        """Score windows: progress at each frame, and the logit of the newest frame's as preference.
 
         Args:
             frames: frame tokens, float ``[B, T, 1, D_v]``.
             text: text tokens, float ``[B, 1, D_l]``.
-            mask: bool ``[B, T]``, True where the frame is real. Others are no keys of the attention, and the first
-                frame's bias goes to the first real one; their own progress means nothing.
+            mask: bool ``[B, T]``, True where the frame is real. The others are not attended to, and their progress is
+                meaningless; the first frame's bias goes to the first real frame.
 
         Returns:
-            Scores with ``progress`` ``[B, T]`` and ``preference`` ``[B]``, float32; ``relevance`` is None.
+            Scores with ``progress``, float32 ``[B, T]`` in [0, 1], and ``preference``, float32 ``[B]``.
         """
         logits = self._logits(frames.squeeze(2), text, mask).float()
         return Scores(preference=logits[:, -1], progress=torch.sigmoid(logits))
 
     def checkpoint_state(self) -> dict[str, Tensor]:
-        """The tensors that a checkpoint holds: all but the weights of frozen encoders."""
+        """The stored tensors: all but the weights of frozen encoders."""
         return {
             name: value.detach()
             for name, value in self.state_dict().items()
@@ -134,7 +132,7 @@ class ReWiNDModel(nn.Module, CheckpointMixin):
         }
 
     def _logits(self, frames: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        """The progress of frames ``[B, T, D_v]`` before the sigmoid, ``[B, T]``."""
+        """Progress logits ``[B, T]`` of frames ``[B, T, D_v]``."""
         batch, time = mask.shape
         is_first = (mask & (mask.cumsum(1) == 1)).unsqueeze(-1)  # [B, T, 1]
         if self.from_first:
@@ -144,21 +142,21 @@ class ReWiNDModel(nn.Module, CheckpointMixin):
         sequence = torch.cat([self.text_proj(text), video], 1)  # [B, 1 + T, hidden]
         later = torch.ones(time + 1, time + 1, dtype=torch.bool, device=mask.device).triu(1)
         padding = torch.cat([mask.new_zeros(batch, 1), ~mask], 1)
-        # is_causal=None would compare the mask with a causal one on the host, and wait for the device each time.
+        # is_causal=None would compare the mask with a causal one on the host and synchronise with the device.
         states = self.transformer(sequence, later, padding, is_causal=False)
         logits: Tensor = self.progress_head(states[:, 1:]).squeeze(-1)
         return logits
 
 
 def from_published(state: Mapping[str, Tensor], **options: Any) -> ReWiNDModel:
-    """The model with the net of one of the authors' checkpoints, in evaluation mode.
+    """Build the model from one of the authors' checkpoints, in eval mode.
 
     Args:
-        state: name -> tensor; the names may begin with "module." or "model.".
-        options: of `ReWiNDModel`; without any it is the paper's, encoders included.
+        state: tensors by name; names may begin with "module." or "model.".
+        options: passed to `ReWiNDModel`; its defaults are the paper's.
 
     Raises:
-        CheckpointError: the encoders cannot be had, or a weight is missing, not expected or of another shape.
+        CheckpointError: the encoders cannot be loaded, or keys are missing, unexpected or misshaped.
     """
     net = without_prefix(without_prefix(state, "module."), "model.")
     model = ReWiNDModel(**options)
@@ -167,15 +165,15 @@ def from_published(state: Mapping[str, Tensor], **options: Any) -> ReWiNDModel:
 
 
 class SmallGrid(nn.Module):
-    """The compact model's encoders with one token a frame: a few numbers of each cell of its grid, side by side.
+    """The compact model's encoders with one token per frame: a few numbers of each grid cell, concatenated.
 
-    A mean over the grid would not say where in the picture the hand is, which is what progress depends on.
+    A mean over the grid would lose the position of the hand, on which progress depends.
 
     Args:
-        frame_size: side of the square that the frames are resized to, pixels, divisible by 16.
-        channels: of the grid.
-        frozen: train the numbers of each cell, but not the encoders.
-        truncate: cut sentences over 64 words instead of raising.
+        frame_size: side of the square that frames are resized to, in pixels, divisible by 16.
+        channels: channels of the grid.
+        frozen: train only the projection of each cell, not the encoders.
+        truncate: truncate sentences over 64 words instead of raising.
     """
 
     restorable = False
@@ -192,7 +190,7 @@ class SmallGrid(nn.Module):
         self.text_dim = self.encoders.text_dim
 
     def train(self, mode: bool = True) -> SmallGrid:
-        """Switch to training mode, which frozen encoders refuse: batch normalisation would change them."""
+        """Switch to training mode; frozen encoders stay in eval mode, or batch norm would change them."""
         super().train(mode)
         if self.frozen:
             self.encoders.eval()
@@ -207,14 +205,14 @@ class SmallGrid(nn.Module):
         return self.tokens(self.encoders.encode_frames(frames))
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """Encode float pixels ``[N, 3, *frame_size]`` in [0, 1]; where training puts its augmented frames."""
+        """Encode float pixels ``[N, 3, *frame_size]`` in [0, 1] (augmented frames), float ``[N, 1, frame_dim]``."""
         return self.tokens(self.encoders.encode_pixels(pixels))
 
     def encode_frozen(self, frames: Tensor) -> Tensor:
-        """What frozen encoders make of uint8 frames ``[N, H, W, 3]``, float ``[N, K, channels]``."""
+        """The frozen part of `encode_frames`: uint8 frames ``[N, H, W, 3]`` as float ``[N, K, channels]``."""
         return self.encoders.encode_frames(frames)
 
     def tokens(self, grid: Tensor) -> Tensor:
-        """The trained rest of the way, from `encode_frozen` to float ``[N, 1, frame_dim]``."""
+        """The trained part of `encode_frames`: ``[N, K, channels]`` from `encode_frozen` as ``[N, 1, frame_dim]``."""
         token: Tensor = self.cell(grid).flatten(1).unsqueeze(1)
         return token

@@ -1,4 +1,4 @@
-"""RoboCLIP: the reward of a whole episode, how near its video is to a sentence or to one demonstration."""
+"""RoboCLIP: one reward per episode, the similarity of its video to a sentence or a demonstration."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from vlp_gym.models.raw_tokens import pixel_tokens
 from vlp_gym.text import check_length, normalize_instruction
 
 VIDEOS = (".mp4", ".gif", ".webm", ".mkv", ".mov", ".avi")
-_CLIPS = 4  # in one pass of the network: a clip of 32 frames at 224 pixels takes some 0.3 GB on its way
+_CLIPS = 4  # clips per forward pass: one of 32 frames at 224 pixels takes about 0.3 GB of activations
 
 
 class RoboCLIPModel(nn.Module, CheckpointMixin):
-    """RoboCLIP (Sontakke et al. 2023): the dot product of the episode's clip and the instruction, by S3D-G.
+    """RoboCLIP (Sontakke et al. 2023): the dot product of the S3D-G embeddings of the episode and the instruction.
 
-    An instruction is a sentence, or the path of a video file: a demonstration, which is embedded as the episode is.
-    S3D-G sees whole clips, so that a frame's tokens are its pixels, and every score is a pass over `window` frames
-    that are spread over the episode so far. **The paper pays once, when the episode ends**:
-    ``VLPRewardWrapper(..., reward="final")``. With ``reward="preference"`` each step costs a pass of the network.
-    The wrapper keeps the pixels of the running episode, 0.3 MB a frame at the size 224.
+    An instruction is a sentence, or the path of a video file: a demonstration, embedded like the episode. S3D-G needs
+    whole clips, so a frame's tokens are its pixels, and every score is a forward pass over `window` frames spread over
+    the episode so far. **The paper pays once, when the episode ends**: ``VLPRewardWrapper(..., reward="final")``. With
+    ``reward="preference"`` every step costs a forward pass. The wrapper keeps the pixels of the running episode, 0.3 MB
+    per frame at size 224.
 
-    The pixels are scaled to [0, 1], as the network was trained; the authors' own script leaves them in 0..255. Episodes
-    of fewer frames than `window` show frames twice.
+    Pixels are scaled to [0, 1], as the network was trained; the authors' script leaves them in 0..255. Episodes shorter
+    than `window` repeat frames.
 
     Args:
-        vocabulary: the words that the sentence side knows, in the order of their rows, from row 1 on.
-        window: frames of a clip, even.
+        vocabulary: words of the sentence encoder, in the order of their rows, from row 1 on.
+        window: frames per clip, even.
         frame_size: side of the square that frames are resized to, in pixels, even.
-        width: factor on the channels of the video side; 1.0 is the release.
+        width: factor on the channels of the video encoder; 1.0 is the release.
         embedding, word_dim, text_hidden: see `S3DG`.
-        words: rows of the word embedding; None: one for each word, and the padding.
-        truncate: drop the words of a sentence over the 16 that the network reads, instead of raising.
+        words: rows of the word embedding; None means one per word plus the padding.
+        truncate: truncate sentences over 16 words instead of raising.
 
     Raises:
-        ValueError: for a number of frames or a size that is odd, or fewer rows than words.
+        ValueError: `window` or `frame_size` is odd, or there are fewer rows than words.
     """
 
     model_type = "roboclip"
@@ -80,16 +80,16 @@ class RoboCLIPModel(nn.Module, CheckpointMixin):
         self.s3d = S3DG(embedding=embedding, width=width, words=rows, word_dim=word_dim, text_hidden=text_hidden)
 
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
-        """Embed B sentences, or demonstrations named by their paths, as one token each, float ``[B, 1, E]``.
+        """Embed B sentences, or demonstrations given by their paths, as one token each, float ``[B, 1, E]``.
 
         Raises:
-            InstructionError: a sentence is blank, has no word that the model knows, or more than 16 of them while
-                `truncate` is False; or a video is missing or cannot be read.
+            InstructionError: a sentence is blank, has no known word, or over 16 of them while `truncate` is False; or a
+                video is missing or cannot be read.
         """
         return torch.stack([self._instruction(normalize_instruction(each)) for each in instructions])[:, None]
 
     def encode_frames(self, frames: Tensor) -> Tensor:
-        """The resized pixels of uint8 frames ``[N, H, W, 3]``, 0 to 255, float16 ``[N, K, 3]``, row by row."""
+        """Resized pixels of uint8 frames ``[N, H, W, 3]``, float16 ``[N, K, 3]`` in 0 to 255, row by row."""
         return pixel_tokens(frames.to(self._device), self.frame_size)
 
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
@@ -97,16 +97,16 @@ class RoboCLIPModel(nn.Module, CheckpointMixin):
 
         Args:
             frames: pixels, float ``[B, T, K, 3]`` in 0 to 255.
-            text: embeddings of instructions, float ``[B, 1, E]``.
+            text: instruction embeddings, float ``[B, 1, E]``.
             mask: bool ``[B, T]``, True where the frame is real.
 
         Returns:
-            Scores with ``preference`` ``[B]``, float32; ``progress`` and ``relevance`` are None.
+            Scores with ``preference``, float32 ``[B]``; ``progress`` and ``relevance`` are None.
         """
         return Scores(preference=(self.embed_clips(frames, mask) * text[:, 0]).sum(1).float())
 
     def embed_clips(self, frames: Tensor, mask: Tensor) -> Tensor:
-        """Embed windows of pixels ``[B, T, K, 3]``, of which the masked-out ``[B, T]`` are left out, as ``[B, E]``."""
+        """Embed the real frames of pixel windows ``[B, T, K, 3]`` with mask ``[B, T]``, as ``[B, E]``."""
         embeddings = []
         for pixels, real in zip(frames.split(_CLIPS), mask.split(_CLIPS), strict=True):
             rows = torch.arange(len(pixels), device=pixels.device)[:, None]
@@ -119,7 +119,7 @@ class RoboCLIPModel(nn.Module, CheckpointMixin):
         return self.s3d.fc.weight.device
 
     def _instruction(self, instruction: str) -> Tensor:
-        """``[E]``."""
+        """Embedding ``[E]`` of a sentence or a demonstration."""
         if instruction.lower().endswith(VIDEOS):
             return self._demonstration(Path(instruction))
         known = [self._rows[word] for word in re.findall(r"[\w']+", instruction.lower()) if word in self._rows]
@@ -134,7 +134,7 @@ class RoboCLIPModel(nn.Module, CheckpointMixin):
         return embedding
 
     def _demonstration(self, path: Path) -> Tensor:
-        """``[E]``, of frames that are spread over the whole video."""
+        """Embedding ``[E]`` of frames spread over the whole video."""
         from vlp_gym.video import read_video  # with matplotlib, which is slow to import
 
         try:
@@ -149,16 +149,16 @@ class RoboCLIPModel(nn.Module, CheckpointMixin):
 def from_published(
     state: Mapping[str, Tensor], *, vocabulary: str | Path | Sequence[str], **options: Any
 ) -> RoboCLIPModel:
-    """The model of the HowTo100M release: its weights, ``s3d_howto100m.pth``, and its list of words.
+    """Build the model from the HowTo100M release: its weights, ``s3d_howto100m.pth``, and its vocabulary.
 
     Args:
-        state: tensors by the release's own names.
-        vocabulary: the words of ``s3d_dict.npy``, or a file of them for `read_vocabulary`.
+        state: tensors by the names of the release.
+        vocabulary: the words of ``s3d_dict.npy``, or a file for `read_vocabulary`.
         options: further arguments of `RoboCLIPModel`.
 
     Raises:
-        CheckpointError: keys are missing, unexpected or misshaped; it lists them. Or the words cannot be read, or are
-            more than the weights have rows for.
+        CheckpointError: keys are missing, unexpected or misshaped (the message lists them), or the words cannot be
+            read or outnumber the rows.
     """
     words = read_vocabulary(vocabulary) if isinstance(vocabulary, (str, Path)) else list(vocabulary)
     table = state.get("text_module.word_embd.weight")
@@ -166,36 +166,36 @@ def from_published(
     if rows <= len(words):
         raise CheckpointError(f"expected at most {rows - 1} words, one for each row but the first, got {len(words)}")
     model = RoboCLIPModel(words, words=rows, **options)
-    # How many batches a batch norm has seen plays no part, and files of old versions of PyTorch do not say it.
+    # Files of old PyTorch versions lack batch norm's batch counters, which do not matter here.
     counts = {name: x for name, x in model.s3d.state_dict().items() if name.endswith("num_batches_tracked")}
     load_state(model.s3d, {**counts, **state}, "S3D-G of HowTo100M")
     return model
 
 
 def spread(mask: Tensor, count: int) -> Tensor:
-    """Choose `count` frames of each window, spread evenly over the real ones, the first and the last among them.
+    """Choose `count` frames of each window, spread evenly over the real ones, first and last included.
 
     >>> spread(torch.tensor([[False, True, True, True, True, True], [False] * 4 + [True] * 2]), 4).tolist()
     [[1, 2, 4, 5], [4, 4, 5, 5]]
 
     Args:
         mask: bool ``[B, T]``, True where the frame is real; real frames come last.
-        count: at least 2; frames are repeated where there are fewer.
+        count: at least 2; frames repeat if there are fewer.
 
     Returns:
         int64 ``[B, count]``, sorted.
     """
     real = mask.sum(1, keepdim=True)
     steps = torch.arange(count, device=mask.device)
-    # Rounded in whole numbers: the same on every device.
+    # Integer rounding: the same on every device.
     return mask.shape[1] - real + (2 * steps * (real - 1) + count - 1) // (2 * (count - 1))
 
 
 def read_vocabulary(path: str | Path) -> list[str]:
-    """The list of words of the release, from ``s3d_dict.npy``, a text file (one word a line) or a JSON list.
+    """Read a vocabulary from the release's ``s3d_dict.npy``, a text file (one word per line) or a JSON list.
 
     Raises:
-        CheckpointError: if the file is missing, is no list of words, or would have to be unpickled.
+        CheckpointError: the file is missing, is not a list of words, or would have to be unpickled.
     """
     path = Path(path)
     try:

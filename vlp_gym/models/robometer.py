@@ -1,4 +1,4 @@
-"""Robometer: SPUR's released successor; per-frame progress and success, preference between two videos, on Qwen3-VL."""
+"""Robometer, SPUR's released successor on Qwen3-VL: per-frame progress and success, preference between two videos."""
 
 from __future__ import annotations
 
@@ -33,35 +33,34 @@ TABLE = "model.language_model.embed_tokens.weight"
 
 
 class RobometerModel(nn.Module, CheckpointMixin):
-    """Robometer (arXiv 2603.02115), to be loaded with published weights; a `RewardModel` without relevance.
+    """Robometer (arXiv 2603.02115), used with published weights; a `RewardModel` without relevance.
 
-    What the language model reads, from the authors' repository (their settings ``use_multi_image`` and
-    ``use_per_frame_progress_token``, under which the weights were released): a user's turn with the prompt, then every
-    frame as "Picture n: ", an image of its own, and ``<|prog_token|>``. At that token the progress head gives a
-    distribution over bins, whose mean is the progress, and the success head the logit of `success`. For `prefer` the
-    second video follows after ``<|split_token|>``, its pictures numbered on, and the preference head reads
-    ``<|pref_token|>`` at the end. The other two added tokens and ``frame_pool_attn`` are not used under these settings;
-    they are there because the checkpoint has them.
+    The token sequence follows the authors' repository with ``use_multi_image`` and ``use_per_frame_progress_token``,
+    the settings of the released weights: the prompt, then for each frame "Picture n: ", the image and
+    ``<|prog_token|>``. At that token the progress head gives a distribution over bins, whose mean is the progress, and
+    the success head the logit of `success`. For `prefer` the second video follows ``<|split_token|>``, with continued
+    picture numbers, and the preference head reads ``<|pref_token|>`` at the end. The other two added tokens and
+    ``frame_pool_attn`` are unused under these settings and exist only because the checkpoint has them.
 
-    Assumed: hidden states are those after the last norm; the prompt for two videos does not also ask for progress (an
-    option in the repository; what the release was trained with is not said). The repository feeds frames in their own
-    size, rounded to multiples of 32; here all are ``frame_size``. The preference *score* of a single video, which the
-    authors have not, is the logit of the last frame's progress.
+    Assumptions: hidden states are taken after the last norm; the prompt for two videos does not also ask for progress
+    (an option in the repository; the release does not document it). The repository keeps each frame's size, rounded to
+    multiples of 32; here all frames have ``frame_size``. The preference *score* of a single video, which the authors do
+    not define, is the logit of the last frame's progress.
 
     Args:
-        base: hub id or folder that gives the tokenizer and, without ``architecture``, the architecture; no weights.
-        architecture: of the backbone, as in the ``config.json`` of a `transformers.Qwen3VLConfig`.
-        bins: of the progress head; the last stands for 1.
-        window: T, frames spread over the episode so far, first and last kept; the authors' 8.
+        base: hub id or folder of the tokenizer and, without ``architecture``, of the architecture; no weights.
+        architecture: the backbone's config, as in the ``config.json`` of a `transformers.Qwen3VLConfig`.
+        bins: bins of the progress head, evenly spaced over [0, 1].
+        window: T, frames spread over the episode so far, first and last kept; the authors use 8.
         frame_size: side of the square that frames are resized to, in pixels, a multiple of 32; (frame_size / 32)^2
-            tokens a frame, each of H (1 + DeepStack layers) numbers.
-        dtype: "float32", or "bfloat16" for half the memory, where answers depend on batching by some 1e-2. The heads
+            tokens per frame, each of H (1 + DeepStack layers) numbers.
+        dtype: "float32", or "bfloat16" for half the memory, where scores depend on batching by about 1e-2. The heads
             stay float32.
-        truncate: cut long sentences instead of raising.
+        truncate: truncate long sentences instead of raising.
 
     Raises:
-        CheckpointError: tokenizer or architecture are neither there nor delivered, or of another kind.
-        MissingExtraError: without transformers.
+        CheckpointError: tokenizer or architecture cannot be loaded, or are of another kind.
+        MissingExtraError: transformers is not installed.
         ValueError: ``frame_size`` does not fit.
     """
 
@@ -114,19 +113,20 @@ class RobometerModel(nn.Module, CheckpointMixin):
         dtype: Precision | None = None,
         **options: Any,
     ) -> RobometerModel:
-        """Build the model of a published checkpoint, in eval mode.
+        """Build the model from a published checkpoint, in eval mode.
 
         Args:
-            state: its tensors, such as `read_shards` reads; in the authors' layout of keys
-                (``model.visual.*``, ``model.language_model.*``) or LeRobot's (one more ``model.``, and ``lm_head``).
-            config: of the backbone, a `transformers.Qwen3VLConfig` or a dict; None takes that of ``base``. The number
-                of rows of the embedding and of bins follow from the tensors.
-            base: hub id or folder with the tokenizer.
-            dtype: None keeps bfloat16 where the embedding is stored in it, else float32.
+            state: tensors by name, for example from `read_shards`; keys as the authors have them
+                (``model.visual.*``, ``model.language_model.*``) or LeRobot (one more ``model.``, and ``lm_head``).
+            config: the backbone's `transformers.Qwen3VLConfig` or a dict; None takes that of ``base``. Embedding rows
+                and bins follow from the tensors.
+            base: hub id or folder of the tokenizer.
+            dtype: None takes bfloat16 if the embedding is stored in it, else float32.
             options: ``window``, ``frame_size``, ``truncate``.
 
         Raises:
-            CheckpointError: missing, unexpected, misshaped or not finite tensors, by name; or as the constructor.
+            CheckpointError: tensors are missing, unexpected, misshaped or not finite (the message lists them); or as
+                the constructor.
         """
         state = published_layout(state)
         telling = (TABLE, "progress_head.0.weight", "progress_head.4.weight")
@@ -149,7 +149,7 @@ class RobometerModel(nn.Module, CheckpointMixin):
         import_transformers()
         from transformers.initialization import no_init_weights
 
-        with torch.random.fork_rng(devices=[]), no_init_weights():  # four billion random numbers would take a minute
+        with torch.random.fork_rng(devices=[]), no_init_weights():  # drawing four billion weights takes a minute
             model = cls(
                 base, architecture={**architecture, "text_config": text},
                 bins=state["progress_head.4.weight"].shape[0], dtype=dtype, **options,
@@ -161,11 +161,11 @@ class RobometerModel(nn.Module, CheckpointMixin):
 
     @property
     def frame_size(self) -> tuple[int, int]:
-        """(H, W) in pixels that the vision tower sees."""
+        """(H, W) in pixels, the input of the vision tower."""
         return self.backbone.frame_size
 
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
-        """Token numbers + 1 of the prompts for one video and for two, float32 ``[B, L, 2]``; padding is zero."""
+        """Token ids + 1 of the prompts for one video and for two, float32 ``[B, L, 2]``; padding is zero."""
         sentences = self.backbone.sentences(instructions)
         prompts = [
             [prompt.format(sentence) for sentence in sentences] for prompt in (PROGRESS_PROMPT, PREFERENCE_PROMPT)
@@ -177,31 +177,31 @@ class RobometerModel(nn.Module, CheckpointMixin):
         return self.backbone.encode_frames(frames)
 
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
-        """Progress of each frame, and the logit of the last one's as the preference score.
+        """Score windows: progress of each frame, and the logit of the last frame's as preference.
 
         Args:
             frames: frame tokens, float ``[B, T, K, D]``.
-            text: as `encode_text` gave it, ``[B, L, 2]``.
+            text: from `encode_text`, float32 ``[B, L, 2]``.
             mask: bool ``[B, T]``, True where the frame is real.
 
         Returns:
-            Scores with ``progress`` ``[B, T]`` in [0, 1] and ``preference`` ``[B]``, float32.
+            Scores with ``progress``, float32 ``[B, T]`` in [0, 1], and ``preference``, float32 ``[B]``.
         """
         progress = expected_progress(self.progress_head(self._frame_states(frames, text, mask)))
         return Scores(preference=progress[:, -1].logit(eps=1e-6), progress=progress)
 
     def success(self, frames: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        """Probability that the task is done at each frame, float32 ``[B, T]``; arguments as those of `score`."""
+        """Probability that the task is done at each frame, float32 ``[B, T]``; arguments as in `score`."""
         logits = self.success_head(self._frame_states(frames, text, mask))
         return logits.squeeze(-1).sigmoid()
 
     def prefer(self, a: Tensor, b: Tensor, text: Tensor) -> Tensor:
-        """P(a > b | text), float32 ``[B]``, by the pairwise head.
+        """P(a > b | text), float32 ``[B]``, from the pairwise head.
 
         Args:
-            a: frame tokens of the first videos, ``[B, T, K, D]``.
-            b: frame tokens of the second videos, ``[B, T', K, D]``.
-            text: as `encode_text` gave it, ``[B, L, 2]``.
+            a: frame tokens of the first videos, float ``[B, T, K, D]``.
+            b: frame tokens of the second videos, float ``[B, T', K, D]``.
+            text: from `encode_text`, float32 ``[B, L, 2]``.
         """
         first, batch = a.shape[1], len(text)
         parts = [
@@ -215,11 +215,11 @@ class RobometerModel(nn.Module, CheckpointMixin):
         return logits.squeeze(-1).sigmoid()
 
     def checkpoint_state(self) -> dict[str, Tensor]:
-        """Every tensor, under the name that the authors' checkpoint has for it."""
+        """Every tensor, under its name in the authors' checkpoint."""
         return {key.removeprefix("backbone."): value.detach() for key, value in self.state_dict().items()}
 
     def load_checkpoint_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `checkpoint_state` gave; a missing, unexpected or misshaped tensor is a RuntimeError."""
+        """Load the tensors of `checkpoint_state`; missing, unexpected or misshaped ones raise RuntimeError."""
         own = {f"backbone.{key}" if key.startswith("model.") else key: value for key, value in state.items()}
         self.load_state_dict(own, strict=True)
 
@@ -229,7 +229,7 @@ class RobometerModel(nn.Module, CheckpointMixin):
         return hidden.unflatten(1, (mask.shape[1], -1))[:, :, -1]
 
     def _video(self, frames: Tensor, mask: Tensor, earlier: int = 0) -> Any:
-        """The frames after `earlier` other pictures; the caption of the first one ends the text before it."""
+        """Captioned frames after `earlier` other pictures; the first caption belongs to the text before them."""
         pictures = range(2, mask.shape[1] + 1)
         captions = [self.backbone.ids(f"Picture {earlier + number}: ") for number in pictures]
         # Row n is the caption of the n-th real frame; rows 0 (no real frame) and 1 are empty.
@@ -244,7 +244,7 @@ class RobometerModel(nn.Module, CheckpointMixin):
 
 
 def expected_progress(logits: Tensor) -> Tensor:
-    """The mean of a distribution over evenly spaced progress values: ``[..., bins]`` logits -> ``[...]`` in [0, 1].
+    """Mean of a distribution over evenly spaced progress values: logits ``[..., bins]`` -> ``[...]`` in [0, 1].
 
     >>> expected_progress(torch.tensor([0.0, 0.0, 0.0])).item()
     0.5
@@ -254,12 +254,12 @@ def expected_progress(logits: Tensor) -> Tensor:
 
 
 def published_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The authors' names for the tensors of either layout; a language head, which nothing here reads, is left out."""
+    """Rename the tensors of either layout to the authors' names; the unused language head is dropped."""
     nested = any(key.startswith("model.model.") for key in state)
     named = {key.removeprefix("model.") if nested else key: value for key, value in state.items()}
     return {key: value for key, value in named.items() if key != "lm_head.weight"}
 
 
 def from_published(state: Mapping[str, Tensor], **options: Any) -> RobometerModel:
-    """See `RobometerModel.from_published`; for `vlp_gym.models.published.convert`."""
+    """Call `RobometerModel.from_published`, for `vlp_gym.models.published.convert`."""
     return RobometerModel.from_published(state, **options)

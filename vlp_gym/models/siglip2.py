@@ -17,27 +17,27 @@ from vlp_gym.models.protocol import History, Scores
 from vlp_gym.text import check_length, normalize_instruction
 
 BASE = "google/siglip2-base-patch16-224"
-# The attention of every layer of both towers. Not the pooling head's: PyTorch's own attention module reads the weights
-# of its output layer itself, past any adapter around that layer.
+# The attention of every layer of both towers. Not the pooling head's: PyTorch's attention module reads its output
+# weights directly and would bypass an adapter.
 ADAPTED = r".*\.encoder\.layers\.\d+\.self_attn\.(q_proj|k_proj|v_proj|out_proj)"
 
 
 class SigLIP2Model(nn.Module, CheckpointMixin):
     """A frozen SigLIP2 with low-rank adapters in its attention; a `RewardModel`, ``r = cos(v_t, l)``.
 
-    Untrained, the adapters add nothing and the model is SigLIP2 itself. A checkpoint holds the adapters alone (5 MB);
-    the base comes from the hub, or from the folder that ``base`` names.
+    Before training the adapters add nothing. A checkpoint stores only the adapters (5 MB); the base comes from the hub
+    or the folder that ``base`` names.
 
     Args:
-        base: hub id or folder of a SigLIP or SigLIP2 of one fixed resolution (`transformers.SiglipModel`), with its
+        base: hub id or folder of a SigLIP or SigLIP2 of fixed resolution (`transformers.SiglipModel`), with its
             tokenizer. Only safetensors are read.
-        rank: r of the adapters; the paper's 16.
-        alpha: their scale is alpha / r; the paper's 32.
-        truncate: cut sentences too long for the base instead of raising.
+        rank: r of the adapters; the paper's is 16.
+        alpha: their scale is alpha / r; the paper's is 32.
+        truncate: truncate sentences over the base's limit instead of raising.
 
     Raises:
-        MissingExtraError: without transformers or peft.
-        CheckpointError: if the base is neither there nor delivered, or of another kind.
+        MissingExtraError: transformers or peft is not installed.
+        CheckpointError: the base cannot be loaded, or is of another kind.
     """
 
     model_type = "siglip2-lora"
@@ -68,7 +68,7 @@ class SigLIP2Model(nn.Module, CheckpointMixin):
         sentences = [normalize_instruction(sentence).lower() for sentence in instructions]  # as it was pretrained
         for sentence in sentences:
             check_length(len(self.tokenizer(sentence)["input_ids"]), self.text_length, truncate=self.truncate)
-        # Padded to the full length: the tower pools the last position, whatever stands there.
+        # Padded to the full length: the tower pools the last position.
         rows = self.tokenizer(
             sentences, padding="max_length", truncation=True, max_length=self.text_length, return_tensors="pt"
         )["input_ids"]
@@ -87,7 +87,7 @@ class SigLIP2Model(nn.Module, CheckpointMixin):
         return cosine_scores(frames, text, mask)
 
     def checkpoint_state(self) -> dict[str, Tensor]:
-        """The tensors that a checkpoint holds: the adapters."""
+        """The stored tensors: the adapters."""
         return {key: value.detach() for key, value in self.state_dict().items() if ".lora_" in key}
 
 

@@ -1,4 +1,4 @@
-"""SPUR: progress of one video and preference between two, read off a vision-language model's hidden states."""
+"""SPUR: progress of one video and preference between two, from the hidden states of a vision-language model."""
 
 from __future__ import annotations
 
@@ -22,35 +22,34 @@ class SPURModel(nn.Module, CheckpointMixin):
     """The SPUR reward model (SPUR, section 3); a `RewardModel` without relevance.
 
     The language model reads the task, video 1, ``<|split_token|>``, video 2, ``<|pref_token|>`` (eq. 1). The preference
-    head reads the hidden state of the last token, ``P(1 > 2) = sigmoid(MLP(h))``; the progress head that of each
-    frame's last vision token, ``sigmoid(MLP(h_t))``. For progress alone the sequence ends after video 1, and as
-    attention looks back only, the progress of video 1 is the same number with and without a second video.
+    head uses the hidden state of the last token, ``P(1 > 2) = sigmoid(MLP(h))``; the progress head that of each frame's
+    last vision token, ``sigmoid(MLP(h_t))``. For progress alone the sequence ends after video 1. Attention is causal,
+    so the progress of video 1 does not depend on a second video.
 
-    What the paper leaves open and is decided here: the prompt around the task; both heads are those of its successor
-    Robometer (`prediction_head`); each frame is an image of its own between vision start and end, as the successor has
-    it, where the paper's video tokens mix neighbouring frames and none could be kept from window to window; the two
-    added tokens are two vectors beside the embedding table. Two videos are compared by `prefer`. The preference *score*
-    of a single video, which the paper has not, is the progress head's logit at the last frame: by the last frame's
-    progress the paper compares videos where a model has no preference head (section 4).
+    Choices where the paper is silent: the prompt around the task; both heads are those of its successor Robometer
+    (`prediction_head`); the two added tokens are two vectors beside the embedding table; each frame is a separate image
+    between vision start and end, as in the successor. (The paper's video tokens mix neighbouring frames, so none could
+    be reused in the next window.) `prefer` compares two videos. The preference *score* of a single video, which the
+    paper does not define, is the progress logit of the last frame: the paper compares videos by the last frame's
+    progress when a model has no preference head (section 4).
 
-    Untrained it knows nothing: both heads start from random weights. See `vlp_gym.training.recipes.spur`.
+    Both heads start from random weights; train them with `vlp_gym.training.recipes.spur`.
 
     Args:
-        base: hub id or folder of a Qwen2.5-VL; only safetensors are read. A checkpoint holds what was trained, not the
-            rest of the base.
-        window: T, the paper's 16 frames at most.
+        base: hub id or folder of a Qwen2.5-VL; only safetensors are read. A checkpoint stores only trained weights.
+        window: T, frames per score; the paper uses at most 16.
         frame_size: side of the square that frames are resized to, in pixels, a multiple of 28; (frame_size / 28)^2
-            tokens a frame. The default lets two videos fit the paper's 1,024 tokens.
+            tokens per frame. By default two videos fit the paper's 1,024 tokens.
         lora_rank: r of low-rank adapters (scale 2) on every linear layer of the language model; None trains the whole
-            language model instead. The vision tower is frozen either way.
-        dropout: of the heads, during training.
-        dtype: of the base: "float32", or "bfloat16" for half the memory, where answers depend on batching by some
-            1e-2. Whatever is trained beside it stays float32.
-        truncate: cut long sentences instead of raising.
+            language model. The vision tower is always frozen.
+        dropout: dropout probability of the heads, during training.
+        dtype: type of the base: "float32", or "bfloat16" for half the memory, where scores depend on batching by about
+            1e-2. Trained weights beside it stay float32.
+        truncate: truncate long sentences instead of raising.
 
     Raises:
-        CheckpointError: the base is neither there nor delivered, or of another kind.
-        MissingExtraError: without transformers or peft.
+        CheckpointError: the base cannot be loaded, or is of another kind.
+        MissingExtraError: transformers or peft is not installed.
         ValueError: ``frame_size`` does not fit.
     """
 
@@ -77,62 +76,62 @@ class SPURModel(nn.Module, CheckpointMixin):
         else:
             _adapt(model.language_model, lora_rank)
         width = self.backbone.width
-        # As large as a word of the table, so that neither drowns in the other.
+        # Scaled like the word embeddings.
         self.added_tokens = nn.Parameter(torch.randn(2, width) * model.language_model.embed_tokens.weight.std().item())
         self.progress_head = prediction_head(width, 1, dropout)
         self.preference_head = prediction_head(width, 1, dropout)
 
     @property
     def frame_size(self) -> tuple[int, int]:
-        """(H, W) in pixels that the vision tower sees."""
+        """(H, W) in pixels, the input of the vision tower."""
         return self.backbone.frame_size
 
     def gradient_checkpointing_enable(self) -> None:
-        """In training keep no layer's activations but compute them again on the way back: slower, far less memory."""
+        """Recompute activations in the backward pass: slower, far less memory."""
         model = self.backbone.model
         newer = getattr(model, "activation_checkpointing_enable", None)  # transformers 5.x deprecates the old name
         (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
-        """The prompt's token numbers + 1, float32 ``[B, L, 1]``; padding is zero. They are embedded in `score`."""
+        """Token ids + 1 of the prompts, float32 ``[B, L, 1]``; padding is zero. `score` embeds them."""
         return self.backbone.pack([PROMPT.format(sentence) for sentence in self.backbone.sentences(instructions)])
 
     def encode_frames(self, frames: Tensor) -> Tensor:
-        """Vision tokens, float ``[N, K, H]``, of uint8 frames ``[N, H, W, 3]`` of any size, one by one."""
+        """Vision tokens, float ``[N, K, H]``, of uint8 frames ``[N, H, W, 3]`` of any size."""
         return self.backbone.encode_frames(frames)
 
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
-        """Progress of each frame, and the logit of the last one's as the preference score.
+        """Score windows: progress of each frame, and the logit of the last frame's as preference.
 
         Args:
             frames: frame tokens, float ``[B, T, K, H]``.
-            text: as `encode_text` gave it, ``[B, L, 1]``.
+            text: from `encode_text`, float32 ``[B, L, 1]``.
             mask: bool ``[B, T]``, True where the frame is real.
 
         Returns:
-            Scores with ``progress`` ``[B, T]`` in [0, 1] and ``preference`` ``[B]``, float32.
+            Scores with ``progress``, float32 ``[B, T]`` in [0, 1], and ``preference``, float32 ``[B]``.
         """
         logits = self.progress_logits(frames, text, mask)
         return Scores(preference=logits[:, -1], progress=logits.sigmoid())
 
     def prefer(self, a: Tensor, b: Tensor, text: Tensor) -> Tensor:
-        """P(a > b | text), float ``[B]``, by the pairwise head; P(a > b) + P(b > a) is 1 only as far as it learned so.
+        """P(a > b | text), float32 ``[B]``, from the pairwise head; P(a > b) + P(b > a) need not be 1.
 
         Args:
-            a: frame tokens of the first videos, ``[B, T, K, H]``.
-            b: frame tokens of the second videos, ``[B, T', K, H]``.
-            text: as `encode_text` gave it, ``[B, L, 1]``.
+            a: frame tokens of the first videos, float ``[B, T, K, H]``.
+            b: frame tokens of the second videos, float ``[B, T', K, H]``.
+            text: from `encode_text`, float32 ``[B, L, 1]``.
         """
         whole_a, whole_b = (torch.ones(video.shape[:2], dtype=torch.bool, device=video.device) for video in (a, b))
         return self.pair_logits(a, b, text, whole_a, whole_b)[1].sigmoid()
 
     def progress_logits(self, frames: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        """What `score` takes the sigmoid of, float32 ``[B, T]``; arguments as there."""
+        """Progress before the sigmoid, float32 ``[B, T]``; arguments as in `score`."""
         _, hidden = self.backbone([self.backbone.prompt(text), self.backbone.video(frames, mask)])
         return self._progress(hidden, mask.shape[1])
 
     def pair_logits(self, a: Tensor, b: Tensor, text: Tensor, mask_a: Tensor, mask_b: Tensor) -> tuple[Tensor, Tensor]:
-        """Progress logits of the first video, ``[B, T]``, and the logit of P(a > b), ``[B]``; both float32."""
+        """Progress logits of the first videos, float32 ``[B, T]``, and the logit of P(a > b), float32 ``[B]``."""
         parts = [
             self.backbone.prompt(text),
             self.backbone.video(a, mask_a),
@@ -144,7 +143,7 @@ class SPURModel(nn.Module, CheckpointMixin):
         return self._progress(hidden[1], mask_a.shape[1]), self.preference_head(hidden[-1][:, 0]).squeeze(-1)
 
     def checkpoint_state(self) -> dict[str, Tensor]:
-        """The tensors that a checkpoint holds: heads, added tokens, and the adapters or the whole language model."""
+        """The stored tensors: heads, added tokens, and the adapters or the whole language model."""
         return {key: value.detach() for key, value in self.state_dict().items() if self._is_stored(key)}
 
     def _is_stored(self, key: str) -> bool:
@@ -153,17 +152,17 @@ class SPURModel(nn.Module, CheckpointMixin):
         return ".lora_" in key if self.config["lora_rank"] is not None else ".language_model." in key
 
     def _added(self, number: int, batch: int) -> Part:
-        """``<|split_token|>`` or ``<|pref_token|>`` as a sequence of one."""
+        """``<|split_token|>`` (0) or ``<|pref_token|>`` (1) as a sequence of length 1."""
         vector = self.added_tokens[number].to(self.backbone.model.dtype).expand(batch, 1, -1)
         return self.backbone.vectors(vector, torch.ones(batch, 1, dtype=torch.bool, device=vector.device))
 
     def _progress(self, hidden: Tensor, time: int) -> Tensor:
-        """Logits ``[B, T]`` from the last vision token of each frame; a vision end follows it."""
+        """Logits ``[B, T]`` at the last vision token of each frame, which a vision end follows."""
         return self.progress_head(hidden.unflatten(1, (time, -1))[:, :, -2]).squeeze(-1)
 
 
 def _adapt(language_model: nn.Module, rank: int) -> None:
-    """Put adapters around the linear layers, in place; only they are trained, in float32."""
+    """Add adapters to the linear layers, in place; only they are trained, in float32."""
     try:
         import peft
     except ImportError as error:

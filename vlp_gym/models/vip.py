@@ -1,4 +1,4 @@
-"""VIP: minus the distance to a goal picture, in a space where that distance shrinks as human videos go on."""
+"""VIP: the negative distance to a goal picture, in an embedding space learned from human videos."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from vlp_gym.models.published.convert import without_prefix
 
 
 class VIPModel(nn.Module, CheckpointMixin):
-    """``S = -|v_t - v_goal|`` of a ResNet (Ma et al. 2022); the goal is a picture only.
+    """``S = -|v_t - v_goal|`` of a ResNet (Ma et al. 2022); goals are pictures only.
 
-    The instruction is the path of the goal picture, see `read_goal_image`. The value of a frame is S; the reward that
-    VIP pays for a step is how much S grew by it, ``S' - S``: that is the wrapper's ``reward="delta"``.
-
-    The shorter side is resized to 256 pixels and the middle 224 x 224 cut out; frames of 224 x 224 stay as they are.
+    The instruction is the path of the goal picture, see `read_goal_image`. The value of a frame is S; VIP's reward of a
+    step is ``S' - S``, the wrapper's ``reward="delta"``. The shorter side of a frame is resized to 256 pixels and the
+    centre 224 x 224 cropped; frames of 224 x 224 stay unchanged.
 
     Args:
         resnet: layers of the ResNet, 18, 34 or 50; the published one has 50.
@@ -54,7 +53,7 @@ class VIPModel(nn.Module, CheckpointMixin):
         return torch.cat([self.encode_goals(_goal(instruction)[None]) for instruction in instructions])
 
     def encode_goals(self, frames: Tensor) -> Tensor:
-        """Encode N goal pictures as frames are encoded, float ``[N, 1, D]``."""
+        """Encode N goal pictures like frames, uint8 ``[N, H, W, 3]`` as float ``[N, 1, D]``."""
         return self.encode_frames(frames)
 
     def encode_frames(self, frames: Tensor) -> Tensor:
@@ -64,7 +63,7 @@ class VIPModel(nn.Module, CheckpointMixin):
         return features[:, None]
 
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
-        """Minus the distance of each frame to the goal, ``[B, T]``, at most 0; shapes as in `RewardModel`."""
+        """Negative distance of each frame to the goal, float ``[B, T]``, at most 0; shapes as in `RewardModel`."""
         return frame_scores(-torch.linalg.vector_norm(frames[:, :, 0] - text, dim=-1), mask)
 
 
@@ -78,10 +77,10 @@ def _goal(instruction: str) -> Tensor:
 
 
 def from_published(state: Mapping[str, Tensor]) -> VIPModel:
-    """The model of a published state, keys under ``module.convnet.``; its tensors say how large it is.
+    """Build the model from a published state, keys under ``module.convnet.``; sizes follow from the tensors.
 
     Raises:
-        CheckpointError: keys are missing, unexpected or misshaped; it lists them.
+        CheckpointError: keys are missing, unexpected or misshaped; the message lists them.
     """
     weights = without_prefix(state, "module.")
     bias = weights.get("convnet.fc.bias")

@@ -1,4 +1,4 @@
-"""VLM-RM: CLIP's similarity, with all that does not lead from a baseline sentence to the goal made smaller."""
+"""VLM-RM: CLIP similarity, projected towards the direction from a baseline sentence to the goal."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from vlp_gym.models.clip import ClipTowers, parse_clip_name
 from vlp_gym.models.protocol import History, Scores, frame_scores
 
 BASELINE = "a robot arm at a table"
-SAME = 1e-4  # distance of two unit vectors that rounding alone may bring about
+SAME = 1e-4  # distance of two unit vectors that rounding can cause
 
 
 class VLMRMModel(nn.Module):
     """Goal-baseline regularised similarity (VLM-RM, Rocamonde et al. 2024, definition 1); see `goal_baseline_reward`.
 
-    The instruction is the goal: a sentence that describes the picture once the task is done. Its tokens are two: the
-    goal's unit vector and the baseline's.
+    The instruction is the goal: a sentence that describes the picture when the task is done. It has two tokens: the
+    unit vectors of the goal and of the baseline.
 
     Args:
         name: an open_clip model.
-        pretrained: its weights; see `ClipTowers`, and there also what is raised.
-        baseline: a sentence for what the pictures show anyway, task or no task.
-        alpha: strength of the regularisation, in [0, 1]; 0 is CLIP's own cosine.
-        truncate: cut a sentence that is longer than the text tower takes, instead of raising.
+        pretrained: its weights; see `ClipTowers`, also for errors.
+        baseline: a sentence that describes the scene without the task.
+        alpha: strength of the regularisation, in [0, 1]; 0 gives CLIP's cosine.
+        truncate: truncate sentences over the text tower's limit instead of raising.
 
     Raises:
         ValueError: alpha is not in [0, 1].
@@ -37,7 +37,7 @@ class VLMRMModel(nn.Module):
 
     window = 8
     history: History = "sliding"
-    # The projection shortens every vector or keeps its length, and two unit vectors are at most 2 apart.
+    # The projection lengthens no vector, and two unit vectors are at most 2 apart.
     value_range = (-1.0, 1.0)
 
     def __init__(
@@ -55,11 +55,11 @@ class VLMRMModel(nn.Module):
         self.baseline, self.alpha = baseline, alpha
         self.clip = ClipTowers(name, pretrained, truncate=truncate).requires_grad_(False)
         self.frame_size = self.clip.frame_size
-        self.clip.encode_text([baseline])  # raises now rather than with the first instruction
+        self.clip.encode_text([baseline])  # raise now, not with the first instruction
 
     @classmethod
     def from_spec(cls, spec: str) -> VLMRMModel:
-        """The model of "NAME/TAG?baseline=SENTENCE&alpha=NUMBER", as in a URL ("%26" for an "&" in the sentence)."""
+        """Build "NAME/TAG?baseline=SENTENCE&alpha=NUMBER", encoded as in a URL ("%26" for an "&")."""
         clip, _, query = spec.partition("?")
         given = parse_qsl(query, keep_blank_values=True)
         options = dict(given)
@@ -73,7 +73,7 @@ class VLMRMModel(nn.Module):
             return cls(*parse_clip_name(clip), baseline=options.get("baseline", BASELINE), alpha=alpha)
 
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
-        """Encode B goals as two unit vectors each, the goal's and the baseline's, float ``[B, 2, D]``.
+        """Encode B goals as two unit vectors each, goal and baseline, float ``[B, 2, D]``.
 
         Raises:
             InstructionError: a sentence is blank or too long, or CLIP cannot tell it from the baseline.
@@ -94,7 +94,7 @@ class VLMRMModel(nn.Module):
         return self.clip.encode_frames(frames)
 
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
-        """The regularised similarity of each frame, ``[B, T]`` in [-1, 1]; shapes as in `RewardModel`."""
+        """The regularised similarity of each frame, float ``[B, T]`` in [-1, 1]; shapes as in `RewardModel`."""
         return frame_scores(goal_baseline_reward(frames[:, :, 0], text[:, :1], text[:, 1:2], self.alpha), mask)
 
 
@@ -102,16 +102,16 @@ def goal_baseline_reward(frames: Tensor, goal: Tensor, baseline: Tensor, alpha: 
     """``r = 1 - 1/2 |(x - g) P|^2`` with ``P = alpha d d^T / |d|^2 + (1 - alpha) I`` and ``d = g - b``.
 
     Args:
-        frames: x, unit vectors ``[B, T, D]``.
-        goal: g, unit vectors ``[B, 1, D]``.
-        baseline: b, unit vectors ``[B, 1, D]``; unlike the goal unless alpha is 0.
+        frames: x, unit vectors, float ``[B, T, D]``.
+        goal: g, unit vectors, float ``[B, 1, D]``.
+        baseline: b, unit vectors, float ``[B, 1, D]``; different from the goal unless alpha is 0.
         alpha: strength of the regularisation, in [0, 1].
 
     Returns:
-        ``[B, T]`` in [-1, 1].
+        float ``[B, T]`` in [-1, 1].
     """
     direction = F.normalize(goal - baseline, dim=-1)
     gap = frames - goal
     along = (gap * direction).sum(-1, keepdim=True) * direction
     projected = alpha * along + (1 - alpha) * gap
-    return (1 - projected.square().sum(-1) / 2).clamp(-1, 1)  # rounding may lead a hair beyond
+    return (1 - projected.square().sum(-1) / 2).clamp(-1, 1)  # rounding may exceed the range

@@ -15,13 +15,13 @@ from vlp_gym.models.protocol import History, Scores
 
 
 class Backbone(Protocol):
-    """What turns frames and sentences into tokens; an ``nn.Module`` if it has weights.
+    """Encoder of frames and sentences as tokens; an ``nn.Module`` if it has weights.
 
     Attributes:
-        frame_size: (H, W) in pixels after its own resize.
-        frame_dim: width of a frame token, D_v.
-        text_dim: width of a text token, D_l.
-        restorable: True if building it anew brings back the very same weights; then no checkpoint holds them.
+        frame_size: (H, W) in pixels, to which it resizes frames.
+        frame_dim: D_v, width of a frame token.
+        text_dim: D_l, width of a text token.
+        restorable: True if rebuilding it restores the same weights, so that a checkpoint need not store them.
     """
 
     frame_size: tuple[int, int]
@@ -30,7 +30,7 @@ class Backbone(Protocol):
     restorable: bool
 
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
-        """Encode B sentences as float ``[B, L, text_dim]``; rows of padding come last and are exactly zero."""
+        """Encode B sentences as float ``[B, L, text_dim]``; padding rows come last and are exactly zero."""
         ...
 
     def encode_frames(self, frames: Tensor) -> Tensor:
@@ -41,31 +41,30 @@ class Backbone(Protocol):
 class VLPModel(nn.Module, CheckpointMixin):
     """The VLP preference model ``f(v|l)`` (VLP, section 3.1); a `RewardModel` without progress or relevance.
 
-    All frames' tokens together go through self-attention layers, the sentence's tokens through their own. One cross-
-    attention layer then takes video queries to text keys, another one text queries to video keys. Both results are
-    averaged over their tokens and concatenated, and an MLP makes one number of them.
+    The tokens of all frames pass through self-attention layers, those of the sentence through separate ones. One cross-
+    attention layer then maps video queries to text keys, another text queries to video keys. Both outputs are averaged
+    over tokens and concatenated, and an MLP gives the score.
 
-    What the paper leaves open and is decided here: a layer is the standard transformer layer (attention, then a
-    feed-forward part four times as wide with GELU, residuals, LayerNorm after each); dropout is on attention weights
-    and both residual branches; masked frames and padding words are neither keys nor part of a mean.
+    Choices where the paper is silent: layers are standard transformer layers (attention, then a feed-forward block of
+    four times the width with GELU, residuals, LayerNorm after each); dropout is on attention weights and both residual
+    branches; masked frames and padding words are excluded from keys and means.
 
-    **The paper names no position of a frame in time, so the score does not depend on the order of the frames**: a
-    reversed video scores as the video itself. ``temporal_embedding=True`` adds a learned position, counted back from
-    the last frame.
+    **The paper has no temporal position embedding, so the score does not depend on the order of the frames**: a
+    reversed video has the same score. ``temporal_embedding=True`` adds learned positions, counted back from the last
+    frame.
 
     Args:
         backbone: "open_clip:NAME/PRETRAINED" or "open_clip:NAME" for random weights; "small" for the compact model's
-            encoders, trained from scratch; or an object with the members of `Backbone`, for experiments (such a
-            model has no config to save).
-        window: T, frames one score looks at; the paper's 8.
-        self_attention_layers: number of self-attention layers for each modality.
-        heads: attention heads of every layer; they divide both token widths.
+            encoders, trained from scratch; or a `Backbone` object, for experiments (such a model cannot be saved).
+        window: T, frames per score; the paper's is 8.
+        self_attention_layers: number of self-attention layers per modality.
+        heads: attention heads per layer; must divide both token widths.
         dropout: probability, during training only.
         head: widths of the MLP's hidden layers.
-        temporal_embedding: whether to tell the frames' order, beyond the paper.
-        frame_size: side of the square that frames are resized to, in pixels; None takes the backbone's own.
-        train_backbone: let gradients into an open_clip backbone, and store its weights in checkpoints.
-        truncate: cut sentences too long for an open_clip backbone, instead of raising `InstructionError`.
+        temporal_embedding: add learned frame positions; not in the paper.
+        frame_size: side of the square that frames are resized to, in pixels; None takes the backbone's default.
+        train_backbone: train an open_clip backbone and store its weights in checkpoints.
+        truncate: truncate sentences over the limit of an open_clip backbone instead of raising `InstructionError`.
     """
 
     model_type = "vlp"
@@ -108,7 +107,7 @@ class VLPModel(nn.Module, CheckpointMixin):
         return self.backbone.frame_size
 
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
-        """Encode B sentences as tokens, float ``[B, L, D_l]``; rows of padding are exactly zero."""
+        """Encode B sentences as tokens, float ``[B, L, D_l]``; padding rows are exactly zero."""
         return self.backbone.encode_text(instructions)
 
     def encode_frames(self, frames: Tensor) -> Tensor:
@@ -124,7 +123,7 @@ class VLPModel(nn.Module, CheckpointMixin):
             mask: bool ``[B, T]``, True where the frame is real.
 
         Returns:
-            Scores with ``preference`` ``[B]``, float32; ``progress`` and ``relevance`` are None.
+            Scores with ``preference``, float32 ``[B]``; ``progress`` and ``relevance`` are None.
 
         Raises:
             ValueError: with ``temporal_embedding``, more frames than ``window``.
@@ -137,19 +136,22 @@ class VLPModel(nn.Module, CheckpointMixin):
 
     @torch.no_grad()
     def attention_maps(self, frames: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        """Where the sentence looks in each frame (VLP, figure 4); call ``eval()`` first, dropout blurs it.
+        """Attention of the sentence within each frame (VLP, figure 4); call ``eval()`` first to disable dropout.
 
-        The weights of the text-query, video-key cross-attention, averaged over heads and over the sentence's tokens,
-        padding left out. Each frame's map is normalised to sum 1, so it says where the sentence looks within the
-        frame and not which frame it looks at; the map of a masked frame is zero.
+        The weights of the cross-attention from text queries to video keys, averaged over heads and the sentence's
+        tokens without padding. Each frame's map is normalised to sum 1, so it does not show which frame is attended
+        to; the map of a masked frame is zero.
 
         Args:
-            frames: frame tokens, float ``[B, T, K, D_v]``, K a square number, as square frames give.
+            frames: frame tokens, float ``[B, T, K, D_v]``, K a square number.
             text: text tokens, float ``[B, L, D_l]``.
-            mask: bool ``[B, T]``.
+            mask: bool ``[B, T]``, True where the frame is real.
 
         Returns:
-            float ``[B, T, h, w]`` with ``h * w = K``.
+            float ``[B, T, h, w]`` with ``h = w = sqrt(K)``.
+
+        Raises:
+            ValueError: K is not a square number.
         """
         batch, length, tokens = frames.shape[:3]
         side = math.isqrt(tokens)
@@ -162,7 +164,7 @@ class VLPModel(nn.Module, CheckpointMixin):
         return maps.view(batch, length, side, side)
 
     def checkpoint_state(self) -> dict[str, Tensor]:
-        """The tensors that a checkpoint holds: all but the weights of a restorable backbone."""
+        """The stored tensors: all but the weights of a restorable backbone."""
         return {
             key: value.detach()
             for key, value in self.state_dict().items()
@@ -170,14 +172,14 @@ class VLPModel(nn.Module, CheckpointMixin):
         }
 
     def _self_attend(self, frames: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Tokens after self-attention, ``[B, T*K, D_v]`` and ``[B, L, D_l]``, and which of them are real."""
+        """Tokens after self-attention, ``[B, T*K, D_v]`` and ``[B, L, D_l]``, and their masks."""
         tokens = frames.shape[2]
         if self.temporal is not None:
             if frames.shape[1] > self.window:
                 raise ValueError(f"expected at most window={self.window} frames, got {frames.shape[1]}")
-            frames = frames + self.temporal[self.window - frames.shape[1] :]  # the last frame always has the last one
+            frames = frames + self.temporal[self.window - frames.shape[1] :]  # the last frame always gets the last one
         text_mask = (text != 0).any(-1)
-        text_mask[:, 0] = True  # a sentence of nothing but padding must not make a softmax over nothing: NaN
+        text_mask[:, 0] = True  # an all-padding sentence would make the softmax NaN
         video, video_mask = frames.flatten(1, 2), mask.repeat_interleave(tokens, dim=1)
         for layer in self.self_video:
             video = layer(video, video, video_mask)
@@ -187,7 +189,7 @@ class VLPModel(nn.Module, CheckpointMixin):
 
 
 class _Attention(nn.Module):
-    """Multi-head attention of queries ``[B, Q, dim]`` to keys of another width, ``[B, S, key_dim]``."""
+    """Multi-head attention of queries ``[B, Q, dim]`` to keys ``[B, S, key_dim]``."""
 
     def __init__(self, dim: int, key_dim: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -208,7 +210,7 @@ class _Attention(nn.Module):
         return out
 
     def weights(self, queries: Tensor, keys: Tensor, key_mask: Tensor) -> Tensor:
-        """The attention weights ``[B, heads, Q, S]`` that `forward` mixes the values with, dropout aside."""
+        """Attention weights ``[B, heads, Q, S]``, as in `forward` but without dropout."""
         query, key = self._heads(self.query(queries)), self._heads(self.key(keys))
         logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
         return logits.masked_fill(~key_mask[:, None, None], -math.inf).softmax(-1)
@@ -218,7 +220,7 @@ class _Attention(nn.Module):
 
 
 class _Layer(nn.Module):
-    """A transformer layer: self-attention when the keys are the queries, else cross-attention."""
+    """A transformer layer: self-attention if keys and queries are the same, else cross-attention."""
 
     def __init__(self, dim: int, key_dim: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -235,13 +237,13 @@ class _Layer(nn.Module):
 
 
 def _mean(tokens: Tensor, mask: Tensor) -> Tensor:
-    """Mean ``[B, D]`` of those tokens ``[B, S, D]`` where the mask ``[B, S]`` is True."""
+    """Mean ``[B, D]`` of the tokens ``[B, S, D]`` where the mask ``[B, S]`` is True."""
     weights = mask.unsqueeze(-1).to(tokens.dtype)
     return (tokens * weights).sum(1) / weights.sum(1)
 
 
 def _build_backbone(spec: str, frame_size: int | None, trainable: bool, truncate: bool) -> Backbone:
-    """The backbone that a string names; imported here, so that none costs anything before it is used."""
+    """Build the backbone that a string names; imported lazily."""
     kind, _, rest = spec.partition(":")
     if kind == "open_clip" and rest:
         from vlp_gym.models.backbones.open_clip import OpenClipBackbone

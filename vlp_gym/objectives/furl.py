@@ -1,4 +1,4 @@
-"""FuRL's ranking losses (Fu et al. 2024): which frames a fine-tuned reward must value higher than others."""
+"""FuRL's ranking losses (Fu et al. 2024) for fine-tuning a reward on the agent's frames."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch import Tensor
 def goal_ranking_loss(
     values: Tensor, distances: Tensor, *, margin: float = 0.1, distance_margin: float = 0.25
 ) -> Tensor:
-    """Before the first success: a frame that is nearer to the goal image is worth more.
+    """Before the first success: rank frames nearer to the goal image higher.
 
     ``mean_i sum_j [d_i < d_j - distance_margin] * max(0, margin - (v_i - v_j))``.
 
     Args:
-        values: v, what the reward says of N frames, float ``[N]``.
-        distances: d, of the frames' embeddings to that of the goal image, float ``[N]``, in the embeddings' own unit.
-        margin: by how much the values shall differ.
-        distance_margin: pairs whose distances differ by less say nothing.
+        values: v, rewards of N frames, float ``[N]``.
+        distances: d, embedding distances of the frames to the goal image, float ``[N]``.
+        margin: required difference of values.
+        distance_margin: pairs whose distances differ by less are ignored.
 
     Returns:
-        A scalar, 0 where no pair says anything.
+        A scalar, 0 if no pair counts.
     """
     nearer = distances[:, None] < distances[None, :] - distance_margin
     short = F.relu(margin - (values[:, None] - values[None, :]))
@@ -28,16 +28,16 @@ def goal_ranking_loss(
 
 
 def success_ranking_loss(positive: Tensor, negative: Tensor | None, lagged: Tensor, *, margin: float = 0.1) -> Tensor:
-    """After the first success: on the way to success is better than failure, and later on it than earlier.
+    """After the first success: rank frames on the way to success above failures, and later ones above earlier ones.
 
-    ``mean max(0, margin - (positive - negative)) + mean max(0, margin - (positive - lagged))``. The authors' program
-    leaves the margin out of the sum, not out of the condition: the gradient is the same.
+    ``mean max(0, margin - (positive - negative)) + mean max(0, margin - (positive - lagged))``. The authors' code omits
+    the margin from the sum but not from the condition, which gives the same gradient.
 
     Args:
         positive: values of frames of successful episodes, up to the success, float ``[N]``.
-        negative: values of frames of failed episodes, float ``[N]``; None as long as there is none.
-        lagged: values of the frames that came some steps before the positive ones, float ``[N]``.
-        margin: by how much the values shall differ.
+        negative: values of frames of failed episodes, float ``[N]``; None if there is none yet.
+        lagged: values of the frames some steps before the positive ones, float ``[N]``.
+        margin: required difference of values.
 
     Returns:
         A scalar.

@@ -1,4 +1,4 @@
-"""InfoNCE between goal frames and sentences, as LIV has it: a sentence's own frame against those of other videos."""
+"""LIV's InfoNCE between goal frames and sentences: a sentence's frame against those of other videos."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch import Tensor
 def infonce_loss(goal: Tensor, text: Tensor, foreign: Tensor | None = None) -> Tensor:
     """``-log e^S(z_k, v) / (1/B sum over other videos of e^S(z_k', v))`` (eq. 6, third term), S the cosine.
 
-    As "Revisiting the learning objectives" prints it: the own frame is not in the sum below, so the loss may be
-    negative; and the sum is divided by B, however many videos are in it.
+    As printed in "Revisiting the learning objectives": the denominator excludes the positive, so the loss may be
+    negative, and it is divided by B, however many videos it sums.
 
     Args:
-        goal: embeddings z_k of late frames, unit length, float ``[B, E]``, B at least 2.
-        text: embeddings of their sentences, likewise.
-        foreign: bool ``[B, B]``, for each row the rows in its sum, at least one and never the row itself; None takes
-            all the others. Another video of the same task shows what the sentence says, too: no negative.
+        goal: embeddings z_k of late frames, unit length, float ``[B, E]``, B >= 2.
+        text: embeddings v of their sentences, unit length, float ``[B, E]``.
+        foreign: negatives of each row, bool ``[B, B]``, at least one and never the row itself; None takes all other
+            rows. Exclude other videos of the same task: they fit the sentence, too.
 
     Returns:
         The mean over the batch, a scalar.
 
     Raises:
-        ValueError: for a batch of one, or a row of ``foreign``, that has no other video.
+        ValueError: B is 1, or a row of ``foreign`` has no negative.
     """
     batch = len(goal)
     if batch < 2:

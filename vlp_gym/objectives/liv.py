@@ -22,12 +22,12 @@ def liv_loss(
     """``VIP + VIP-text + InfoNCE`` ("Revisiting the learning objectives", eq. 6).
 
     Args:
-        start: embeddings z_i, unit length, float ``[B, E]``, B at least 2.
-        current: z_j, j > i, likewise.
-        following: z_j+1, the next frame, likewise.
-        goal: z_k, k >= j + 1, likewise.
-        text: embeddings of the sentences, likewise.
-        foreign: bool ``[B, B]``, for each row the rows that `infonce_loss` sets against it; None takes all the others.
+        start: frame embeddings z_i, unit length, float ``[B, E]``, B >= 2.
+        current: z_j, j > i, unit length, float ``[B, E]``.
+        following: z_j+1, the next frame, unit length, float ``[B, E]``.
+        goal: z_k, k >= j + 1, unit length, float ``[B, E]``.
+        text: sentence embeddings, unit length, float ``[B, E]``.
+        foreign: negatives of each row in `infonce_loss`, bool ``[B, B]``; None takes all other rows.
         gamma: discount, in [0, 1].
 
     Returns:

@@ -1,4 +1,4 @@
-"""Preference losses: Bradley-Terry on two scores, and VLP's sum of three kinds of pairs (VLP eqs. 3 and 4)."""
+"""Preference losses: Bradley-Terry on two scores, and VLP's sum over three kinds of pairs (VLP eqs. 3 and 4)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class VLPLoss:
-    """The terms of VLP eq. 4, each a scalar and a mean over its pairs, before the weights.
+    """The terms of VLP eq. 4, unweighted scalars, each a mean over its pairs.
 
     Attributes:
-        total: ``itp + lambda_ilp * ilp + lambda_ivp * ivp``; the one to call ``backward`` on.
-        itp: intra-task preference, two videos under the sentence of their own task.
-        ilp: inter-language preference, two videos under a foreign sentence; log 2 at best.
+        total: ``itp + lambda_ilp * ilp + lambda_ivp * ivp``; call ``backward`` on this.
+        itp: intra-task preference, two videos under the sentence of their task.
+        ilp: inter-language preference, two videos under another task's sentence; log 2 at best.
         ivp: inter-video preference, each of the two videos against one of another task; the sum of both terms.
     """
 
@@ -31,16 +31,16 @@ def bradley_terry_loss(score_a: Tensor, score_b: Tensor, label: Tensor | float, 
 
     Args:
         score_a: scores of the first videos, float of any shape.
-        score_b: scores of the second videos, the same shape.
-        label: the probability that a is preferred, in [0, 1]: one number, or one a pair. 1 is a, 0 is b, 0.5 is
-            a tie. The paper counts the other way round: its label 0 is our 1.
+        score_b: scores of the second videos, float of the same shape.
+        label: probability in [0, 1] that a is preferred, one number or one per pair: 1 is a, 0 is b, 0.5 is a tie. The
+            paper's labels are reversed: its 0 is our 1.
         known: bool, the shape of the scores; False leaves a pair out of the mean. By default all count.
 
     Returns:
         The loss, a scalar; 0 where every pair is left out.
 
     Raises:
-        ValueError: the shapes differ (broadcasting would compare the wrong pairs), or a label is outside [0, 1].
+        ValueError: shapes differ (broadcasting would compare the wrong pairs), or a label is outside [0, 1].
 
     >>> bradley_terry_loss(torch.tensor([3.0]), torch.tensor([3.0]), 0.5)
     tensor(0.6931)
@@ -71,15 +71,15 @@ def vlp_loss(
     *,
     known: Tensor | None = None,
 ) -> VLPLoss:
-    """VLP's training loss (eq. 4), averaged over the batch and over the negatives where the paper sums.
+    """VLP's training loss (eq. 4), averaged over batch and negatives where the paper sums.
 
     Args:
-        itp: ``(f(a|l), f(b|l), label)``, each ``[B]``: two videos of one task under its sentence, and the
+        itp: ``(f(a|l), f(b|l), label)``, each float ``[B]``: two videos of one task under its sentence, and the
             probability that a is preferred.
-        ilp: ``(f(a|l'), f(b|l'))``, each ``[B]`` or ``[B, N]``: the same videos under sentences of N other tasks,
+        ilp: ``(f(a|l'), f(b|l'))``, each float ``[B]`` or ``[B, N]``: the same videos under sentences of N other tasks,
             equally preferred.
-        ivp: ``((f(a|l), f(n|l)), (f(b|l), f(n|l)))`` with a and b ``[B]`` and the videos n of other tasks ``[B]`` or
-            ``[B, N]``: under l any video of the task, even a random one, beats any video of another.
+        ivp: ``((f(a|l), f(n|l)), (f(b|l), f(n|l)))``, float ``[B]`` for a and b, ``[B]`` or ``[B, N]`` for videos n of
+            other tasks: under l any video of the task, even a random one, beats any video of another task.
         lambda_ilp: weight of the ILP term, the paper's lambda_1.
         lambda_ivp: weight of each of the two IVP terms, the paper's lambda_2.
         known: bool ``[B]``, whether the label of a pair is known; the ITP term leaves the others out. By default all.
@@ -88,7 +88,7 @@ def vlp_loss(
         The total and its parts.
 
     Raises:
-        ValueError: as `bradley_terry_loss`, or a batch whose negatives do not start with its own size.
+        ValueError: as `bradley_terry_loss`, or negatives do not have the batch size B.
     """
     itp_loss = bradley_terry_loss(*itp, known)
     ilp_loss = bradley_terry_loss(*ilp, 0.5)
@@ -98,7 +98,7 @@ def vlp_loss(
 
 
 def _beats(score: Tensor, negatives: Tensor) -> Tensor:
-    """Loss of ``score`` ``[B]`` being preferred to each of ``negatives``, ``[B]`` or ``[B, N]``."""
+    """Bradley-Terry loss of ``score`` ``[B]`` being preferred to ``negatives``, ``[B]`` or ``[B, N]``."""
     if negatives.ndim == score.ndim + 1 and negatives.shape[:-1] == score.shape:
         score = score.unsqueeze(-1).expand_as(negatives)
     return bradley_terry_loss(score, negatives, 1.0)

@@ -1,4 +1,4 @@
-"""Losses for per-frame progress: cross-entropy with labels in [0, 1], ranking by a value."""
+"""Losses for per-frame progress: cross-entropy with labels in [0, 1], and ranking by a value."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import Tensor
 
 
 def progress_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of sigmoid(logits) against progress in [0, 1] (SPUR, ReWiND); NaN targets are left out.
+    """Cross-entropy of sigmoid(logits) against progress labels; NaN labels are ignored.
 
     Args:
         logits: float, any shape.
         target: float in [0, 1] or NaN, the same shape.
 
     Returns:
-        The mean over the targets that are there, a scalar; 0 if there is none.
+        The mean over the known labels, a scalar; 0 if there is none.
     """
     known = ~target.isnan()
     losses = F.binary_cross_entropy_with_logits(logits, target.nan_to_num(0.0), reduction="none")
@@ -23,12 +23,12 @@ def progress_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def pairwise_ranking_loss(logits: Tensor, value: Tensor, *, margin: float) -> Tensor:
-    """Bradley-Terry over every pair of a group whose values differ by more than `margin`.
+    """Bradley-Terry over all pairs of a group whose values differ by more than `margin`.
 
     Args:
-        logits: ``[G, N]``, scores of N items in each of G groups.
-        value: ``[G, N]``, what orders them; NaN leaves an item out.
-        margin: smallest difference in value that says anything.
+        logits: scores of N items in each of G groups, float ``[G, N]``.
+        value: what orders the items, float ``[G, N]``; NaN excludes an item.
+        margin: pairs whose values differ by less are ignored.
 
     Returns:
         The mean over those pairs, a scalar; 0 if there is none.

@@ -1,4 +1,4 @@
-"""R3M's objective without weights of its own: time contrast of frames, and of frames and the sentence."""
+"""R3M's objective without its reward network: time contrast of frames, and of frames and the sentence."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ def r3m_loss(first: Tensor, middle: Tensor, last: Tensor, text: Tensor, others: 
     """``TCN + TCN-text`` ("Revisiting the learning objectives", eq. 5), without R3M's reward network on [z_0, z_i, v].
 
     Args:
-        first: embeddings z_i, unit length, float ``[B, E]``.
-        middle: z_j, j > i, likewise.
-        last: z_k, k > j, likewise.
-        text: embeddings of the sentences, likewise.
-        others: int64 ``[B, N]``, for each row the rows that give its negatives; never the row itself.
+        first: frame embeddings z_i, unit length, float ``[B, E]``.
+        middle: z_j, j > i, unit length, float ``[B, E]``.
+        last: z_k, k > j, unit length, float ``[B, E]``.
+        text: sentence embeddings v, unit length, float ``[B, E]``.
+        others: row indices of each row's negatives, int64 ``[B, N]``; never the row itself.
 
     Returns:
         A scalar.

@@ -1,4 +1,4 @@
-"""Losses that tie videos to sentences."""
+"""Losses that match videos and sentences."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import Tensor
 
 
 def video_to_text_loss(logits: Tensor, group: Tensor) -> Tensor:
-    """InfoNCE over sentences: each video picks its own among the batch's.
+    """InfoNCE over sentences: each video against all sentences of the batch.
 
     Args:
-        logits: ``[V, G]``, relevance of every video to every sentence.
-        group: int64 ``[V]``, the sentence that belongs to each video.
+        logits: relevance of V videos to G sentences, float ``[V, G]``.
+        group: index of each video's sentence, int64 ``[V]``.
 
     Returns:
         The mean over the videos, a scalar; 0 if there is none.
@@ -21,12 +21,12 @@ def video_to_text_loss(logits: Tensor, group: Tensor) -> Tensor:
 
 
 def text_to_video_loss(logits: Tensor, positive: Tensor, candidate: Tensor) -> Tensor:
-    """InfoNCE over videos with several positives: each positive against all that are not (SupCon's outer sum).
+    """InfoNCE over videos with several positives: each positive against all negatives (SupCon's outer sum).
 
     Args:
-        logits: ``[V, G]``, relevance of every video to every sentence.
-        positive: bool ``[V, G]``, the video shows the sentence.
-        candidate: bool ``[V, G]``, the video counts at all for the sentence (positives or negatives).
+        logits: relevance of V videos to G sentences, float ``[V, G]``.
+        positive: bool ``[V, G]``, whether the video shows the sentence.
+        candidate: bool ``[V, G]``, whether the video counts for the sentence, as positive or negative.
 
     Returns:
         The mean over the positives, a scalar; 0 if there is none.
@@ -38,10 +38,10 @@ def text_to_video_loss(logits: Tensor, positive: Tensor, candidate: Tensor) -> T
 
 
 def balanced_match_loss(logits: Tensor, positive: Tensor, candidate: Tensor) -> Tensor:
-    """Cross-entropy of sigmoid(logits) as "this video shows this sentence", right and wrong pairs weighing the same.
+    """Cross-entropy of sigmoid(logits) as P(video shows sentence), with equal weight on right and wrong pairs.
 
-    Makes 0 the border between right and wrong when both are equally common. Arguments as `text_to_video_loss`; a side
-    with no pairs counts 0.
+    This puts the decision boundary at 0 if both are equally common. Arguments as `text_to_video_loss`; a side without
+    pairs counts 0.
     """
     negative = candidate & ~positive
     return 0.5 * (_mean(F.softplus(-logits[positive])) + _mean(F.softplus(logits[negative])))

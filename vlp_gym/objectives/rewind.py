@@ -1,4 +1,4 @@
-"""ReWiND's loss: the squared error of progress, which is nothing at all under a sentence of another task."""
+"""ReWiND's loss: the squared error of progress, whose target is 0 under a sentence of another task."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class RewindLoss(NamedTuple):
 
     Attributes:
         total: mean squared error over all real frames.
-        matched: what clips under their own sentence add to it.
-        mismatched: what clips under another task's sentence add to it.
+        matched: contribution of clips under their own sentence.
+        mismatched: contribution of clips under another task's sentence.
     """
 
     total: Tensor
@@ -23,13 +23,13 @@ class RewindLoss(NamedTuple):
 
 
 def rewind_loss(progress: Tensor, target: Tensor, mask: Tensor, matched: Tensor) -> RewindLoss:
-    """Squared error of the progress (ReWiND, section 3.2: the loss of matched, rewound and mismatched clips together).
+    """Squared error of progress over matched, rewound and mismatched clips (ReWiND, section 3.2).
 
     Args:
-        progress: float ``[B, T]`` in [0, 1], as predicted.
-        target: float ``[B, T]`` in [0, 1]; of a clip under another task's sentence it is taken as 0.
-        mask: bool ``[B, T]``, True where the frame is real; at least one is.
-        matched: bool ``[B]``, False where the sentence is another task's.
+        progress: predicted progress, float ``[B, T]`` in [0, 1].
+        target: float ``[B, T]`` in [0, 1]; ignored (taken as 0) for clips under another task's sentence.
+        mask: bool ``[B, T]``, True where the frame is real; at least one True.
+        matched: bool ``[B]``, False if the sentence is another task's.
     """
     own = matched[:, None]
     errors = (progress.float() - torch.where(own, target, torch.zeros_like(target))).square() * mask

@@ -1,4 +1,4 @@
-"""SPUR's loss: cross-entropy of a preference between two videos, squared error of their progress."""
+"""SPUR's loss: cross-entropy of the preference between two videos, and squared error of progress."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class SPURLoss:
     """The terms, each a scalar.
 
     Attributes:
-        total: ``preference + progress``; the one to call ``backward`` on.
-        preference: binary cross-entropy, a mean over pairs.
-        progress: squared error, a mean over the frames with a target; 0 if there is none.
+        total: ``preference + progress``; call ``backward`` on this.
+        preference: binary cross-entropy, mean over pairs.
+        progress: squared error, mean over the frames with a target; 0 if there is none.
     """
 
     total: Tensor
@@ -26,20 +26,20 @@ class SPURLoss:
 def spur_loss(logit: Tensor, label: Tensor, progress: Tensor, target: Tensor) -> SPURLoss:
     """``L_preference + L_progress`` (SPUR, sections 3.2 and 3.3).
 
-    Where the paper sums the squared errors of a video's frames, this is their mean, so that the weight of the two terms
-    does not depend on the number of frames.
+    The paper sums squared errors over a video's frames; this takes their mean, so that the weight of the two terms does
+    not depend on the number of frames.
 
     Args:
-        logit: of P(first > second), float ``[B]``.
-        label: 1 where the first video is preferred, 0 where the second is, float ``[B]``.
-        progress: predicted, in [0, 1], float of any shape.
-        target: in [0, 1], or NaN where the frame has none (failed trajectories, padding), the same shape.
+        logit: logit of P(first > second), float ``[B]``.
+        label: 1 if the first video is preferred, 0 if the second is, float ``[B]``.
+        progress: predicted progress, float of any shape in [0, 1].
+        target: float of the same shape in [0, 1], or NaN where there is none (failed trajectories, padding).
 
     Returns:
         The total and its parts.
 
     Raises:
-        ValueError: if shapes differ; broadcasting would compare the wrong frames.
+        ValueError: shapes differ; broadcasting would compare the wrong frames.
     """
     for name, given, wanted in (("label", label, logit), ("target", target, progress)):
         if given.shape != wanted.shape:

@@ -1,4 +1,4 @@
-"""TCN: frames near in time have near embeddings, frames further apart and frames of other videos do not."""
+"""TCN: frames near in time get similar embeddings, distant frames and frames of other videos do not."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ def tcn_loss(first: Tensor, middle: Tensor, last: Tensor, others: Tensor) -> Ten
     ``-log e^S(z_i, z_j) / (e^S(z_i, z_j) + e^S(z_i, z_k) + sum over others of e^S(z_i, z_i'))``.
 
     Args:
-        first: embeddings z_i, unit length, float ``[B, E]``.
-        middle: z_j, likewise.
-        last: z_k, likewise.
-        others: int64 ``[B, N]``, for each row the rows that give its negatives; never the row itself.
+        first: frame embeddings z_i, unit length, float ``[B, E]``.
+        middle: z_j, unit length, float ``[B, E]``.
+        last: z_k, unit length, float ``[B, E]``.
+        others: row indices of each row's negatives, int64 ``[B, N]``; never the row itself.
 
     Returns:
         The mean over the batch, a scalar.
@@ -27,6 +27,6 @@ def tcn_loss(first: Tensor, middle: Tensor, last: Tensor, others: Tensor) -> Ten
 
 
 def contrast(positive: Tensor, negatives: Tensor) -> Tensor:
-    """``-log e^p / (e^p + sum e^n)``, the mean over B similarities ``[B]`` against ``[B, N]`` others."""
+    """``-log e^p / (e^p + sum e^n)``, the mean over B positives, float ``[B]``, with negatives, float ``[B, N]``."""
     against = torch.cat([positive[:, None], negatives], 1).logsumexp(1)
     return (against - positive).mean()

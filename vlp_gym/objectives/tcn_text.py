@@ -1,4 +1,4 @@
-"""TCN with the sentence in the place of the last frame."""
+"""TCN with the sentence in place of the last frame."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def tcn_text_loss(earlier: Tensor, later: Tensor, text: Tensor, others: Tensor) 
     ("Revisiting the learning objectives", eq. 2).
 
     Args:
-        earlier: embeddings z_i, unit length, float ``[B, E]``.
-        later: z_j, likewise.
-        text: embeddings v of the sentences, likewise.
-        others: int64 ``[B, N]``, for each row the rows that give its negatives; never the row itself.
+        earlier: frame embeddings z_i, unit length, float ``[B, E]``.
+        later: z_j, unit length, float ``[B, E]``.
+        text: sentence embeddings v, unit length, float ``[B, E]``.
+        others: row indices of each row's negatives, int64 ``[B, N]``; never the row itself.
 
     Returns:
         The mean over the batch, a scalar.

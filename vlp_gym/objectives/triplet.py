@@ -11,14 +11,14 @@ MARGIN = 0.3
 def triplet_loss(earlier: Tensor, later: Tensor, text: Tensor, *, margin: float = MARGIN) -> Tensor:
     """``max(0, cos(l, v_i) - cos(l, v_j) + margin)`` for i < j ("Revisiting the learning objectives", eq. 7).
 
-    The paper sums over the batch; this is the mean, as its other losses are, so that the size of the batch does not
-    change the learning rate.
+    The paper sums over the batch; this takes the mean, like its other losses, so that the batch size does not change
+    the learning rate.
 
     Args:
-        earlier: embeddings v_i, unit length, float ``[B, E]``.
-        later: embeddings v_j, likewise.
-        text: embeddings of the sentences, likewise.
-        margin: alpha, by how much the later frame should be ahead; the paper's 0.3.
+        earlier: frame embeddings v_i, unit length, float ``[B, E]``.
+        later: frame embeddings v_j, unit length, float ``[B, E]``.
+        text: sentence embeddings l, unit length, float ``[B, E]``.
+        margin: alpha, required difference of cosines; the paper's is 0.3.
 
     Returns:
         The mean over the batch, a scalar.

@@ -11,10 +11,10 @@ def vip_text_loss(start: Tensor, current: Tensor, following: Tensor, text: Tenso
     """Implicit time contrast towards the sentence ("Revisiting the learning objectives", eq. 4); see `vip_loss`.
 
     Args:
-        start: embeddings z_i, unit length, float ``[B, E]``.
-        current: z_j, j > i, likewise.
-        following: z_j+1, the next frame, likewise.
-        text: embeddings of the sentences, likewise.
+        start: frame embeddings z_i, unit length, float ``[B, E]``.
+        current: z_j, j > i, unit length, float ``[B, E]``.
+        following: z_j+1, the next frame, unit length, float ``[B, E]``.
+        text: sentence embeddings, unit length, float ``[B, E]``.
         gamma: discount, in [0, 1].
 
     Returns:

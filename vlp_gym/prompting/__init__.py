@@ -1,4 +1,4 @@
-"""Chat models that look at pictures: an endpoint or a local model, asked once about each thing."""
+"""Vision-language chat models, at an endpoint or local, with cached answers."""
 
 from __future__ import annotations
 

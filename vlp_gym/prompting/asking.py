@@ -1,4 +1,4 @@
-"""How a question is put, whoever answers: look it up, ask, read the answer, say what was wrong with it, count."""
+"""How a question is asked: look up the cache, ask, parse, ask again with the reason if parsing failed, count."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ COUNTERS = ("requests", "retries", "cached", "unparsed", "prompt_tokens", "compl
 
 
 class Asking:
-    """The memory and the counters of one chat model.
+    """The answer cache, retries and counters of one chat model.
 
     Args:
         model: its name.
-        parameters: JSON values that bear on its answers.
-        cache: folder of the answers; "default", or None to keep none.
-        attempts: how often one question is asked until its answer can be read.
+        parameters: JSON values that affect its answers.
+        cache: folder of cached answers; "default", or None for no cache.
+        attempts: how often a question is asked until its answer can be parsed.
     """
 
     def __init__(
@@ -40,8 +40,8 @@ class Asking:
         self.cache = PromptCache(cache)
         self._counts: Counter[str] = Counter()
         self._counting = threading.Lock()
-        # Two rows of a batch often ask the same; the second waits for the first one's answer. Locks are shared by
-        # questions whose keys begin alike, so that they need no owner who clears them away.
+        # Rows of a batch are often equal; the second waits for the first one's answer. Questions whose keys share the
+        # first byte share a lock, so that the number of locks is fixed.
         self._locks = [threading.Lock() for _ in range(256)]
 
     def answer(
@@ -51,16 +51,16 @@ class Asking:
         send: Callable[[Content], str],
         kind: Sequence[str] = ("text",),
     ) -> Result:
-        """The answer that was kept, or a new one, which is kept if it can be read.
+        """Return the cached answer, or ask and cache the answer if it can be parsed.
 
         Args:
             content: the question.
-            read: makes a value of the answer, or raises Unparsed.
+            read: parses the answer, or raises Unparsed.
             send: asks the model.
-            kind: what is asked for, a part of the question's key.
+            kind: kind of answer, part of the cache key.
 
         Raises:
-            QueryError: if no answer can be read.
+            QueryError: no answer can be parsed.
         """
         key = question_key(self.model, {**self.parameters, "kind": list(kind)}, content)
         with self._locks[int(key[:2], 16)]:
@@ -69,34 +69,34 @@ class Asking:
                 try:
                     value = read(kept)
                 except Unparsed:
-                    pass  # kept by a version that read otherwise
+                    pass  # cached by a version with another parser
                 else:
                     self.count(cached=1)
                     return value
-            said, reason = "", ""
+            reply, reason = "", ""
             for attempt in range(1, self.attempts + 1):
                 # A model at temperature 0 repeats itself unless the question changes.
                 again = [] if attempt == 1 else [f"Attempt {attempt}: {reason}. Keep exactly to the format asked for."]
                 leave_if_abandoned()
-                said = send([*content, *again])
+                reply = send([*content, *again])
                 try:
-                    value = read(said)
+                    value = read(reply)
                 except Unparsed as error:
                     self.count(unparsed=1)
                     reason = f"the answer could not be read, because {error}"
                 else:
-                    self.cache.put(key, said, self.model)
+                    self.cache.put(key, reply, self.model)
                     return value
         times = "once" if self.attempts == 1 else f"{self.attempts} times"
         raise QueryError(
-            f"{self.model} was asked {times}, and {reason}; it began with {said[:80]!r}. "
+            f"{self.model} was asked {times}, and {reason}; it began with {reply[:80]!r}. "
             "Take a model that follows formats better, or give more attempts"
         )
 
     def logprobs(
         self, content: Content, candidates: Sequence[str], send: Callable[[Content], list[float]]
     ) -> list[float]:
-        """As `answer`, for log-probabilities."""
+        """Like `answer`, for log-probabilities."""
 
         def read(answer: str) -> list[float]:
             try:
@@ -115,6 +115,6 @@ class Asking:
             self._counts.update(increments)
 
     def stats(self) -> dict[str, float]:
-        """The counters, by the names in `COUNTERS`."""
+        """The counters by the names in `COUNTERS`."""
         with self._counting:
             return {name: self._counts[name] for name in COUNTERS}

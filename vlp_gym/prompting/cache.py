@@ -1,4 +1,4 @@
-"""Answers on disk, so that no question is paid for twice."""
+"""A cache of answers on disk, so that no question is paid for twice."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ DEFAULT = "default"
 
 
 def default_folder() -> Path:
-    """``prompts`` in the folder that the environment variable VLP_GYM_CACHE names, else in ``~/.cache/vlp_gym``."""
+    """``prompts`` in the folder of the environment variable VLP_GYM_CACHE, else in ``~/.cache/vlp_gym``."""
     return Path(os.environ.get("VLP_GYM_CACHE") or "~/.cache/vlp_gym").expanduser() / "prompts"
 
 
 def question_key(model: str, parameters: Mapping[str, Any], content: Content) -> str:
-    """SHA-256 of a question: the model, the parameters that bear on its answer, texts and pixels.
+    """SHA-256 of a question: the model, the parameters that affect its answer, texts and pixels.
 
-    The address of the endpoint is no part of it: the same model answers there as anywhere.
+    The endpoint's address is left out: the same model may run anywhere.
     """
     question = {"model": model, "parameters": dict(parameters), "content": identity(content)}
     return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
 
 
 class PromptCache:
-    """One small JSON file an answer. Pictures, keys and addresses are never written.
+    """One small JSON file per answer. Pictures, API keys and addresses are never written.
 
     Args:
-        folder: where; "default" takes `default_folder()`, and None keeps nothing.
+        folder: its folder; "default" means `default_folder()`, None disables the cache.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = DEFAULT) -> None:
@@ -42,7 +42,7 @@ class PromptCache:
         self._warned = False
 
     def get(self, key: str) -> str | None:
-        """The answer, or None if there is none or its file is damaged."""
+        """The cached answer, or None if there is none or its file is damaged."""
         if self.folder is None:
             return None
         try:
@@ -54,7 +54,7 @@ class PromptCache:
         return answer if intact else None
 
     def put(self, key: str, answer: str, model: str) -> None:
-        """Keep an answer; a folder that cannot be written costs a warning, not the answer."""
+        """Write an answer; a folder that cannot be written gives one warning, not an error."""
         if self.folder is None:
             return
         entry = {"model": model, "key": key, "answer": answer, "sha256": _digest(answer)}
@@ -63,7 +63,7 @@ class PromptCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, json.dumps(entry, indent=1).encode())
         except OSError as error:
-            # Another client of this process may have been writing the very same answer.
+            # Another client of this process may be writing the same answer.
             if not self._warned and self.get(key) is None:
                 self._warned = True
                 warnings.warn(

@@ -1,4 +1,4 @@
-"""A chat model at an OpenAI-compatible endpoint: vLLM, SGLang, a hosted one."""
+"""Client for a chat model at an OpenAI-compatible endpoint: vLLM, SGLang, a hosted one."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ from vlp_gym.prompting.workers import leave_if_abandoned, pause
 
 Result = TypeVar("Result")
 
-TOP_LOGPROBS = 20  # the most that the protocol gives
-# Of a body that is no JSON or no completion, which openai lets through as it is; the last if it is nested too deeply.
+TOP_LOGPROBS = 20  # the protocol's maximum
+# Raised for a body that is not JSON or not a completion; RecursionError if it is nested too deeply.
 NO_JSON = (ValueError, RecursionError)
 BACKOFF_CAP_S = 8.0
 RETRY_AFTER_CAP_S = 60.0
-MOST_TOKENS = 10**9  # of one request; what says more counts nothing
+MOST_TOKENS = 10**9  # per request; larger counts are ignored as nonsense
 
 
 class ChatClient:
-    """Asks through the `openai` package; the key comes from OPENAI_API_KEY, and is neither written nor shown.
+    """Chat through the `openai` package; the API key comes from OPENAI_API_KEY and is never written or shown.
 
-    Requests that time out, are refused for now (408, 409, 429), fail in the server (5xx) or are answered by something
-    else than a chat completion are sent again: after what the server's Retry-After says, else after `backoff_s`,
-    twice that, four times that, up to 8 s, less up to a quarter at random.
+    Requests are retried if they time out, are refused temporarily (408, 409, 429), fail in the server (5xx) or return
+    something other than a chat completion. The pause is the server's Retry-After, else exponential: `backoff_s`,
+    doubled each time, at most 8 s, minus a random part of up to a quarter.
 
     Args:
-        model: as the endpoint calls it.
-        base_url: address of the endpoint, usually with "/v1" at the end; None takes OPENAI_BASE_URL, else OpenAI's.
-        cache: folder of the answers; "default" is ``~/.cache/vlp_gym/prompts`` (or ``prompts`` in VLP_GYM_CACHE), and
-            None keeps none.
-        attempts: how often a question is asked until its answer can be read.
-        temperature: 0 is as deterministic as the endpoint is; None leaves it out, as some models demand.
-        max_tokens: of an answer, at most; None leaves it to the endpoint.
-        timeout_s: how long one request may take, in seconds.
-        max_retries: how often a request that failed is sent again.
-        backoff_s: pause before the first of them, in seconds.
-        requests_per_minute: requests start at least 60 / this seconds apart; None has no limit.
-        prompt_price: dollars per million tokens sent; with it `stats` has "dollars".
+        model: the endpoint's name for the model.
+        base_url: address of the endpoint, usually ending in "/v1"; None takes OPENAI_BASE_URL, else OpenAI's.
+        cache: folder of cached answers; "default" is ``~/.cache/vlp_gym/prompts`` (or ``prompts`` in VLP_GYM_CACHE),
+            None disables the cache.
+        attempts: how often a question is asked until its answer can be parsed.
+        temperature: 0 is as deterministic as the endpoint allows; None omits it, as some models require.
+        max_tokens: largest number of tokens per answer; None leaves it to the endpoint.
+        timeout_s: time limit of one request, in seconds.
+        max_retries: how often a failed request is repeated.
+        backoff_s: pause before the first retry, in seconds.
+        requests_per_minute: rate limit; requests start at least 60 / this seconds apart. None means no limit.
+        prompt_price: dollars per million tokens sent; with a price `stats` has "dollars".
         completion_price: dollars per million tokens received.
 
     Raises:
-        MissingExtraError: if the `openai` package is not installed.
-        ValueError: if there is no key and no address of one's own, or an argument is out of range.
+        MissingExtraError: the `openai` package is not installed.
+        ValueError: neither a key nor an address is given, or an argument is out of range.
     """
 
     def __init__(
@@ -92,24 +92,24 @@ class ChatClient:
         self._asking = Asking(model, self._options, cache=cache, attempts=attempts)
         self._limit = RateLimit(requests_per_minute)
         self._prices = {"prompt_tokens": prompt_price, "completion_tokens": completion_price}
-        self._random = random.Random()  # of its own: a retry must not change what an agent draws next
+        self._random = random.Random()  # not the global generator: a retry must not change the agent's draws
         self._client = _open(base_url, timeout_s)
         self.base_url = str(self._client.base_url).rstrip("/")
 
     def ask(self, content: Content, read: Callable[[str], Result]) -> Result:
-        """As `Chat.ask`."""
+        """See `Chat.ask`."""
         return self._asking.answer(content, read, self._complete)
 
     def logprobs(self, content: Content, candidates: Sequence[str]) -> list[float]:
-        """As `Chat.logprobs`, from the most likely first tokens, of which the protocol gives 20.
+        """See `Chat.logprobs`; uses the 20 most likely first tokens, the protocol's maximum.
 
-        Tokens that differ from a candidate by white space alone count with it. The probability of a candidate that is
-        not among them is at most the least of theirs and at most what they leave; that bound is given for it.
+        Tokens that differ from a candidate only in white space count for it. A candidate that is not among the 20 gets
+        an upper bound: the smallest of their probabilities, or the mass they leave if that is less.
         """
         return self._asking.logprobs(content, candidates, lambda content: self._first_token(content, candidates))
 
     def stats(self) -> dict[str, float]:
-        """Counters: "requests" sent, "retries" among them, "cached" answers, "unparsed" ones, tokens; "dollars"."""
+        """Counters "requests", "retries" among them, "cached" and "unparsed" answers, tokens; "dollars" with prices."""
         counts = self._asking.stats()
         if any(self._prices.values()):
             counts["dollars"] = sum(price * counts[name] for name, price in self._prices.items()) / 1e6
@@ -133,7 +133,7 @@ class ChatClient:
         return [candidate_logprob(top, candidate) for candidate in candidates]
 
     def _request(self, content: Content, options: dict[str, Any], read: Callable[[Any], Result]) -> Result:
-        """What `read` makes of the first choice of a chat completion; it raises NoCompletion if that is none."""
+        """Request a chat completion and `read` its first choice; `read` raises NoCompletion if it is malformed."""
         import openai
 
         messages = [{"role": "user", "content": [_part(part) for part in content]}]
@@ -150,7 +150,7 @@ class ChatClient:
             wait_s = self._wait_s(attempt, failure.retry_after_s)
             over = attempt == self.max_retries or wait_s > RETRY_AFTER_CAP_S
             if over or not failure.passing:
-                # Outside the except block: a traceback must not show the exception of openai, which may quote the key.
+                # Outside the except block: the traceback must not show openai's exception, which may quote the key.
                 raise failure.error(self._describe(failure, attempt + 1))
             pause(wait_s)
         raise AssertionError("unreachable")
@@ -171,12 +171,12 @@ class ChatClient:
 
 
 class RateLimit:
-    """Lets callers pass at least 60 / `per_minute` seconds apart, whatever thread they come from.
+    """Space calls of all threads at least 60 / `per_minute` seconds apart.
 
     Args:
-        per_minute: finite and greater than 0; None lets everyone pass.
-        clock: seconds, never going back.
-        sleep: waits so many seconds.
+        per_minute: finite and greater than 0; None means no limit.
+        clock: monotonic time in seconds.
+        sleep: waits for a number of seconds.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class RateLimit:
         self._lock = threading.Lock()
 
     def wait(self) -> None:
-        """Take the next turn, and sleep until it comes."""
+        """Reserve the next time slot and sleep until then."""
         with self._lock:
             now = self._clock()
             turn = max(now, self._next)
@@ -201,14 +201,14 @@ class RateLimit:
 
 
 def candidate_logprob(top: Sequence[tuple[str, float]], candidate: str) -> float:
-    """Log-probability of a candidate among the most likely tokens, or an upper bound of it.
+    """Log-probability of a candidate from the most likely tokens, or an upper bound of it.
 
     >>> candidate_logprob([("True", math.log(0.5)), (" True", math.log(0.25))], "True") == math.log(0.75)
     True
 
     Args:
         top: tokens and their log-probabilities, at least one.
-        candidate: one word; white space around a token is no part of it.
+        candidate: one word; white space around tokens is ignored.
     """
     mass = math.fsum(math.exp(logprob) for _, logprob in top)
     matching = [logprob for token, logprob in top if token.strip() == candidate]
@@ -220,7 +220,7 @@ def candidate_logprob(top: Sequence[tuple[str, float]], candidate: str) -> float
 
 
 def _first_choice(completion: Any) -> Any:
-    """The choice, whose message is an object; the `openai` package passes on whatever JSON the server sent."""
+    """The first choice, checked: the `openai` package passes on any JSON that the server sent."""
     choices = getattr(completion, "choices", None)
     if not isinstance(choices, list) or not choices:
         raise NoCompletion(f"got {type(completion).__name__} without choices")
@@ -231,7 +231,7 @@ def _first_choice(completion: Any) -> Any:
 
 
 def _text(choice: Any) -> str:
-    """What the model said. A refusal and an answer that was filtered have no content; they are read as empty."""
+    """The answer's text; empty if it has no content, as for refused or filtered answers."""
     text = choice.message.content
     if text is not None and not isinstance(text, str):
         raise NoCompletion(f"got a message whose content is {type(text).__name__}, not text")
@@ -247,7 +247,7 @@ def _top_logprobs(choice: Any) -> list[tuple[str, float]]:
     top: list[tuple[str, float]] = []
     for entry in listed:
         token, logprob = getattr(entry, "token", None), getattr(entry, "logprob", None)
-        # Rounding may leave a little over 0; the lowest finite number is how some servers say "impossible".
+        # Rounding may exceed 0 slightly; some servers give the lowest finite number for probability 0.
         if not (isinstance(token, str) and isinstance(logprob, (int, float)) and -1e308 <= logprob <= 1e-3):
             raise NoCompletion(f"got the token {str(token)[:20]!r} with the log-probability {str(logprob)[:20]}")
         top.append((token, float(logprob)))
@@ -276,15 +276,15 @@ def _open(base_url: str | None, timeout_s: float) -> Any:
         import openai
     except ImportError as error:
         raise MissingExtraError('a chat endpoint needs the package openai: pip install "vlp_gym[prompt]"') from error
-    key = os.environ.get("OPENAI_API_KEY", "").strip()  # of a file's last line end, too
+    key = os.environ.get("OPENAI_API_KEY", "").strip()  # a key read from a file may end in a line break
     if not (key.isascii() and key.isprintable()):
-        raise ValueError("OPENAI_API_KEY holds characters that no header may have; set it anew")
+        raise ValueError("OPENAI_API_KEY holds characters that no header may have; set it again")
     if not key:
         if not (base_url or os.environ.get("OPENAI_BASE_URL")):
             raise ValueError(
                 "no chat endpoint is known: set OPENAI_API_KEY for OpenAI's, or OPENAI_BASE_URL (or base_url=...) for "
                 "another one"
             )
-        key = "none"  # a server of one's own needs none, but the package does
-    # This file retries by itself: so each request is counted, and takes its turn under the rate limit.
+        key = "none"  # a private server needs none, but the package does
+    # `_request` retries, so that every request is counted and rate-limited.
     return openai.OpenAI(api_key=key, base_url=base_url, timeout=timeout_s, max_retries=0)

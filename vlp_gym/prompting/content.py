@@ -1,4 +1,4 @@
-"""What a chat model is shown, and what it must be able to do."""
+"""The content of a question, and the interface of a chat model."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from vlp_gym.errors import MissingExtraError
 Image: TypeAlias = NDArray[np.uint8]
 """One picture, uint8 ``[H, W, 3]``."""
 Content: TypeAlias = Sequence["str | Image"]
-"""Text and pictures in the order in which they are read."""
+"""Text and pictures in reading order."""
 
 Result = TypeVar("Result")
 
 
 @runtime_checkable
 class Chat(Protocol):
-    """A vision-language model that answers in words; safe to call from several threads.
+    """A vision-language model that answers in text; safe to call from several threads.
 
     Attributes:
         name: the model, for messages.
@@ -31,45 +31,45 @@ class Chat(Protocol):
     name: str
 
     def ask(self, content: Content, read: Callable[[str], Result]) -> Result:
-        """Ask, and read the answer.
+        """Ask a question and parse the answer.
 
         Args:
-            content: what the user says.
-            read: makes a value of the answer, or raises `vlp_gym.prompting.parse.Unparsed`; then the model is told
-                what was wrong and asked again.
+            content: the user's message.
+            read: parses the answer, or raises `vlp_gym.prompting.parse.Unparsed`; then the question is asked again
+                with the reason added.
 
         Raises:
-            QueryError: if there is no answer, or none that can be read.
+            QueryError: there is no answer, or none that can be parsed.
         """
         ...
 
     def logprobs(self, content: Content, candidates: Sequence[str]) -> list[float]:
-        """Natural logarithm of the probability that the answer begins with the one token that is each candidate.
+        """Natural log-probability that the answer begins with each candidate, a single token.
 
         Raises:
-            QueryError: if the model does not tell.
+            QueryError: the model gives no log-probabilities.
         """
         ...
 
     def stats(self) -> dict[str, float]:
-        """What was asked so far; at least "requests", "retries", "cached" and "unparsed"."""
+        """Counters of questions; at least "requests", "retries", "cached" and "unparsed"."""
         ...
 
     def close(self) -> None:
-        """Give back what is held, such as connections."""
+        """Release resources such as connections."""
         ...
 
 
 def png_bytes(image: Image) -> bytes:
-    """A picture as a PNG file, without loss."""
+    """Encode a picture as PNG."""
     buffer = io.BytesIO()
-    # Level 1: an upload of a few per cent more is quicker than the compression.
+    # Level 1: uploading a few per cent more is faster than compressing better.
     to_pil(image).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
 def to_pil(image: Image) -> Any:
-    """A picture as Pillow has it."""
+    """Convert a picture to a Pillow image."""
     try:
         from PIL import Image as PILImage
     except ImportError as error:
@@ -78,9 +78,9 @@ def to_pil(image: Image) -> Any:
 
 
 def identity(content: Content) -> list[list[Any]]:
-    """The content as JSON values: texts as they are, pictures by size and SHA-256.
+    """The content as JSON values for hashing: texts unchanged, pictures by size and SHA-256.
 
-    The pixels are hashed, not the PNG file, whose bytes change with Pillow's version.
+    Pixels are hashed, not the PNG file, whose bytes depend on Pillow's version.
     """
     rows: list[list[Any]] = []
     for part in content:

@@ -1,4 +1,4 @@
-"""What went wrong at a chat endpoint, whether it may pass, and what to do."""
+"""Diagnose errors of a chat endpoint: what happened, whether to retry, and what to do."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 from vlp_gym.errors import QueryError, QueryTimeout
 
-PASSING = (408, 409, 429)  # and all of 5xx
+PASSING = (408, 409, 429)  # statuses worth a retry, besides all 5xx
 
 
 class NoCompletion(ValueError):
-    """The endpoint answered with JSON that is no chat completion."""
+    """The endpoint answered with JSON that is not a chat completion."""
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,11 @@ class Failure:
     """One request that failed.
 
     Attributes:
-        what: what the endpoint did, to stand after its address.
+        what: what the endpoint did; follows its address in the message.
         advice: what to do.
         passing: whether the same request may succeed later.
-        retry_after_s: seconds that the server asks to wait, or None.
-        error: the exception to raise.
+        retry_after_s: the server's Retry-After in seconds, or None.
+        error: type of the exception to raise.
     """
 
     what: str
@@ -37,17 +37,17 @@ class Failure:
 
 
 def diagnose(error: Exception, model: str, timeout_s: float, key: str) -> Failure:
-    """Judge an exception of the `openai` package, or another one for a body that is no chat completion.
+    """Diagnose an exception of the `openai` package, or one raised for a malformed body.
 
     Args:
-        error: what was raised; it may quote the key.
-        model: its name.
-        timeout_s: how long it had.
-        key: which is in none of the words of the result.
+        error: the exception; it may quote the key.
+        model: name of the model.
+        timeout_s: time limit of the request, in seconds.
+        key: the API key, masked in the result.
     """
     import openai
 
-    if isinstance(error, openai.APITimeoutError):  # first: it is a connection error, too
+    if isinstance(error, openai.APITimeoutError):  # first: it is also a connection error
         return Failure(
             f"did not answer within {timeout_s:g} s",
             "raise timeout_s for a slow model, or see whether the server is busy",
@@ -65,7 +65,7 @@ def diagnose(error: Exception, model: str, timeout_s: float, key: str) -> Failur
 
 
 def masked(text: str, key: str) -> str:
-    """A text without the key; one of up to 4 characters, such as "none", is no secret.
+    """Mask the key in a text; one of up to 4 characters, such as "none", is no secret.
 
     >>> masked("no such key: sk-123", "sk-123")
     'no such key: ***'
@@ -92,7 +92,7 @@ def _of_status(error: Any, model: str, key: str) -> Failure:
 
 
 def retry_after_s(headers: Any) -> float | None:
-    """Seconds that a server asks to wait: Retry-After-Ms, or Retry-After as a number or a date; None for anything else.
+    """Seconds to wait from Retry-After-Ms, or Retry-After as a number or a date; None for anything else.
 
     >>> retry_after_s({"retry-after": "2.5"}), retry_after_s({"retry-after": "nan"})
     (2.5, None)
@@ -107,10 +107,10 @@ def retry_after_s(headers: Any) -> float | None:
     try:
         date = email.utils.parsedate_tz(headers.get("retry-after", ""))
         return None if date is None else max(email.utils.mktime_tz(date) - time.time(), 0.0)
-    except (ValueError, TypeError, IndexError, OverflowError):  # a year that no calendar has
+    except (ValueError, TypeError, IndexError, OverflowError):  # an impossible date
         return None
 
 
 def _short(words: Any, key: str) -> str:
-    """Words of a server, on one line and without the key, which would be no longer found in part."""
+    """A server's message on one line, with the key masked before it is cut to 200 characters."""
     return " ".join(masked(str(words), key).split())[:200]

@@ -1,4 +1,4 @@
-"""A chat model that `transformers` runs on this computer."""
+"""A chat model run locally with `transformers`."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ Result = TypeVar("Result")
 
 
 class LocalChat:
-    """A vision-language model with a chat template, such as Qwen2.5-VL; greedy, one question at a time.
+    """A vision-language model with a chat template, such as Qwen2.5-VL; greedy decoding, one question at a time.
 
-    Code of the repository is never run (``trust_remote_code`` stays off), and only safetensors weights are read.
+    Code of the repository is never run (``trust_remote_code`` is off), and only safetensors weights are read.
 
     Args:
         model: hub id or folder.
-        device: "auto" takes CUDA where there is one.
-        dtype: "auto" takes that of the weights, else a name such as "bfloat16".
-        cache: as `vlp_gym.prompting.ChatClient` has it.
-        attempts: how often a question is asked until its answer can be read.
-        max_tokens: of an answer, at most.
+        device: "auto" means CUDA if available.
+        dtype: "auto" means that of the weights, else a name such as "bfloat16".
+        cache: see `vlp_gym.prompting.ChatClient`.
+        attempts: how often a question is asked until its answer can be parsed.
+        max_tokens: largest number of tokens per answer.
 
     Raises:
-        MissingExtraError: if `transformers` or `Pillow` is not installed.
-        CheckpointError: if the model cannot be found, downloaded or built.
+        MissingExtraError: `transformers` or `Pillow` is not installed.
+        CheckpointError: the model cannot be found, downloaded or built.
     """
 
     def __init__(
@@ -56,25 +56,25 @@ class LocalChat:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self._processor, self._model = _load(model, device, dtype)
         self._device = device
-        # A folder's model may be another one tomorrow; its answers must not be taken for those of today's.
+        # The model in a folder may be replaced; cached answers must belong to these weights.
         parameters = {"dtype": dtype, "max_tokens": max_tokens, "weights": _fingerprint(model, self._model)}
         self._asking = Asking(self.name, parameters, cache=cache, attempts=attempts)
         self._lock = threading.Lock()  # the threads of a batch take turns
 
     def ask(self, content: Content, read: Callable[[str], Result]) -> Result:
-        """As `Chat.ask`."""
+        """See `Chat.ask`."""
         return self._asking.answer(content, read, self._generate)
 
     def logprobs(self, content: Content, candidates: Sequence[str]) -> list[float]:
-        """As `Chat.logprobs`; of a candidate that is one token with and without a space before it, both count."""
+        """See `Chat.logprobs`; a candidate's tokens with and without a leading space both count."""
         return self._asking.logprobs(content, candidates, lambda content: self._first_token(content, candidates))
 
     def stats(self) -> dict[str, float]:
-        """Counters: "requests" are passes of the model, "retries" is 0."""
+        """Counters; "requests" are model calls, "retries" is 0."""
         return self._asking.stats()
 
     def close(self) -> None:
-        """Let go of the weights; nothing can be asked afterwards."""
+        """Release the weights; the model cannot be used afterwards."""
         self._model = None
 
     @torch.inference_mode()
@@ -85,7 +85,7 @@ class LocalChat:
         length = inputs["input_ids"].shape[1]
         with self._lock:
             leave_if_abandoned()
-            # No sampling: it would draw from the global generators, which belong to the agent.
+            # No sampling: it would draw from the global generators, which the agent uses.
             output = self._model.generate(
                 **inputs,
                 max_new_tokens=self.max_tokens,
@@ -130,7 +130,7 @@ class LocalChat:
 
 
 def _go_on_if_awaited(ids: Tensor, scores: Any, **_: Any) -> Tensor:
-    """After each token: True would end a row's answer; where nobody waits for it the call is left."""
+    """Stopping criterion that never stops, but leaves `generate` if the caller is gone."""
     leave_if_abandoned()
     return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
@@ -143,12 +143,12 @@ def _load(name: str, device: str, dtype: str) -> tuple[Any, Any]:
             'a local chat model needs the package transformers: pip install "vlp_gym[vlm]"'
         ) from error
     try:
-        # False, not left out: transformers would ask on the terminal, and run the repository's code on a "y".
+        # False, not omitted: transformers would ask on the terminal whether to run the repository's code.
         processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
         model: Any = AutoModelForImageTextToText.from_pretrained(
             name, dtype=dtype, use_safetensors=True, trust_remote_code=False
         )
-    except ImportError as error:  # what a model needs beyond transformers, such as torchvision
+    except ImportError as error:  # a model may need more, such as torchvision
         raise MissingExtraError(f"{name!r} needs another package: {error}") from error
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
@@ -159,6 +159,6 @@ def _load(name: str, device: str, dtype: str) -> tuple[Any, Any]:
 
 
 def _fingerprint(name: str, model: Any) -> list[Any]:
-    """Tells weights apart: the hub's commit, or sizes and times of a folder's weight files."""
+    """Identify weights by the hub's commit, or by sizes and times of a folder's weight files."""
     files = [path.stat() for path in sorted(Path(name).glob("*.safetensors"))] if Path(name).is_dir() else []
     return [getattr(model.config, "_commit_hash", None), *([file.st_size, file.st_mtime_ns] for file in files)]

@@ -1,4 +1,4 @@
-"""In-context examples: videos of which the progress of every frame is known."""
+"""In-context examples: videos with known progress of every frame."""
 
 from __future__ import annotations
 
@@ -24,15 +24,14 @@ def load_examples(folder: str | os.PathLike[str]) -> list[Example]:
     """Read pictures named ``VIDEO-PERCENTAGE.png`` (or .jpg), such as ``drawer-0.png`` and ``drawer-62.5.png``.
 
     Args:
-        folder: pictures of one video have one size, see `vlp_gym.frames.picture.read_picture`; other files are left
-            alone.
+        folder: pictures of one video have one size, see `vlp_gym.frames.picture.read_picture`; other files are ignored.
 
     Returns:
-        One example a video, by name, its frames by percentage.
+        One example per video, sorted by name, with frames sorted by percentage.
 
     Raises:
-        DatasetError: the folder has no such picture, or one cannot be read, or sizes or percentages do not fit.
-        MissingExtraError: if Pillow is not installed.
+        DatasetError: the folder has no such picture, one cannot be read, or sizes or percentages do not fit.
+        MissingExtraError: Pillow is not installed.
     """
     videos: dict[str, list[tuple[float, Path]]] = {}
     try:
@@ -58,7 +57,7 @@ def load_examples(folder: str | os.PathLike[str]) -> list[Example]:
 
 
 def check_example(frames: NDArray[np.uint8], percentages: Sequence[float]) -> None:
-    """Raise ValueError unless these are frames, and as many percentages in [0, 100]."""
+    """Raise ValueError unless these are frames with one percentage in [0, 100] each."""
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or len(frames) == 0:
         raise ValueError(f"expected uint8 frames [T, H, W, 3], got {frames.dtype} {list(frames.shape)}")
     if len(frames) != len(percentages):

@@ -1,4 +1,4 @@
-"""Chat models by name: "MODEL?option=value&...", "local/ORG/NAME?..."."""
+"""Chat models by specification: "MODEL?option=value&...", "local/ORG/NAME?..."."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOCAL = "local/"
 
 
 def or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    """`kind`, or None for the word "none"."""
+    """Parse "none" as None, anything else with `kind`."""
     return lambda text: None if text.lower() == "none" else kind(text)
 
 
@@ -35,19 +35,19 @@ _LOCAL: Options = {**_EITHER, "device": str, "dtype": str}
 
 
 def open_chat(spec: str, own: Options | None = None) -> tuple[Chat, dict[str, Any]]:
-    """Make the chat model that a specification names.
+    """Build the chat model of a specification.
 
     Args:
-        spec: "MODEL" at an OpenAI-compatible endpoint, or "local/ORG/NAME" (also "local/" and a folder) for a model
-            that `transformers` runs here; then, after "?", options "name=value" joined by "&", percent-encoded where
-            they hold "&" or "%". They are the arguments of `ChatClient` or `LocalChat`.
-        own: further options and what reads their values, for the caller.
+        spec: "MODEL" at an OpenAI-compatible endpoint, or "local/ORG/NAME" (also "local/" and a folder) for a local
+            `transformers` model; then "?" and options "name=value" joined by "&" (percent-encode "&" and "%"). They
+            are the arguments of `ChatClient` or `LocalChat`.
+        own: the caller's further options, with their parsers.
 
     Returns:
-        The chat model, and the values of those of `own` that were given.
+        The chat model, and the given values of `own`.
 
     Raises:
-        ValueError: for an option that does not exist or a value that it cannot have.
+        ValueError: an option is unknown or its value invalid.
     """
     name, _, query = spec.partition("?")
     if not name:

@@ -1,4 +1,4 @@
-"""Several questions at a time, by threads that nobody has to wait for: neither Ctrl-C nor the end of the process."""
+"""Concurrent questions in threads that block neither Ctrl-C nor the end of the process."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-EXIT_S = 1.0  # how long an exit waits for them, together
+EXIT_S = 1.0  # how long an exit waits for all threads together
 
 
 class Abandoned(Exception):
-    """Nobody waits for this answer any more."""
+    """The caller no longer waits for this answer."""
 
 
 class _Worker(threading.Thread):
-    """A thread that ends with the process, and asks nothing new once `stop` is set."""
+    """A daemon thread that starts nothing new once `stop` is set."""
 
     def __init__(self, work: Callable[[], None], stop: threading.Event) -> None:
         super().__init__(target=work, name="vlp-gym-prompt", daemon=True)
@@ -28,10 +28,10 @@ class _Worker(threading.Thread):
 
 
 def concurrently(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> list[Result]:
-    """Results in the order of the items, of which `workers` are in work at a time.
+    """Apply a function to items with `workers` threads; results are in the order of the items.
 
-    The first error in time is raised at once, as is Ctrl-C. What is in work then goes on, unheard, up to its next
-    `pause` or `leave_if_abandoned`; what has not been begun never is.
+    The first error is raised at once, as is Ctrl-C. Running calls then continue in the background until their next
+    `pause` or `leave_if_abandoned`; waiting items are dropped.
 
     >>> concurrently(abs, [-1, 2, -3], 2)
     [1, 2, 3]
@@ -54,7 +54,7 @@ def concurrently(function: Callable[[Item], Result], items: Iterable[Item], work
             try:
                 done.put((number, [function(items[number])], None))
             except BaseException as error:
-                done.put((number, [], error))  # before `stop`: else another's Abandoned could come first
+                done.put((number, [], error))  # before `stop`, or another thread's Abandoned could come first
                 stop.set()
 
     results: dict[int, Result] = {}
@@ -72,14 +72,14 @@ def concurrently(function: Callable[[Item], Result], items: Iterable[Item], work
 
 
 def leave_if_abandoned() -> None:
-    """In a thread of `concurrently` whose caller has gone, raise `Abandoned`; elsewhere nothing."""
+    """Raise `Abandoned` in a thread of `concurrently` whose caller is gone; elsewhere do nothing."""
     worker = threading.current_thread()
     if isinstance(worker, _Worker) and worker.stop.is_set():
         raise Abandoned
 
 
 def pause(seconds: float) -> None:
-    """Sleep, in a thread of `concurrently` no longer than its caller waits; see `leave_if_abandoned`."""
+    """Sleep; in a thread of `concurrently`, raise `Abandoned` as soon as the caller is gone."""
     worker = threading.current_thread()
     if not isinstance(worker, _Worker):
         time.sleep(seconds)
@@ -90,7 +90,7 @@ def pause(seconds: float) -> None:
 
 @atexit.register
 def _stop_all() -> None:
-    """A thread that is inside torch when the interpreter goes away ends the process with an abort."""
+    """Stop all threads at exit: one still inside torch then would abort the process."""
     workers = [thread for thread in threading.enumerate() if isinstance(thread, _Worker)]
     for worker in workers:
         worker.stop.set()

@@ -1,4 +1,4 @@
-"""Which slot of a buffer waits for which reward: the bookkeeping of late rewards, without any reward in it."""
+"""Bookkeeping of late rewards: which row of a replay buffer waits for which ticket."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from vlp_gym.engine.tickets import Ticket
 
 @dataclass(eq=False)
 class _Open:
-    """A ticket whose reward is still to come, or came before its transition was stored."""
+    """A ticket whose reward is outstanding, or arrived before its transition was stored."""
 
     row: int | None = None
-    """Where it belongs; None before the transition is stored, and after its row went to another one."""
+    """Row of the transition; None before it is stored and after its row is overwritten."""
     stale: bool = False
-    """Its row went to another transition: the reward will be dropped, and was counted."""
+    """Its row was overwritten: the reward will be dropped, and is already counted."""
     reward: float | None = None
-    """What came before the transition was stored."""
+    """A reward that arrived before the transition was stored."""
 
 
 class RewardLedger:
-    """Matches late rewards to the rows of a buffer by (index of the environment, ticket).
+    """Match late rewards to buffer rows by (environment index, ticket).
 
     Every ticket is counted once: submitted = delivered + stale + failed + cancelled + pending, always. The index is
-    part of the key, because several wrappers may each call their environment 0. The rewards of one environment come
-    in the order of its steps, so one that was passed over will never come: its transition has failed, and its row
-    stays closed until it is overwritten.
+    part of the key, because several wrappers may each call their environment 0. The rewards of one environment arrive
+    in step order, so a skipped one will never arrive: its transition has failed, and its row stays closed until it is
+    overwritten.
 
     Args:
-        num_envs: columns of the buffer.
+        num_envs: number of environments, the buffer's columns.
     """
 
     def __init__(self, num_envs: int) -> None:
@@ -40,16 +40,16 @@ class RewardLedger:
         self._delivered: list[Ticket | None] = [None] * num_envs
         self._counts = {"submitted": 0, "delivered": 0, "stale": 0, "failed": 0, "cancelled": 0}
         self.missing: dict[int, dict[int, Ticket | None]] = {}
-        """For each row that may not be sampled: the environments whose reward is missing, and the ticket of it."""
+        """Closed row, which may not be sampled -> environment whose reward is missing -> its ticket, if known."""
 
     def stats(self) -> dict[str, int]:
-        """Counts of tickets: delivered to a row; stale (the row was overwritten, or the transition never stored);
-        failed (no reward came); cancelled (another source of rewards was attached); pending."""
+        """Counts of tickets: delivered to a row; stale (row overwritten, or transition never stored); failed (no
+        reward arrived); cancelled (another source of rewards was attached); pending."""
         pending = sum(not entry.stale for tickets in self._open for entry in tickets.values())
         return {**self._counts, "pending": pending}
 
     def waiting(self) -> list[int]:
-        """The environments of which a row waits for a reward, the oldest row first."""
+        """Environments with a row that waits for a reward, oldest row first."""
         rows: dict[int, int] = {}
         for row, tickets in self.missing.items():
             for index, ticket in tickets.items():
@@ -58,12 +58,12 @@ class RewardLedger:
         return list(rows)
 
     def oldest(self) -> Ticket | None:
-        """The ticket of the oldest row that waits."""
+        """The ticket of the oldest waiting row."""
         tickets = (ticket for row in self.missing.values() for ticket in row.values() if ticket is not None)
         return next(tickets, None)
 
     def announce(self, index: int, ticket: Ticket) -> bool:
-        """Take in the ticket of a transition that will be stored next; False if that was done before."""
+        """Register the ticket of the transition to be stored next; False if it is not a new ticket."""
         newest = self._newest[index]
         if newest is not None and ticket <= newest:
             return False
@@ -73,19 +73,19 @@ class RewardLedger:
         return True
 
     def close(self, row: int) -> None:
-        """Close a row before it is written; the tickets of what it held are stale."""
+        """Close a row before it is written; tickets of its old transitions become stale."""
         for index, ticket in self.missing.pop(row, {}).items():
             if ticket is not None:
                 self._abandon(index, ticket)
         self.missing[row] = dict.fromkeys(range(len(self._open)))
 
     def bind(self, row: int, tickets: Sequence[Ticket | None], write: Callable[[int, int, float], None]) -> None:
-        """Open a row that was written, as far as its rewards are there.
+        """Open a written row for those environments whose rewards are known.
 
         Args:
-            row: that was closed.
-            tickets: one for each environment, announced; None for a reward that came with the step.
-            write: called with row, index and reward, for what came early.
+            row: a closed row.
+            tickets: one announced ticket per environment; None for a reward that came with the step.
+            write: called with row, index and reward, for rewards that arrived early.
         """
         missing: dict[int, Ticket | None] = {}
         for index, ticket in enumerate(tickets):
@@ -93,7 +93,7 @@ class RewardLedger:
                 continue
             entry = self._open[index].get(ticket)
             if entry is None or entry.stale:
-                missing[index] = None  # its reward was passed over meanwhile
+                missing[index] = None  # its reward was skipped meanwhile
             elif entry.reward is None:
                 entry.row = row
                 missing[index] = ticket
@@ -107,20 +107,20 @@ class RewardLedger:
             del self.missing[row]
 
     def deliver(self, index: int, ticket: Ticket, reward: float, write: Callable[[int, int, float], None]) -> None:
-        """Put a reward where it belongs, or drop it if its row went to another transition.
+        """Write a late reward to its row, or drop it if the row was overwritten.
 
         Args:
-            index: of the environment.
-            ticket: that the reward came with.
-            reward: to be written.
+            index: index of the environment.
+            ticket: ticket of the reward.
+            reward: the reward.
             write: called with row, index and reward.
 
         Raises:
-            RuntimeError: for a ticket that is unknown, or whose reward was there already.
+            RuntimeError: the ticket is unknown, or its reward was already delivered.
         """
         tickets, delivered = self._open[index], self._delivered[index]
         if ticket not in tickets:
-            # The last step of an episode may never have come back: interrupted, or another environment has raised.
+            # The last step of an episode may never have returned: interrupted, or another environment raised.
             others = [self._newest[index], *tickets]
             later = any(other and other.episode == ticket.episode and other > ticket for other in others)
             if not later and (delivered is None or ticket > delivered):
@@ -134,7 +134,7 @@ class RewardLedger:
         self._delivered[index] = ticket
         entry = tickets[ticket]
         if entry.row is not None:
-            write(entry.row, index, reward)  # first: a row is opened only after its reward is in it
+            write(entry.row, index, reward)  # before the row is opened
             row = self.missing[entry.row]
             del row[index]
             if not row:
@@ -146,10 +146,10 @@ class RewardLedger:
         del tickets[ticket]
 
     def give_up(self, *, unstored: bool) -> None:
-        """Nothing is on its way any more: what has no reward now has failed.
+        """Mark outstanding tickets as failed; no reward is on its way any more.
 
         Args:
-            unstored: also end the tickets whose transition was not stored; it never will be.
+            unstored: also end tickets whose transition was not stored and never will be.
         """
         for index, tickets in enumerate(self._open):
             for ticket in list(tickets):
@@ -157,7 +157,7 @@ class RewardLedger:
                     self._fail(index, ticket)
 
     def cancel(self) -> None:
-        """Forget all tickets: those of another source will follow, which may be the same again."""
+        """Forget all tickets: another source of rewards follows, whose tickets may repeat."""
         for tickets in self._open:
             self._counts["cancelled"] += sum(not entry.stale for entry in tickets.values())
             tickets.clear()
@@ -166,13 +166,13 @@ class RewardLedger:
         self.missing = {row: dict.fromkeys(indices) for row, indices in self.missing.items()}
 
     def discard(self) -> None:
-        """All rows are emptied: the rewards of what they held will be dropped."""
+        """Close all rows of an emptied buffer: their late rewards will be dropped."""
         for row in list(self.missing):
             self.close(row)
         self.missing.clear()
 
     def snapshot(self) -> RewardLedger:
-        """A copy for a file: what is open now will not be when it is read."""
+        """A copy for saving, in which outstanding tickets are cancelled."""
         copied = copy.deepcopy(self)
         copied.cancel()
         return copied
@@ -182,10 +182,10 @@ class RewardLedger:
         self._counts["stale"] += 1
 
     def _fail(self, index: int, ticket: Ticket) -> None:
-        """This reward will not come, or its transition was never stored."""
+        """End a ticket whose reward will not arrive or whose transition was never stored."""
         entry = self._open[index].pop(ticket)
         row = None if entry.row is None else self.missing.get(entry.row, {})
-        if row is not None and index not in row:  # an interrupt came between its reward and this
+        if row is not None and index not in row:  # interrupted between its reward and this
             self._counts["delivered"] += 1
         elif row is not None:
             row[index] = None

@@ -1,4 +1,4 @@
-"""Rewards divided by the running deviation of the returns, fed with the rewards that really came."""
+"""Normalisation of late rewards by the running standard deviation of the returns."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from numpy.typing import NDArray
 
 
 class RewardNormalizer:
-    """What `VecNormalize(norm_reward=True)` does, for rewards that come late.
+    """Stable-Baselines3's `VecNormalize(norm_reward=True)` for late rewards.
 
-    Each reward of an environment, in the order of its steps, moves that environment's discounted return; the rewards
-    are divided by the standard deviation of all these returns. The mean is not taken away: it would change the task.
+    Each reward, in step order, updates its environment's discounted return; rewards are divided by the standard
+    deviation of all these returns. The mean is not subtracted, because that would change the task.
 
     Args:
-        num_envs: how many environments.
+        num_envs: number of environments.
         gamma: discount of the returns, in [0, 1].
-        clip: no scaled reward is larger than this.
+        clip: largest absolute value of a scaled reward.
         epsilon: added to the variance.
 
     Raises:
-        ValueError: for an argument that makes no sense.
+        ValueError: an argument is out of range.
 
     Example:
         >>> normalizer = RewardNormalizer(1, gamma=0.5)
@@ -43,12 +43,12 @@ class RewardNormalizer:
         self._episodes: list[int | None] = [None] * num_envs
 
     def update(self, index: int, episode: int, reward: float) -> None:
-        """Take in the next reward of an environment.
+        """Update the statistics with the next reward of an environment.
 
         Args:
-            index: of the environment.
-            episode: its number; a new one starts with a return of 0.
-            reward: as it was delivered.
+            index: index of the environment.
+            episode: episode number; a new one starts with return 0.
+            reward: the delivered reward.
         """
         before = self._returns[index] if self._episodes[index] == episode else 0.0
         value = before * self.gamma + reward
@@ -59,10 +59,10 @@ class RewardNormalizer:
         self.count = total
 
     def restart(self) -> None:
-        """Other environments follow: their first rewards continue no return."""
+        """Start new returns, for other environments."""
         self._episodes = [None] * len(self._episodes)
 
     def scale(self, rewards: NDArray[Any]) -> NDArray[np.float32]:
-        """The rewards divided by the deviation and clipped, of the same shape, float32."""
+        """Divide rewards, any shape, by the standard deviation and clip them; float32 of the same shape."""
         scaled = np.clip(rewards / np.sqrt(self.variance + self.epsilon), -self.clip, self.clip)
         return scaled.astype(np.float32)

@@ -1,8 +1,8 @@
-"""From a score to a reward: pure functions of floats, the same in every wrapper and mode.
+"""From scores to rewards: pure functions of floats, the same in every wrapper and mode.
 
-Between two scored steps the *score* is held. "progress" and "preference" therefore pay the held score again,
-while "delta" pays 0 there, so that its sum over an episode is the last score minus the first at every cadence.
-"final" pays 0 until the last step of the episode, and the preference for the whole of it there (RoboCLIP).
+Between two scored steps the *score* is held. "progress" and "preference" therefore repeat the held score, while "delta"
+pays 0 there, so that its sum over an episode is the last score minus the first for every `score_every`. "final" pays 0
+until the last step of the episode, and there the preference of the whole episode (RoboCLIP).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ REWARDS: tuple[Reward, ...] = get_args(Reward)
 
 
 def gated_progress(progress: float, relevance: float | None) -> float:
-    """Progress times the probability that the video shows the instructed task: a wrong sentence pays little.
+    """Progress times sigmoid(relevance), the probability that the video shows the instructed task.
 
     Args:
-        progress: of the newest frame, in [0, 1].
-        relevance: logit, or None for a model without this head, which leaves the progress as it is.
+        progress: progress at the newest frame, in [0, 1].
+        relevance: logit; None, for a model without this head, leaves the progress unchanged.
 
     Example:
         >>> gated_progress(0.8, 0.0), gated_progress(0.8, None)
@@ -30,10 +30,10 @@ def gated_progress(progress: float, relevance: float | None) -> float:
 
 
 def score_of(kind: Reward, preference: float, progress: float | None, relevance: float | None) -> float:
-    """The one number that the reward is made of: the gated progress, or f for "preference" and "final".
+    """The score behind a reward kind: the preference for "preference" and "final", else the gated progress.
 
     Raises:
-        ValueError: if the model has no progress and the reward needs it.
+        ValueError: the reward needs progress and the model has none.
     """
     if kind in ("preference", "final"):
         return preference
@@ -43,14 +43,14 @@ def score_of(kind: Reward, preference: float, progress: float | None, relevance:
 
 
 def delta(previous: float, current: float) -> float:
-    """What this step added: current - previous."""
+    """Change of the score in this step: current - previous."""
     return current - previous
 
 
 def potential(previous: float, current: float, *, gamma: float, terminated: bool) -> float:
     """Potential-based shaping, ``gamma * phi(s') - phi(s)`` (Ng et al., 1999).
 
-    A terminal state has the potential 0, without which the best policy could change; a truncated one keeps its own.
+    A terminal state has potential 0, else the optimal policy could change; a truncated state keeps its potential.
 
     Args:
         previous: phi(s).
@@ -66,7 +66,7 @@ class Shaping:
     """How a wrapper turns scores into rewards; the fields are `VLPRewardWrapper`'s arguments of the same names.
 
     Raises:
-        ValueError: for values that make no sense, alone or together.
+        ValueError: a value is invalid, alone or in combination.
 
     Example:
         >>> Shaping("delta", scale=2.0).reward(0.25, 0.75, terminated=False)
@@ -93,7 +93,7 @@ class Shaping:
             raise ValueError("success_bonus and terminate_on_success need a success_threshold")
 
     def success(self, score: float) -> bool:
-        """Whether the score is at or over the threshold."""
+        """Whether the score reaches the threshold."""
         return self.success_threshold is not None and score >= self.success_threshold
 
     def reward(
@@ -109,13 +109,13 @@ class Shaping:
 
         Args:
             previous: score before the step.
-            current: score after it.
+            current: score after the step.
             terminated: whether the step ended in a terminal state.
-            truncated: whether it was the last one of an episode that was cut off.
-            env_reward: the environment's own.
+            truncated: whether the step ended a truncated episode.
+            env_reward: the environment's reward.
 
         Raises:
-            ValueError: if the environment's own reward is to be mixed in and is None, NaN or inf.
+            ValueError: `env_reward_weight` is not 0 and `env_reward` is None, NaN or inf.
         """
         if self.kind == "delta":
             value = delta(previous, current)
@@ -133,14 +133,14 @@ class Shaping:
         return value + self.env_reward_weight * self.check_env_reward(env_reward)
 
     def check_env_reward(self, env_reward: float | None, *, where: object = None) -> float:
-        """The environment's own reward, 0.0 where it is not mixed in.
+        """Check the environment's reward and return it; 0.0 if `env_reward_weight` is 0.
 
         Args:
-            env_reward: what the environment gave.
-            where: names the transition in the message.
+            env_reward: the environment's reward.
+            where: the transition, for the message.
 
         Raises:
-            ValueError: if it is to be mixed in and is None, NaN or inf.
+            ValueError: `env_reward_weight` is not 0 and `env_reward` is None, NaN or inf.
         """
         if self.env_reward_weight == 0.0:
             return 0.0
@@ -156,4 +156,4 @@ class Shaping:
 def _sigmoid(logit: float) -> float:
     if logit >= 0:
         return 1 / (1 + math.exp(-logit))
-    return math.exp(logit) / (1 + math.exp(logit))  # exp of a large positive number would overflow
+    return math.exp(logit) / (1 + math.exp(logit))  # exp(-logit) would overflow

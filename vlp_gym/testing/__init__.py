@@ -1,4 +1,4 @@
-"""Checks for your own reward models and wrapped environments, an exact oracle, and things that fail on purpose."""
+"""Checks for your own reward models and wrapped environments, an exact oracle, and deliberately faulty objects."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Checks for your own reward models and wrapped environments.
 
-`check_reward_model` and `check_wrapper` raise AssertionError with a message that says which promise is broken.
+`check_reward_model` and `check_wrapper` raise AssertionError with the broken requirement.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ SENTENCES = ("press the button", "close the door and then open the drawer, pleas
 
 
 def check_reward_model(model: RewardModel, *, instructions: tuple[str, str] = SENTENCES, atol: float = 1e-4) -> None:
-    """Check that a model keeps what `RewardModel` promises; random frames, a few forward passes.
+    """Check that a model fulfils `RewardModel`, with random frames and a few forward passes.
 
-    Shapes, dtypes and ranges; the same answer twice and with the global random generators untouched; inputs not
-    written to; padding of frames and of text, and the other rows of a batch, without influence.
+    Checks shapes, dtypes and ranges; that scores repeat and global random generators stay untouched; that inputs are
+    not modified; and that padding of frames and text and other rows of a batch have no influence.
 
     Args:
-        model: any reward model; a module is put into eval mode and stays where it is.
-        instructions: a short and a longer one that the model takes; of a goal-image model two paths of pictures.
-        atol: how far answers may lie apart that differ in batching or padding only.
+        model: any reward model; a module is put into eval mode and stays on its device.
+        instructions: a short and a longer one that the model accepts; for a goal-image model two paths of pictures.
+        atol: largest difference between scores that differ only in batching or padding.
 
     Raises:
-        AssertionError: if it breaks one of these promises.
+        AssertionError: a requirement is broken.
 
     Example:
         >>> from vlp_gym.testing import PaintedModel
@@ -45,7 +45,7 @@ def check_reward_model(model: RewardModel, *, instructions: tuple[str, str] = SE
     height, width = model.frame_size
     if isinstance(model, torch.nn.Module):
         model.eval()
-    generator = np.random.default_rng(0)  # not torch's: the check must not touch the global generators itself
+    generator = np.random.default_rng(0)  # not torch's: the check must not touch the global generators
     pixels = torch.from_numpy(generator.integers(0, 256, (3, height, width, 3), np.uint8)).to(_device(model))
     before = _random_states()
     with torch.inference_mode():
@@ -120,19 +120,19 @@ def _check_score(model: RewardModel, tokens: Tensor, text: Tensor, instruction: 
 
 
 def check_wrapper(env: gym.Env[Any, Any], *, steps: int = 20, seed: int = 0) -> None:
-    """Check that an environment under `VLPRewardWrapper` (or a wrapper of your own like it) keeps its promises.
+    """Check an environment under `VLPRewardWrapper`, or under your own similar wrapper.
 
-    Python floats as rewards, all finite; ``info["vlp"]`` with its keys; the same rewards for the same seed and
-    actions (in the mode "async" those that are delivered, one for each step, in order); no step after the end; the
-    global random generators untouched by construction of windows and scores.
+    Checks that rewards are finite Python floats; that ``info["vlp"]`` has its keys; that the same seed and actions give
+    the same rewards (in mode "async", one delivery per step, in order); that a step after the end of an episode raises;
+    and that global random generators stay untouched.
 
     Args:
         env: the wrapped environment, which renders deterministically; it is reset and stays open.
-        steps: how many steps each of two runs takes at most.
-        seed: of the resets and the actions.
+        steps: largest number of steps in each of two runs.
+        seed: seeds the resets and the actions.
 
     Raises:
-        AssertionError: if it breaks one of these promises.
+        AssertionError: a requirement is broken.
     """
     first, over = _rollout(env, steps, seed)
     second, _ = _rollout(env, steps, seed)
@@ -212,5 +212,5 @@ def _device(model: RewardModel) -> torch.device:
 
 
 def _random_states() -> tuple[str, str, bytes]:
-    """The states of Python's, NumPy's and PyTorch's global generators, comparable."""
+    """Comparable states of Python's, NumPy's and PyTorch's global generators."""
     return repr(random.getstate()), repr(np.random.get_state()), torch.get_rng_state().numpy().tobytes()  # noqa: NPY002

@@ -1,4 +1,4 @@
-"""Environments and models that go wrong on purpose; import them from `vlp_gym.testing`."""
+"""Deliberately faulty environments and models; import them from `vlp_gym.testing`."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ FRAME_FAULTS: dict[str, Callable[[np.ndarray], Any]] = {
     "resized": lambda frame: np.repeat(np.repeat(frame, 2, axis=0), 2, axis=1),
     "negative_strides": lambda frame: frame[::-1, ::-1].copy()[::-1, ::-1],
 }
-"""What `FaultyEnv` can make of a frame; the last two are correct frames, of another size or layout."""
+"""Faults of a frame in `FaultyEnv`; the last two are valid frames of another size or memory layout."""
 
 
 class FaultyEnv(PaintedEnv):
-    """A `PaintedEnv` with one fault, in its first episode only.
+    """A `PaintedEnv` with one fault, only in its first episode.
 
     Args:
-        fault: a name of `FRAME_FAULTS`, or "reset_raises", "step_raises", "render_raises", "reward_nan",
+        fault: a key of `FRAME_FAULTS`, or "reset_raises", "step_raises", "render_raises", "reward_nan",
             "reward_none", "both_ends" (terminates and truncates at once), "reused_buffer" (all frames are one array).
-        at: the step of the fault; 0 is the reset.
-        lengths: steps of the episodes.
+        at: step of the fault; 0 is the reset.
+        lengths: steps per episode, see `PaintedEnv`.
     """
 
     def __init__(self, fault: str, at: int = 2, lengths: Sequence[int] = (10,)) -> None:
@@ -49,7 +49,7 @@ class FaultyEnv(PaintedEnv):
         return fault == self.fault and (self.episode, self.elapsed) == (0, self.at)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin the next episode."""
+        """Start the next episode."""
         answer = super().reset(seed=seed, options=options)
         if self._now("reset_raises"):
             raise OSError("the simulator is gone")
@@ -66,7 +66,7 @@ class FaultyEnv(PaintedEnv):
         return observation, reward, terminated or ends, truncated or ends, info
 
     def render(self) -> Any:
-        """The painted frame, or what the fault makes of it."""
+        """The painted frame, with the fault."""
         if self._now("render_raises"):
             raise OSError("no GL context")
         frame = super().render()
@@ -87,18 +87,18 @@ MODEL_FAULTS: dict[str, Callable[[Tensor], Any]] = {
     "wrong_dtype": lambda values: Scores(values[:, -1].long(), values),
     "gradient": lambda values: Scores(_with_gradient(len(values)), values),
 }
-"""What `FaultyModel` can make of the painted values ``[B, T]``."""
+"""Faults of the scores in `FaultyModel`, as functions of the painted values ``[B, T]``."""
 
 
 class FaultyModel(nn.Module):
     """A `PaintedModel` with one fault.
 
     Args:
-        fault: a name of `MODEL_FAULTS`, or "raises", "out_of_memory" (with more than `limit` rows), "mutates" (every
+        fault: a key of `MODEL_FAULTS`, or "raises", "out_of_memory" (with more than `limit` rows), "mutates" (every
             input, always), "train_mode" (starts in train mode, in which it adds noise).
-        at: the call of `score` that goes wrong, from 0 on; `VLPRewardWrapper` makes call 0 when it is made, and
-            the reset frame is call 1.
-        limit: rows that fit in the memory, for "out_of_memory".
+        at: index of the faulty call of `score`; the constructor of `VLPRewardWrapper` makes call 0, the reset frame
+            call 1.
+        limit: rows that fit into memory, for "out_of_memory".
     """
 
     frame_size = (8, 8)
@@ -109,15 +109,15 @@ class FaultyModel(nn.Module):
         self.painted = PaintedModel()
         self.window, self.history = self.painted.window, self.painted.history
         self.batches: list[int] = []
-        """Rows of each call of `score` and `encode_frames`, the failed ones too."""
+        """Rows of each call of `score` and `encode_frames`, failed ones included."""
         self.train(fault == "train_mode")
 
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
-        """One token of ones a sentence, ``[B, 1, 1]``."""
+        """One token of value 1 per sentence, float ``[B, 1, 1]``."""
         return self.painted.encode_text(instructions)
 
     def encode_frames(self, frames: Tensor) -> Tensor:
-        """The painted value as token, ``[N, 1, 1]``."""
+        """The painted value as token, float ``[N, 1, 1]``."""
         self._allocate(len(frames))
         tokens = self.painted.encode_frames(frames)
         if self.fault == "mutates":
@@ -125,7 +125,7 @@ class FaultyModel(nn.Module):
         return tokens
 
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
-        """The painted values of the window, or what the fault makes of them."""
+        """Score by the painted values, with the fault."""
         self._allocate(len(frames))
         now, self.calls = self.calls == self.at, self.calls + 1
         if now and self.fault == "raises":

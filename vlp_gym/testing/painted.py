@@ -1,7 +1,7 @@
-"""The oracle of the tests; import it from `vlp_gym.testing`.
+"""An exact oracle for tests; import it from `vlp_gym.testing`.
 
-`PaintedEnv` paints (env, episode, step) into the pixels of each frame, and `PaintedModel` reads them back and gives
-them as the score. Every reward that was lost, doubled or given to another step is then a plain mismatch.
+`PaintedEnv` paints (env, episode, step) into the pixels of each frame, and `PaintedModel` decodes them as the score.
+Every reward that is lost, doubled or assigned to another step then shows as a mismatch.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor
 from vlp_gym.models.protocol import History, Scores
 
 PAINT_BITS = (4, 10, 10)
-"""Bits of env, episode and step: 24 together, which a float32 holds exactly."""
+"""Bits of env, episode and step: 24 together, exact in float32."""
 
 
 def painted_value(env: int, episode: int, step: int) -> float:
-    """The score that `PaintedModel` gives to this frame of `PaintedEnv`: distinct for each, in [0, 1)."""
+    """The score of `PaintedModel` for this frame of `PaintedEnv`: unique, in [0, 1)."""
     code = 0
     for number, bits in zip((env, episode, step), PAINT_BITS, strict=True):
         if not 0 <= number < 1 << bits:
@@ -31,11 +31,11 @@ def painted_value(env: int, episode: int, step: int) -> float:
 
 
 class PaintedEnv(gym.Env[Any, Any]):
-    """An environment whose every frame says which env, episode and step it is of.
+    """An environment whose frames encode their env, episode and step.
 
     Args:
-        lengths: steps of the first episodes; the last one holds for all that follow.
-        env: the number that is painted as the env.
+        lengths: steps of each episode; the last one also holds for later episodes.
+        env: painted number of the environment.
         truncate: end episodes by truncation instead of termination.
     """
 
@@ -49,13 +49,13 @@ class PaintedEnv(gym.Env[Any, Any]):
         self.episode, self.elapsed = -1, 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin the next episode."""
+        """Start the next episode."""
         super().reset(seed=seed)
         self.episode, self.elapsed = self.episode + 1, 0
         return np.zeros(1, np.float32), {}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Count one step; the environment's own reward is -1."""
+        """Count one step; the environment's reward is -1."""
         self.elapsed += 1
         over = self.elapsed >= self.lengths[min(self.episode, len(self.lengths) - 1)]
         return np.zeros(1, np.float32), -1.0, over and not self.truncate, over and self.truncate, {}
@@ -69,13 +69,13 @@ class PaintedEnv(gym.Env[Any, Any]):
 
 
 class PaintedModel:
-    """A `RewardModel` that reads the painted value; its preference and progress are that value.
+    """A `RewardModel` whose preference and progress are the painted value.
 
     Args:
-        window: T.
+        window: T, frames per score.
         history: "sliding" or "prefix".
-        relevance: logit given to every window, or None for a model without this head.
-        progress: whether there is a progress head.
+        relevance: relevance logit of every window, or None for a model without this head.
+        progress: whether the model has a progress head.
     """
 
     frame_size = (8, 8)
@@ -90,21 +90,21 @@ class PaintedModel:
     ) -> None:
         self.window, self.history, self.relevance, self.progress = window, history, relevance, progress
         self.windows: list[list[float]] = []
-        """The painted values of the real frames of each window that was scored."""
+        """The painted values of the real frames of each scored window."""
         self.encoded = 0
-        """How many frames were encoded."""
+        """Number of encoded frames."""
 
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
-        """One token of ones a sentence, ``[B, 1, 1]``."""
+        """One token of value 1 per sentence, float ``[B, 1, 1]``."""
         return torch.ones(len(instructions), 1, 1)
 
     def encode_frames(self, frames: Tensor) -> Tensor:
-        """The painted value as token, ``[N, 1, 1]``."""
+        """The painted value as token, float ``[N, 1, 1]``."""
         self.encoded += len(frames)
         return (frames[:, 0, 0].float() @ torch.tensor([65536.0, 256.0, 1.0]) / (1 << 24)).view(-1, 1, 1)
 
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
-        """The painted values of the window."""
+        """Score by the painted values."""
         values = frames[:, :, 0, 0]
         self.windows += [row[real].tolist() for row, real in zip(values, mask, strict=True)]
         relevance = None if self.relevance is None else torch.full((len(frames),), self.relevance)

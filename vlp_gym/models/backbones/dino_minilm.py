@@ -1,4 +1,4 @@
-"""DINOv2 for frames and MiniLM for sentences, one token each: the frozen encoders of ReWiND."""
+"""ReWiND's frozen encoders: DINOv2 for frames and MiniLM for sentences, one token each."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ TEXT_ENCODER = "sentence-transformers/all-MiniLM-L12-v2"
 
 
 class DinoMiniLMBackbone(nn.Module):
-    """DINOv2's class token of a frame, and the mean of MiniLM's tokens of a sentence, not normalised (ReWiND).
+    """DINOv2's class token of a frame and the mean of MiniLM's tokens of a sentence, not normalised (ReWiND).
 
-    Both come through ``transformers`` as safetensors, are downloaded once and cached, and stay frozen.
+    Both are safetensors loaded by ``transformers``, downloaded once, cached and frozen.
 
     Args:
         frame_encoder: hub id or folder of a DINOv2 model; the paper's is ViT-B/14, 768-d.
         text_encoder: hub id or folder of a BERT model with its tokenizer; the paper's is MiniLM-L12, 384-d.
-        frame_size: side of the square that frames are cropped to, pixels, divisible by the patches' side (14).
-        truncate: cut a sentence that is longer than the text encoder reads, instead of raising.
+        frame_size: side of the square that frames are cropped to, in pixels, divisible by the patch size (14).
+        truncate: truncate sentences over the text encoder's limit instead of raising.
 
     Attributes:
-        frame_size: (H, W) that the encoder sees.
+        frame_size: (H, W) in pixels, the encoder's input.
         frame_dim: width of a frame token.
         text_dim: width of a text token.
-        restorable: always True: the two names bring the very same weights back, so no checkpoint need hold them.
+        restorable: always True: the two names restore the same weights, so a checkpoint need not store them.
 
     Raises:
         MissingExtraError: transformers is not installed.
-        CheckpointError: weights cannot be had, are incomplete, or are of another architecture.
-        ValueError: the frame size is no multiple of the patches' side.
+        CheckpointError: weights cannot be loaded, are incomplete, or are of another architecture.
+        ValueError: the frame size is not a multiple of the patch size.
     """
 
     restorable = True
@@ -72,15 +72,15 @@ class DinoMiniLMBackbone(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> DinoMiniLMBackbone:
-        """Stay in evaluation mode: dropout in frozen encoders would only blur what they see."""
+        """Stay in eval mode: dropout in frozen encoders would only add noise."""
         return super().train(False)
 
     @torch.no_grad()
     def encode_frames(self, frames: Tensor) -> Tensor:
         """Encode uint8 frames ``[N, H, W, 3]`` of any size as float ``[N, 1, frame_dim]``.
 
-        The authors crop the centre of what they render and resize nothing. So is done with frames whose shorter side
-        is `frame_size`; all others get that side first (bilinear, antialiased), or the crop would cut the robot off.
+        The authors crop the centre and do not resize. Here frames are first resized so that the shorter side is
+        `frame_size` (bilinear, antialiased), or the crop could cut the robot off.
         """
         side = self.frame_size[0]
         images = frames.to(self.vision.device).permute(0, 3, 1, 2).float() / 255
@@ -96,11 +96,11 @@ class DinoMiniLMBackbone(nn.Module):
         return tokens[:, :1]
 
     def encode_frozen(self, frames: Tensor) -> Tensor:
-        """The same as `encode_frames`: there is nothing here that is trained."""
+        """The frozen part of `encode_frames`: all of it."""
         return self.encode_frames(frames)
 
     def tokens(self, encoded: Tensor) -> Tensor:
-        """The way from `encode_frozen` to `encode_frames`, on which nothing happens."""
+        """The trained part of `encode_frames`: none, returns its input."""
         return encoded
 
     @torch.no_grad()
@@ -120,7 +120,7 @@ class DinoMiniLMBackbone(nn.Module):
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """What ``transformers`` raises where a model is not there becomes a `CheckpointError` that says what to do."""
+    """Turn the errors of ``transformers`` for a missing model into a helpful `CheckpointError`."""
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:
@@ -133,7 +133,7 @@ def _explained(name: str) -> Iterator[None]:
 
 
 def _load(model_class: Any, expected: str, name: str, **options: Any) -> Any:
-    """A pretrained model in float32, all of whose weights were found."""
+    """Load a pretrained model in float32, and check that no weight is missing."""
     import transformers
 
     with _explained(name):
@@ -144,7 +144,7 @@ def _load(model_class: Any, expected: str, name: str, **options: Any) -> Any:
         model, report = model_class.from_pretrained(
             name, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
         )
-    # transformers only warns of these, and goes on with random weights.
+    # transformers only warns about these and uses random weights.
     if absent := sorted(str(key) for entry in ("missing_keys", "mismatched_keys") for key in report[entry]):
         raise CheckpointError(
             f"{name}: expected all weights of a {model_class.__name__}, these are not there: {absent}"

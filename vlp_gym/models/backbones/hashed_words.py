@@ -1,4 +1,4 @@
-"""A text encoder without a download: hashed words and word pairs, summed."""
+"""A text encoder that needs no download: the sum of hashed words and word pairs."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from vlp_gym.text import check_length, normalize_instruction
 
 MAX_WORDS = 64
 PAIR_WEIGHT = 0.5
-UNTRAINED = 1e-3  # not 0: the first sentences need directions to be told apart by
+UNTRAINED = 1e-3  # initial standard deviation; at 0 all sentences would start equal
 
 
 class HashedWords(nn.Module):
-    """Sum of one vector a word and half a vector a pair of neighbours, scaled to entries of size 1 or so.
+    """Sum of one vector per word and half a vector per pair of neighbours, projected and scaled to norm sqrt(D).
 
-    The table starts near zero and trained words grow a hundredfold, so an untrained word adds next to nothing.
+    The table starts near zero and trained words grow a hundredfold, so untrained words hardly contribute.
 
     Args:
         buckets: size of the hash table.
-        dim: D, of the output.
-        word_dropout: probability that training hides a word (never all of them).
-        truncate: cut sentences over 64 words; otherwise they raise InstructionError.
+        dim: D, width of the output.
+        word_dropout: probability that training drops a word (never all of them).
+        truncate: truncate sentences over 64 words instead of raising.
     """
 
     def __init__(self, buckets: int = 4096, dim: int = 96, word_dropout: float = 0.15, truncate: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Any open_clip model as a source of tokens: patches of frames, words of sentences."""
+"""Token sequences from any open_clip model: patches of frames, words of sentences."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class OpenClipBackbone(nn.Module):
         name: an open_clip model, see ``open_clip.list_models()``. A tag made with QuickGELU (OpenAI's are) gets it.
         pretrained: a tag of ``open_clip.list_pretrained()``, downloaded once and cached by open_clip; or the path of a
             ``.safetensors`` file (for OpenAI's weights give a ``-quickgelu`` name then); or None for random weights.
-        frame_size: side of the square that frames are resized to, in pixels; None takes the model's own (224 for
-            ViT-B-16). Another one interpolates the position embedding, which only ViT towers have.
-        trainable: let gradients into the weights. Otherwise they are frozen and stay in evaluation mode.
-        truncate: cut a sentence that is longer than the text tower takes, instead of raising.
+        frame_size: side of the square that frames are resized to, in pixels; None takes the model's default (224 for
+            ViT-B-16). Other sizes interpolate the position embedding, which only ViT towers have.
+        trainable: train the weights. Otherwise they are frozen and stay in eval mode.
+        truncate: truncate sentences over the text tower's limit instead of raising.
 
     Attributes:
-        frame_size: (H, W) that the tower sees.
+        frame_size: (H, W) in pixels, the tower's input.
         frame_dim: width of a patch token.
         text_dim: width of a text token.
-        restorable: True if name and pretrained bring the very same weights back, so no checkpoint need hold them.
+        restorable: True if name and pretrained restore the same weights, so that a checkpoint need not store them.
 
     Raises:
         MissingExtraError: open_clip, or a package that this model's tokenizer needs, is not installed.
@@ -66,19 +66,19 @@ class OpenClipBackbone(nn.Module):
         for key, value in (("mean", self.model.visual.image_mean), ("std", self.model.visual.image_std)):
             self.register_buffer(key, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
         self.train(trainable)
-        with torch.no_grad():  # the towers name their widths in five different ways; one tiny pass asks them all
+        with torch.no_grad():  # towers store their widths under five different names; one tiny forward pass gives them
             self.frame_dim: int = self._patches(torch.zeros(1, 3, *self.frame_size)).shape[-1]
             self.text_dim: int = self._words(torch.zeros(1, self.context_length, dtype=torch.long)).shape[-1]
 
     def train(self, mode: bool = True) -> OpenClipBackbone:
-        """Switch to training mode, which frozen weights refuse (batch norm would go on learning)."""
+        """Switch to training mode; frozen weights stay in eval mode, or batch norm would change."""
         return super().train(mode and self.trainable)
 
     def encode_frames(self, frames: Tensor) -> Tensor:
         """Patch tokens, float ``[N, M, frame_dim]``, of uint8 frames ``[N, H, W, 3]`` of any size, row by row.
 
-        The frames travel to the weights' device as bytes; the bicubic, antialiased resize to a square (no crop: the
-        object may stand at the edge) and the normalisation with the model's own mean and std happen there.
+        Frames are moved to the weights' device as bytes, resized there to a square (bicubic, antialiased; no crop,
+        because the object may be at the edge) and normalised with the model's mean and std.
 
         Raises:
             TypeError: the frames are not uint8 ``[N, H, W, 3]``.
@@ -91,7 +91,7 @@ class OpenClipBackbone(nn.Module):
         """Text tokens, float ``[B, context_length, text_dim]``, start and end tokens included; padding rows are zero.
 
         Raises:
-            InstructionError: a sentence is blank, or longer than the text tower takes and ``truncate`` is False.
+            InstructionError: a sentence is blank, or over the text tower's limit and ``truncate`` is False.
         """
         sentences = [normalize_instruction(instruction) for instruction in instructions]
         counts = [count_tokens(self.tokenizer, sentence) for sentence in sentences]
@@ -120,14 +120,14 @@ class OpenClipBackbone(nn.Module):
 
 
 def count_tokens(tokenizer: Any, sentence: str) -> int:
-    """The number of tokens of one sentence, untruncated, by one of open_clip's tokenizers."""
-    if hasattr(tokenizer, "encode"):  # open_clip's own BPE: without the start and the end
+    """Number of tokens of one sentence, untruncated, with an open_clip tokenizer."""
+    if hasattr(tokenizer, "encode"):  # open_clip's BPE: without start and end
         return len(tokenizer.encode(sentence)) + 2
     return len(tokenizer.tokenizer(tokenizer.clean_fn(sentence)).input_ids)
 
 
 def load_open_clip(name: str, pretrained: str | None, frame_size: int | None) -> tuple[Any, Any]:
-    """The open_clip model, in float32 on the CPU, and its tokenizer; arguments and errors as `OpenClipBackbone`."""
+    """Load an open_clip model, float32 on the CPU, and its tokenizer; arguments and errors as `OpenClipBackbone`."""
     try:
         import open_clip
     except ImportError as error:
@@ -153,12 +153,12 @@ def load_open_clip(name: str, pretrained: str | None, frame_size: int | None) ->
 
     tag_config = {} if pretrained is None else open_clip.get_pretrained_cfg(name, pretrained)
     try:
-        tokenizer = open_clip.get_tokenizer(name)  # first: it is quick to fail
+        tokenizer = open_clip.get_tokenizer(name)  # first: it fails fast
         model = open_clip.create_model(
             name,
             pretrained,
             force_image_size=frame_size,
-            # open_clip only warns where OpenAI's weights meet GELU; the features would be silently wrong.
+            # With OpenAI's weights and plain GELU open_clip only warns, and the features would be wrong.
             force_quick_gelu=bool(tag_config.get("quick_gelu")),
             require_pretrained=pretrained is not None,
         )

@@ -1,4 +1,4 @@
-"""A pretrained Qwen2.5-VL or Qwen3-VL from the hub or a folder: weights, architecture, tokenizer."""
+"""Load a pretrained Qwen2.5-VL or Qwen3-VL from the hub or a folder: weights, architecture, tokenizer."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _CLASSES: dict[Kind, str] = {
 
 
 def load_base(name: str, kind: Kind, precision: Precision) -> tuple[Any, Any]:
-    """The pretrained model without its language head, and its tokenizer.
+    """Load the pretrained model without its language head, and its tokenizer.
 
     Args:
         name: hub id or local folder.
-        kind: which architecture it must be of.
-        precision: what its weights are held in.
+        kind: required architecture.
+        precision: dtype of the weights.
 
     Raises:
-        CheckpointError: the hub does not deliver it, it is of another kind, or weights are missing.
-        MissingExtraError: without transformers.
+        CheckpointError: it cannot be loaded, is of another kind, or lacks weights.
+        MissingExtraError: transformers is not installed.
     """
     tokenizer, config = load_tokenizer(name), load_config(name, kind)
     model_class = getattr(import_transformers(), _CLASSES[kind])
@@ -40,7 +40,7 @@ def load_base(name: str, kind: Kind, precision: Precision) -> tuple[Any, Any]:
             output_loading_info=True,
         )  # fmt: skip
     lacking = sorted({*report["missing_keys"], *(str(entry) for entry in report["mismatched_keys"])})
-    if lacking:  # transformers only warns, and fills them with random numbers
+    if lacking:  # transformers only warns and uses random numbers
         raise CheckpointError(
             f"{name}: no full set of weights of {kind}: {', '.join(lacking[:8])} missing or misshaped"
         )
@@ -48,7 +48,7 @@ def load_base(name: str, kind: Kind, precision: Precision) -> tuple[Any, Any]:
 
 
 def load_config(name: str, kind: Kind) -> Any:
-    """The architecture of a hub id or folder, `transformers.PretrainedConfig`; errors as `load_base`."""
+    """Load the `transformers.PretrainedConfig` of a hub id or folder; errors as `load_base`."""
     transformers = import_transformers()
     with _delivery(name, "config.json"):
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
@@ -58,14 +58,14 @@ def load_config(name: str, kind: Kind) -> Any:
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer of a hub id or folder; errors as `load_base`."""
+    """Load the tokenizer of a hub id or folder; errors as `load_base`."""
     transformers = import_transformers()
     with _delivery(name, "tokenizer"):
         return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
 def import_transformers() -> Any:
-    """The package, or a `MissingExtraError` that names the extra."""
+    """Import transformers; a `MissingExtraError` names the extra."""
     try:
         return import_module("transformers")
     except ImportError as error:

@@ -1,7 +1,7 @@
-"""Qwen's vision-language models in two halves: tokens of single frames, and a language model over a window's tokens.
+"""Qwen's vision-language models in two halves: a frame encoder, and a language model over the tokens of a window.
 
-The halves are those of `transformers`; what lies between them is written out here. Each frame is an image of its own,
-so that it is encoded once whatever windows it appears in; rows of different lengths share a batch by a mask with holes.
+The halves come from `transformers`; this file connects them. Each frame is a separate image, so that it is encoded once
+for all windows. A mask with gaps lets rows of different lengths share a batch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vlp_gym.models.backbones.qwen_base import Kind
 from vlp_gym.text import check_length, normalize_instruction
 
-MAX_SENTENCE = 256  # tokens of a sentence; Qwen would read thousands, but then the frames drown in it
+MAX_SENTENCE = 256  # tokens per sentence; Qwen accepts thousands, but then they outnumber the frames' tokens
 _MEAN_STD: dict[Kind, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "qwen2_5_vl": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),  # CLIP's
     "qwen3_vl": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -26,13 +26,13 @@ _MEAN_STD: dict[Kind, tuple[tuple[float, float, float], tuple[float, float, floa
 
 @dataclass(frozen=True)
 class Part:
-    """A run of S slots of the sequence that the language model reads.
+    """A run of S slots of the language model's input sequence.
 
     Attributes:
-        tokens: float ``[B, S, D]``; the first H numbers are the input embedding, the others what DeepStack adds later.
-        mask: bool ``[B, S]``, False where the slot is empty: nothing sees it, and it takes up no position.
-        offset: int64 ``[3, S]``, temporal, height and width distance from the run's position at that slot.
-        advance: int64 ``[S]``, how far the slot moves the position of what comes after it.
+        tokens: float ``[B, S, D]``; the first H numbers are the input embedding, the rest DeepStack features.
+        mask: bool ``[B, S]``, False where the slot is empty: not attended to, and without a position.
+        offset: int64 ``[3, S]``, temporal, height and width offset from the run's position at that slot.
+        advance: int64 ``[S]``, how far the slot advances the position of later slots.
     """
 
     tokens: Tensor
@@ -42,11 +42,11 @@ class Part:
 
 
 def rotary_positions(mask: Tensor, offset: Tensor, advance: Tensor) -> Tensor:
-    """M-RoPE positions (temporal, height, width), int64 ``[3, B, S]``; those of empty slots are 0.
+    """M-RoPE positions (temporal, height, width), int64 ``[3, B, S]`` (Qwen2-VL, section 2.1); 0 in empty slots.
 
-    A word has the same position on all three axes and moves it by one. The tokens of an image all start from one
-    position p: temporal p, height p + row, width p + column; what follows starts at p + max(rows, columns). Empty slots
-    do not count, so that padding changes no position (Qwen2-VL, section 2.1).
+    A word has the same position on all three axes and advances it by one. The tokens of an image at position p have
+    temporal p, height p + row, width p + column; the next slot is at p + max(rows, columns). Empty slots do not count,
+    so padding changes no position.
 
     Args:
         mask: bool ``[B, S]``, False where the slot is empty.
@@ -59,7 +59,7 @@ def rotary_positions(mask: Tensor, offset: Tensor, advance: Tensor) -> Tensor:
 
 
 def prediction_head(width: int, outputs: int, dropout: float = 0.1) -> nn.Sequential:
-    """Linear to half the width, LayerNorm, GELU, dropout, Linear: the heads of Robometer, keys ``.0 .1 .4``."""
+    """Robometer's heads: Linear to half the width, LayerNorm, GELU, dropout, Linear; keys ``.0 .1 .4``."""
     half = width // 2
     return nn.Sequential(
         nn.Linear(width, half), nn.LayerNorm(half), nn.GELU(), nn.Dropout(dropout), nn.Linear(half, outputs)
@@ -67,21 +67,21 @@ def prediction_head(width: int, outputs: int, dropout: float = 0.1) -> nn.Sequen
 
 
 class QwenVL(nn.Module):
-    """A frozen Qwen2.5-VL or Qwen3-VL as a frame encoder and a sequence model; who wants to train it unfreezes it.
+    """A Qwen2.5-VL or Qwen3-VL as a frame encoder and a sequence model; frozen, callers may unfreeze it.
 
     Args:
         model: `transformers.Qwen2_5_VLModel` or `transformers.Qwen3VLModel`.
         tokenizer: its tokenizer.
         frame_size: side of the square that frames are resized to, in pixels; a multiple of 28 (Qwen2.5) or 32 (Qwen3).
-        truncate: cut a sentence of more than `MAX_SENTENCE` tokens, instead of raising.
+        truncate: truncate sentences over `MAX_SENTENCE` tokens instead of raising.
 
     Attributes:
-        frame_size: (H, W) in pixels that the vision tower sees.
-        width: H, the width of an embedding.
+        frame_size: (H, W) in pixels, the input of the vision tower.
+        width: H, width of an embedding.
         tokens_per_frame: K, after the tower merges 2 x 2 patches.
 
     Raises:
-        ValueError: if the size does not fit the tower's patches.
+        ValueError: the size does not fit the tower's patches.
     """
 
     mean: Tensor
@@ -107,17 +107,17 @@ class QwenVL(nn.Module):
             self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
 
     def train(self, mode: bool = True) -> QwenVL:
-        """Switch to training mode, which the frozen vision tower refuses."""
+        """Switch to training mode; the frozen vision tower stays in eval mode."""
         super().train(mode)
         self.model.visual.eval()
         return self
 
     @torch.no_grad()
     def encode_frames(self, frames: Tensor) -> Tensor:
-        """The tower's merged tokens, float ``[N, K, D]``, of uint8 frames ``[N, H, W, 3]`` of any size, row by row.
+        """Merged vision tokens, float ``[N, K, D]``, of uint8 frames ``[N, H, W, 3]`` of any size, row by row.
 
-        As Qwen's own image processor does it: bicubic and antialiased to whole levels, then normalised; the picture
-        fills both slots of the temporal patch. For Qwen3-VL the DeepStack features lie beside the tokens along D.
+        As in Qwen's image processor: bicubic, antialiased resize, rounded to integers, then normalised; the picture
+        fills both slots of the temporal patch. For Qwen3-VL the DeepStack features are concatenated along D.
 
         Raises:
             TypeError: the frames are not uint8 ``[N, H, W, 3]``.
@@ -141,7 +141,7 @@ class QwenVL(nn.Module):
         return tokens.unflatten(0, (len(frames), self.tokens_per_frame))
 
     def sentences(self, instructions: Sequence[str]) -> list[str]:
-        """Checked sentences, cut to `MAX_SENTENCE` tokens where ``truncate`` allows it.
+        """Check sentences, and truncate them to `MAX_SENTENCE` tokens if ``truncate`` is True.
 
         Raises:
             InstructionError: a sentence is blank, or too long and ``truncate`` is False.
@@ -155,11 +155,11 @@ class QwenVL(nn.Module):
         return checked
 
     def ids(self, text: str) -> list[int]:
-        """The token numbers of a text; the names of special tokens in it count as those."""
+        """Token ids of a text; names of special tokens in it become those tokens."""
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def pack(self, *prompts: Sequence[str]) -> Tensor:
-        """Prompts as numbers, float32 ``[B, L, C]``: one channel a prompt, token number + 1, zero where it is over."""
+        """Encode prompts as token ids + 1, float32 ``[B, L, C]``, one channel per prompt; padding is zero."""
         ids = [[self.ids(text) for text in channel] for channel in prompts]
         packed = torch.zeros(len(ids[0]), max(len(row) for channel in ids for row in channel), len(ids))
         for column, channel in enumerate(ids):
@@ -168,33 +168,33 @@ class QwenVL(nn.Module):
         return packed.to(self.mean.device)
 
     def words(self, ids: Tensor) -> Part:
-        """A text, int64 ``[B, S]``, -1 where a slot is empty."""
+        """Embed token ids, int64 ``[B, S]``, -1 for an empty slot."""
         embedded = self.model.language_model.embed_tokens(ids.clamp(min=0))
         return self.vectors(embedded, ids >= 0)
 
     def vectors(self, embedded: Tensor, mask: Tensor) -> Part:
-        """Embeddings ``[B, S, H]`` that stand in the sequence like words, and which of them are there, ``[B, S]``."""
+        """Use embeddings ``[B, S, H]`` with mask ``[B, S]`` like words."""
         ahead = torch.ones(embedded.shape[1], dtype=torch.int64, device=embedded.device)
         return Part(embedded, mask, torch.zeros_like(ahead).expand(3, -1), ahead)
 
     def prompt(self, text: Tensor, channel: int = 0) -> Part:
-        """One channel of what `pack` gave, ``[B, L, C]``; the first slot always counts, so that no row is empty."""
+        """Embed one channel of `pack`'s ``[B, L, C]``; the first slot always counts, so that no row is empty."""
         ids = text[..., channel].round().long() - 1
         part = self.words(ids)
         first = torch.arange(ids.shape[1], device=ids.device) == 0
         return Part(part.tokens, part.mask | first, part.offset, part.advance)
 
     def video(self, frames: Tensor, mask: Tensor, before: Tensor | None = None, after: Sequence[int] = ()) -> Part:
-        """Frames, each as: words before it, vision start, its K tokens row by row, vision end, words after it.
+        """Each frame as: words before it, vision start, its K tokens row by row, vision end, words after it.
 
         Args:
-            frames: float ``[B, T, K, D]``, as `encode_frames` gave them.
-            mask: bool ``[B, T]``; a frame that is not real takes its words away with it.
-            before: token numbers, int64 ``[B, T, C]``, -1 where a slot is empty.
-            after: token numbers.
+            frames: from `encode_frames`, float ``[B, T, K, D]``.
+            mask: bool ``[B, T]``, True where the frame is real; others leave all their slots empty.
+            before: token ids, int64 ``[B, T, C]``, -1 for an empty slot.
+            after: token ids.
 
         Returns:
-            T stretches of C + 1 + K + 1 + len(after) slots each.
+            T runs of C + 1 + K + 1 + len(after) slots each.
         """
         batch, time = mask.shape
         device = frames.device
@@ -217,14 +217,14 @@ class QwenVL(nn.Module):
         return Part(tokens, there.flatten(1, 2), one.offset.repeat(1, time), one.advance.repeat(time))
 
     def forward(self, parts: Sequence[Part]) -> list[Tensor]:
-        """Hidden states after the last norm, float32 ``[B, S, H]`` for each part; those of empty slots say nothing.
+        """Hidden states after the last norm, float32 ``[B, S, H]`` for each part; meaningless in empty slots.
 
-        The first slot of each row must be there: attention over nothing would be NaN.
+        The first slot of each row must not be empty: attention over nothing would be NaN.
         """
         whole = _joined(parts)
         states, *deeper = whole.tokens.split(self.width, dim=-1)
         extra: dict[str, Any] = {}
-        if deeper:  # zero at words, so that it may be added everywhere
+        if deeper:  # zero at words, so it can be added everywhere
             everywhere = torch.ones_like(whole.mask)
             extra = {"visual_pos_masks": everywhere, "deepstack_visual_embeds": [d.flatten(0, 1) for d in deeper]}
         hidden = self.model.language_model(
@@ -238,7 +238,7 @@ class QwenVL(nn.Module):
 
 
 def _joined(parts: Sequence[Part]) -> Part:
-    """One part after the other; words get zeros where frames have DeepStack features."""
+    """Concatenate parts; words get zeros in place of DeepStack features."""
     width = max(part.tokens.shape[-1] for part in parts)
     tokens = [F.pad(part.tokens, (0, width - part.tokens.shape[-1])) for part in parts]
     return Part(

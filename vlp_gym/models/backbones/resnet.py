@@ -1,4 +1,4 @@
-"""torchvision's ResNets, which `vip` and `r3m` are built on."""
+"""torchvision's ResNets, the encoders of `vip` and `r3m`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vlp_gym.errors import MissingExtraError
 
 
 def make_resnet(layers: int, **options: Any) -> Any:
-    """torchvision's ResNet of 18, 34 or 50 layers with random weights.
+    """Build torchvision's ResNet of 18, 34 or 50 layers with random weights.
 
     Raises:
         ValueError: another number of layers.
@@ -26,7 +26,7 @@ def make_resnet(layers: int, **options: Any) -> Any:
 
 
 def resnet_layers(state: dict[str, Tensor]) -> int:
-    """How many layers the ResNet has whose tensors lie under ``convnet.``; 50 if they say nothing."""
+    """Number of layers of the ResNet whose tensors are under ``convnet.``; 50 if unclear."""
     if "convnet.layer1.0.conv1.weight" in state and "convnet.layer1.0.conv3.weight" not in state:
         return 34 if "convnet.layer3.5.conv1.weight" in state else 18
     return 50

@@ -23,17 +23,17 @@ _MIXED: tuple[tuple[str, tuple[int, int] | None, tuple[int, int, int, int, int, 
 
 
 class S3DG(nn.Module):
-    """Clips and sentences in one space: separable 3D inception blocks with self-gating, and words of a fixed list.
+    """A joint space of clips and sentences: separable 3D inception blocks with self-gating, and a fixed vocabulary.
 
-    The video side is S3D-G (Xie et al. 2018, "Rethinking Spatiotemporal Feature Learning"), whose first layer sees
-    blocks of 2 x 2 x 2 pixels as 24 channels. The keys of its state are those of the release.
+    The video encoder is S3D-G (Xie et al. 2018, "Rethinking Spatiotemporal Feature Learning"), whose first layer reads
+    blocks of 2 x 2 x 2 pixels as 24 channels. State dict keys are those of the release.
 
     Args:
         embedding: E, width of the joint space.
-        width: factor on the number of channels of every layer of the video side; 1.0 is the release.
-        words: rows of the word embedding, of which row 0 is the padding.
+        width: factor on the channels of every layer of the video encoder; 1.0 is the release.
+        words: rows of the word embedding; row 0 is the padding.
         word_dim: width of a word vector.
-        text_hidden: width of the hidden layer of the sentence side.
+        text_hidden: width of the sentence encoder's hidden layer.
     """
 
     def __init__(
@@ -63,13 +63,13 @@ class S3DG(nn.Module):
         self.text_module = TextModule(embedding, words, word_dim, text_hidden)
 
     def forward(self, video: Tensor) -> Tensor:
-        """Embed clips, float ``[B, 3, T, H, W]`` in [0, 1] with even T, H and W, as ``[B, E]``, not normalised."""
+        """Embed clips, float ``[B, 3, T, H, W]`` in [0, 1], T, H and W even, as float ``[B, E]``, not normalised."""
         embedding: Tensor = self.fc(self.features(video).mean((2, 3, 4)))
         return embedding
 
     def features(self, video: Tensor) -> Tensor:
-        """The last feature map of clips ``[B, 3, T, H, W]``, ``[B, C, T / 8, H / 32, W / 32]``, rounded up."""
-        # 'SAME' of TensorFlow for an even kernel: one more at the end than at the beginning.
+        """Last feature map of clips ``[B, 3, T, H, W]``, ``[B, C, T / 8, H / 32, W / 32]``, rounded up."""
+        # TensorFlow's 'SAME' padding for an even kernel: one more at the end than at the start.
         x = self.conv1(F.pad(space_to_depth(video), (1, 2, 1, 2, 0, 1)))
         x = self.conv_2c(self.conv_2b(pool_same(x, (1, 3, 3), (1, 2, 2))))
         x = pool_same(self.gating(x), (1, 3, 3), (1, 2, 2))
@@ -82,9 +82,9 @@ class S3DG(nn.Module):
 
 
 class STConv(nn.Module):
-    """A convolution with batch norm and ReLU; a 3 x 3 x 3 kernel is one in space, then one in time.
+    """A convolution with batch norm and ReLU; a 3 x 3 x 3 kernel is split into one in space, then one in time.
 
-    Only 3 x 3 x 3 kernels are padded, so that the size stays.
+    Only 3 x 3 x 3 kernels are padded, which keeps the size.
     """
 
     def __init__(self, channels: int, out: int, kernel: tuple[int, int, int]) -> None:
@@ -104,7 +104,7 @@ class STConv(nn.Module):
 
 
 class SelfGating(nn.Module):
-    """Each channel times a sigmoid of what all channels are on average."""
+    """Scale each channel by a sigmoid gate computed from the mean of all channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -117,10 +117,10 @@ class SelfGating(nn.Module):
 
 
 class Mixed(nn.Module):
-    """An inception block of four gated branches, which keeps T, H and W.
+    """An inception block of four gated branches; it keeps T, H and W.
 
     Attributes:
-        channels: of the output.
+        channels: output channels.
     """
 
     def __init__(self, channels: int, b0: int, b1_a: int, b1_b: int, b2_a: int, b2_b: int, b3_b: int) -> None:
@@ -149,7 +149,7 @@ class Mixed(nn.Module):
 
 
 class TextModule(nn.Module):
-    """A sentence as the maximum over its words; the padding to 16 words counts as words, as in the release."""
+    """Sentence encoder, the maximum over words; the padding to 16 words counts, as in the release."""
 
     def __init__(self, embedding: int, words: int, word_dim: int, hidden: int) -> None:
         super().__init__()
@@ -158,22 +158,22 @@ class TextModule(nn.Module):
         self.fc2 = nn.Linear(hidden, embedding)
 
     def forward(self, words: Tensor) -> Tensor:
-        """Word numbers, int64 ``[B, 16]``, as ``[B, E]``."""
+        """Embed word ids, int64 ``[B, 16]``, as float ``[B, E]``."""
         embedding: Tensor = self.fc2(F.relu(self.fc1(self.word_embd(words))).amax(1))
         return embedding
 
 
 def space_to_depth(video: Tensor) -> Tensor:
-    """Blocks of 2 x 2 x 2 pixels as channels: ``[B, C, T, H, W]`` -> ``[B, 8 C, T / 2, H / 2, W / 2]``.
+    """Move blocks of 2 x 2 x 2 pixels into channels: ``[B, C, T, H, W]`` -> ``[B, 8 C, T / 2, H / 2, W / 2]``.
 
-    The colour is the fastest of the new channels, then the column, the row and the frame within the block.
+    In the new channels the colour varies fastest, then the column, the row and the frame within the block.
     """
     blocks = video.unflatten(4, (-1, 2)).unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # [B, C, T, t, H, h, W, w]
     return blocks.permute(0, 3, 5, 7, 1, 2, 4, 6).flatten(1, 4)
 
 
 def pool_same(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-    """Max pool with TensorFlow's 'SAME' padding of zeros; what comes in is not negative."""
-    ends = [max(k - s, 0) for k, s in zip(kernel, stride, strict=True)]  # 0 or 1, and that goes to the end
+    """Max pooling with TensorFlow's 'SAME' zero padding, for non-negative input."""
+    ends = [max(k - s, 0) for k, s in zip(kernel, stride, strict=True)]  # 0 or 1, padded at the end
     padding = [side for end in reversed(ends) for side in (0, end)]
     return F.max_pool3d(F.pad(x, padding), kernel, stride, ceil_mode=True)

@@ -1,4 +1,4 @@
-"""A small picture encoder and the hashed-word text encoder: a backbone that is trained from scratch."""
+"""A backbone trained from scratch: a small frame encoder and the hashed-word text encoder."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from vlp_gym.frames.resize import resize_frames
 from vlp_gym.models.backbones.hashed_words import HashedWords
 
-PATCH = 4  # pixels a side that one input position of the convolutions sees
-TOKEN_PIXELS = 4 * PATCH  # pixels a side for each token: two of the convolutions halve the grid
+PATCH = 4  # pixels per side of one input position
+TOKEN_PIXELS = 4 * PATCH  # pixels per side of one token: two convolutions halve the grid
 
 
 class SmallBackbone(nn.Module):
-    """Frames to a grid of tokens, by a few small convolutions; sentences to one token.
+    """Encode frames as a grid of tokens, with a few small convolutions, and sentences as one token.
 
     Args:
-        frame_size: side of the square the frames are resized to, pixels, divisible by 16.
-        channels: of a frame token; there are (frame_size / 16)^2 tokens a frame.
-        buckets: of the text encoder's hash table.
-        truncate: cut sentences over 64 words instead of raising.
+        frame_size: side of the square that frames are resized to, in pixels, divisible by 16.
+        channels: width of a frame token; there are (frame_size / 16)^2 tokens per frame.
+        buckets: size of the text encoder's hash table.
+        truncate: truncate sentences over 64 words instead of raising.
     """
 
     restorable = False
@@ -53,11 +53,11 @@ class SmallBackbone(nn.Module):
         return self.words(instructions)
 
     def encode_frames(self, frames: Tensor) -> Tensor:
-        """Encode uint8 frames ``[N, H, W, 3]`` as float ``[N, K, channels]``, positions row by row."""
+        """Encode uint8 frames ``[N, H, W, 3]`` as float ``[N, K, channels]``, row by row."""
         return self.encode_pixels(resize_frames(frames, self.frame_size).permute(0, 3, 1, 2).float() / 255)
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """Encode float pixels ``[N, 3, *frame_size]`` in [0, 1]; where training puts its augmented frames."""
+        """Encode float pixels ``[N, 3, *frame_size]`` in [0, 1] (augmented frames), float ``[N, K, channels]``."""
         grid = self.stem(((pixels - 0.4) / 0.25).contiguous(memory_format=torch.channels_last))
         return grid.flatten(2).transpose(1, 2)
 

@@ -1,4 +1,4 @@
-"""GVL: a chat model puts a percentage on each of the shuffled frames of a video."""
+"""GVL: a chat model gives each of the shuffled frames of a video a completion percentage."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ FORMAT = "Frame {i}: Frame Description: {}, Task Completion Percentages: {}%"
 
 
 class GVLModel:
-    """Generative Value Learning (GVL, section 3 and appendix B); a `RewardModel`, one question a window.
+    """Generative Value Learning (GVL, section 3 and appendix B); a `RewardModel`, one question per window.
 
-    The chat model sees the first frame, with the statement that it stands at 0 %, and then the others in random order
-    (eq. 3), because in order of time models just count up. The prompt is the paper's; the sentence about examples
-    is left out where there are none. The frames' order follows from a hash of their pixels and the instruction, so a
-    question is the same in every batch and on every run, and its answer can be kept.
+    The chat model sees the first frame, stated to be at 0 %, and then the others in random order (eq. 3), because in
+    temporal order models just count up. The prompt is the paper's, without the sentence about examples if there are
+    none. The order follows from a hash of pixels and instruction, so that equal questions are equal in every batch and
+    run, and answers can be cached.
 
-    **By construction the first frame of a window has progress 0.** With the history "prefix" it is the episode's own;
-    of a segment from the middle of an episode the progress is that within the segment.
+    **By construction the first frame of a window has progress 0.** With history "prefix" it is the episode's first
+    frame; for a segment from the middle of an episode, progress is measured within the segment.
 
-    What the paper leaves open and is decided here: frames are numbered in the order shown, from 1; examples come
-    before the first frame, which is the part of the prompt that all questions share; ``preference`` is the progress of
-    the newest frame, because that is what the video has come to; a video of one frame is not asked about.
+    Choices where the paper is silent: frames are numbered from 1 in the order shown; examples come before the first
+    frame, in the part of the prompt that all questions share; ``preference`` is the progress of the newest frame; a
+    video of one frame needs no question.
 
     Args:
-        chat: who is asked.
-        examples: frames, uint8 ``[T, H, W, 3]``, and percentages in [0, 100] of videos whose progress is known, of any
-            task; each is shown shuffled (eq. 4).
-        window: T, frames a question shows, the first one included.
-        frame_size: (H, W) in pixels in which frames are shown; one number makes a square.
-        max_concurrency: rows of a batch that are asked about at a time.
+        chat: the chat model.
+        examples: frames, uint8 ``[T, H, W, 3]``, and percentages in [0, 100] of videos of any task with known progress;
+            each is shown shuffled (eq. 4).
+        window: T, frames per question, the first one included.
+        frame_size: (H, W) in pixels of the frames shown; one number means a square.
+        max_concurrency: questions asked at a time.
 
     Raises (in use):
-        QueryError: if there is no answer, or none that can be read.
+        QueryError: there is no answer, or none that can be parsed.
 
     Example:
         >>> model = GVLModel.from_spec("qwen2.5-vl?base_url=http://127.0.0.1:8000/v1&cache=none")
@@ -77,11 +77,11 @@ class GVLModel:
     def from_spec(cls, spec: str) -> GVLModel:
         """Build from "MODEL?option=value&..."; see `vlp_gym.prompting.open_chat`.
 
-        Options of its own: ``examples`` (a folder, see `vlp_gym.prompting.shots.load_examples`), ``window``,
+        Further options: ``examples`` (a folder, see `vlp_gym.prompting.shots.load_examples`), ``window``,
         ``frame_size``, ``max_concurrency``.
 
         Raises:
-            ValueError: for an option that does not exist or a value that it cannot have.
+            ValueError: an option is unknown or its value invalid.
         """
         kinds: Options = {"examples": load_examples, "window": int, "frame_size": int, "max_concurrency": int}
         chat, options = open_chat(spec, kinds)
@@ -92,14 +92,15 @@ class GVLModel:
         return code_points(instructions)
 
     def encode_frames(self, frames: Tensor) -> Tensor:
-        """Pixels of N frames, uint8 ``[N, H, W, 3]`` of any size, after the resize, float16 ``[N, K, 3]``."""
+        """Resized pixels of uint8 frames ``[N, H, W, 3]`` of any size, float16 ``[N, K, 3]``."""
         return pixel_tokens(frames, self.frame_size)
 
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
         """Ask about each window of pixels ``[B, T, K, 3]``; padding is not shown and has progress 0.
 
         Returns:
-            Scores with ``progress`` ``[B, T]`` in [0, 1] and ``preference`` ``[B]``, that of the newest frame.
+            Scores with ``progress``, float32 ``[B, T]`` in [0, 1], and ``preference``, float32 ``[B]``, that of the
+            newest frame.
         """
         rows = windows_shown(frames, text, mask, self.frame_size)
         answers = concurrently(lambda row: self._ask(*row), rows, self.max_concurrency)
@@ -110,20 +111,20 @@ class GVLModel:
         return Scores(preference=progress[:, -1].clone(), progress=progress)
 
     def values(self, video: NDArray[np.uint8], instruction: str) -> NDArray[np.float64]:
-        """The value of every frame of a finished video, by one question about all of them, as the paper uses it.
+        """The value of every frame of a finished video, from one question about all frames, as in the paper.
 
         Args:
-            video: uint8 ``[T, H, W, 3]``; T is limited by the pictures that the chat model takes at once.
-            instruction: what is to be done.
+            video: uint8 ``[T, H, W, 3]``; T is limited by the pictures that the chat model accepts at once.
+            instruction: the task.
 
         Returns:
-            Values in [0, 1], float64 ``[T]``; see `vlp_gym.evaluation.curation` for what they are good for.
+            Values in [0, 1], float64 ``[T]``; see `vlp_gym.evaluation.curation` for their use.
         """
         (sentence,) = tokens_to_sentences(code_points([instruction]))
         return self._ask(self._resize(video), sentence)
 
     def _ask(self, frames: NDArray[np.uint8], instruction: str) -> NDArray[np.float64]:
-        """Values in [0, 1] of frames in order of time, ``[T]``."""
+        """Values in [0, 1], float64 ``[T]``, of frames in temporal order."""
         values = np.zeros(len(frames))
         if len(frames) == 1:
             return values
@@ -156,7 +157,7 @@ class GVLModel:
         return content
 
     def _show(self, frames: NDArray[np.uint8], percentages: Sequence[float]) -> list[Any]:
-        """Shuffled pairs of an example, as parts of the prompt."""
+        """Prompt parts of an example, shuffled."""
         check_example(frames, percentages)
         shown = self._resize(frames)
         parts: list[Any] = []
@@ -169,6 +170,6 @@ class GVLModel:
 
 
 def shuffled(frames: NDArray[np.uint8], instruction: str) -> NDArray[np.int64]:
-    """A random order of frames ``[T, H, W, 3]`` that depends on them, their order and the instruction alone."""
+    """A pseudo-random order, int64 ``[T]``, that depends only on the frames ``[T, H, W, 3]`` and the instruction."""
     digest = hashlib.sha256(np.ascontiguousarray(frames).tobytes() + instruction.encode())
     return np.random.default_rng(int.from_bytes(digest.digest(), "big")).permutation(len(frames))

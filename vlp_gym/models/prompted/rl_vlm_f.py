@@ -1,4 +1,4 @@
-"""RL-VLM-F: a chat model says which of two pictures is nearer to the goal."""
+"""RL-VLM-F: a chat model chooses which of two pictures is nearer to the goal."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from vlp_gym.prompting.parse import parse_choice, parse_text
 from vlp_gym.prompting.spec import open_chat
 from vlp_gym.prompting.workers import concurrently
 
-CHANCES = {0: 1.0, 1: 0.0, -1: 0.5}  # the answer -> P(the first picture is better)
+CHANCES = {0: 1.0, 1: 0.0, -1: 0.5}  # answer -> P(the first picture is better)
 
 
 class RLVLMFModel:
-    """Preferences by a prompt of two stages (RL-VLM-F, section 4); a `RewardModel` with a pairwise head.
+    """Preferences from a two-stage prompt (RL-VLM-F, section 4); a `RewardModel` with a pairwise head.
 
-    First the model describes both pictures and how they differ with regard to the goal; then, from these words alone,
-    it answers 0 (the first picture is better), 1 (the second) or -1 (no difference, or not sure). The questions
-    are the paper's, the words this package's own.
+    First the model describes both pictures and how they differ with regard to the goal; then, from this description
+    alone, it answers 0 (the first picture is better), 1 (the second) or -1 (no difference, or not sure). The questions
+    are the paper's, reworded.
 
-    The paper trains a reward on such labels. A pair with the answer -1 is dropped, which `ModelLabeler` does with a
-    margin above 0; it asks in both orders, because such models favour a side. The paper's schedule of 40 queries every
-    4,000 steps, 20,000 at most, whose segments are single pictures::
+    The paper trains a reward on such labels and drops pairs with the answer -1, as `ModelLabeler` does with a margin
+    above 0; it also asks in both orders, because such models favour one side. The paper's schedule, 40 queries every
+    4,000 steps, at most 20,000, with single pictures as segments::
 
         labeler = ModelLabeler("rl-vlm-f:MODEL", "open the drawer", margin=0.1)
         queries = Queries(budget=20_000, session=40, every=4_000, length=1)
 
-    The picture of a longer segment is its last frame.
+    A longer segment is represented by its last frame.
 
-    A single video has no score of its own here. What `score` gives is the answer for the video's last frame against
-    its first: 1 (better), -1 (worse) or 0 (no difference). That is a coarse reward, and two questions a step.
+    `score` compares a video's last frame with its first: 1 (better), -1 (worse) or 0 (no difference). That is a coarse
+    reward and costs two questions per step.
 
     Args:
-        chat: who is asked.
-        frame_size: (H, W) in pixels in which frames are shown; one number makes a square.
-        max_concurrency: pairs of a batch that are asked about at a time.
+        chat: the chat model.
+        frame_size: (H, W) in pixels of the frames shown; one number means a square.
+        max_concurrency: pairs asked about at a time.
 
     Raises (in use):
-        QueryError: if there is no answer, or none that can be read.
+        QueryError: there is no answer, or none that can be parsed.
 
     Example:
         >>> model = RLVLMFModel.from_spec("qwen2.5-vl?base_url=http://127.0.0.1:8000/v1&cache=none")
@@ -64,10 +64,10 @@ class RLVLMFModel:
     def from_spec(cls, spec: str) -> RLVLMFModel:
         """Build from "MODEL?option=value&..."; see `vlp_gym.prompting.open_chat`.
 
-        Options of its own: ``frame_size``, ``max_concurrency``.
+        Further options: ``frame_size``, ``max_concurrency``.
 
         Raises:
-            ValueError: for an option that does not exist or a value that it cannot have.
+            ValueError: an option is unknown or its value invalid.
         """
         chat, options = open_chat(spec, {"frame_size": int, "max_concurrency": int})
         return cls(chat, **options)
@@ -77,25 +77,25 @@ class RLVLMFModel:
         return code_points(instructions)
 
     def encode_frames(self, frames: Tensor) -> Tensor:
-        """Pixels of N frames, uint8 ``[N, H, W, 3]`` of any size, after the resize, float16 ``[N, K, 3]``."""
+        """Resized pixels of uint8 frames ``[N, H, W, 3]`` of any size, float16 ``[N, K, 3]``."""
         return pixel_tokens(frames, self.frame_size)
 
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
         """Compare the last frame of each window of pixels ``[B, T, K, 3]`` with its first real one.
 
         Returns:
-            Scores with ``preference`` ``[B]`` of -1, 0 and 1; ``progress`` and ``relevance`` are None.
+            Scores with ``preference``, float32 ``[B]`` of -1, 0 and 1; ``progress`` and ``relevance`` are None.
         """
         first = frames[torch.arange(len(frames), device=frames.device), mask.int().argmax(1)]
-        worse = self._chances(first, frames[:, -1], text)  # time's order: the first frame is the first picture
+        worse = self._chances(first, frames[:, -1], text)  # temporal order: the first frame is Image 1
         return Scores(preference=1.0 - 2.0 * worse)
 
     def prefer(self, a: Tensor, b: Tensor, text: Tensor) -> Tensor:
-        """P(a > b | text), float ``[B]`` of 0, 0.5 (no preference) and 1.
+        """P(a > b | text), float32 ``[B]`` of 0, 0.5 (no preference) and 1.
 
         Args:
-            a: pixels of the first videos, ``[B, T, K, 3]``; the last frame is shown, as Image 1.
-            b: those of the second videos, shown as Image 2.
+            a: pixels of the first videos, ``[B, T, K, 3]``; the last frame is shown as Image 1.
+            b: pixels of the second videos, ``[B, T', K, 3]``; the last frame is shown as Image 2.
             text: code points, ``[B, L, 1]``.
         """
         return self._chances(a[:, -1], b[:, -1], text)
@@ -109,14 +109,14 @@ class RLVLMFModel:
 
     def _ask(self, first: Image, second: Image, instruction: str) -> int:
         if np.array_equal(first, second):
-            return -1  # there is nothing to see, and nothing to pay for
+            return -1  # equal pictures need no question
         questions = (
             "1. What does Image 1 show?\n2. What does Image 2 show?\n"
             f"3. The goal is: {instruction}. With regard to this goal, how do Image 1 and Image 2 differ?"
         )
-        said = self.chat.ask(["Look at these two images.\nImage 1:", first, "Image 2:", second, questions], parse_text)
+        reply = self.chat.ask(["Look at these two images.\nImage 1:", first, "Image 2:", second, questions], parse_text)
         verdict = (
-            f"These questions were asked about two images:\n{questions}\n\nThe answers were:\n{said}\n\n"
+            f"These questions were asked about two images:\n{questions}\n\nThe answers were:\n{reply}\n\n"
             "Going by these answers, in which image is the goal better achieved? Reply with one line that holds only a "
             "number: 0 for Image 1, 1 for Image 2, or -1 if there is no difference or the answers are not sure."
         )

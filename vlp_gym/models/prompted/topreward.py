@@ -1,4 +1,4 @@
-"""TOPReward: how probable a chat model finds "True" after the statement that the video completes the task."""
+"""TOPReward: the probability that a chat model answers "True" to the statement that the video completes the task."""
 
 from __future__ import annotations
 
@@ -21,27 +21,26 @@ ANSWER = "True"
 
 
 class TOPRewardModel:
-    """``log P("True")`` (TOPReward, section 3.1); a `RewardModel`, one question a window, no answer is generated.
+    """``log P("True")`` (TOPReward, section 3.1); a `RewardModel`, one question per window, no text is generated.
 
-    The frames up to now are shown in order, as single pictures, then: "The above video shows a robot manipulation
+    The frames so far are shown in order, as single pictures, then: "The above video shows a robot manipulation
     trajectory that completes the following task: ... Decide whether the above statement is True or not. The answer
     is:". The value is the log-probability that the next token is "True".
 
-    **The question goes through the model's chat template**, because chat endpoints offer nothing else; the paper puts
-    it without one, and to a model that takes the frames as a video.
+    **The question uses the model's chat template**, because chat endpoints offer nothing else; the paper uses none, and
+    a model that takes the frames as a video.
 
-    ``score`` asks once about each window, and the value is its ``preference``; there is no ``progress``, because the
-    values of the window's earlier frames were not asked for. A wrapper pays it with ``reward="preference"``. `values`
-    gives the curve of a video.
+    ``score`` asks one question per window, which gives ``preference`` and no ``progress``; use ``reward="preference"``.
+    `values` gives the curve of a video.
 
     Args:
-        chat: who is asked; the endpoint must give ``top_logprobs``.
-        window: T, frames a question shows.
-        frame_size: (H, W) in pixels in which frames are shown; one number makes a square.
-        max_concurrency: rows of a batch that are asked about at a time.
+        chat: the chat model; the endpoint must support ``top_logprobs``.
+        window: T, frames per question.
+        frame_size: (H, W) in pixels of the frames shown; one number means a square.
+        max_concurrency: questions asked at a time.
 
     Raises (in use):
-        QueryError: if there is no answer, or the endpoint gives no log-probabilities.
+        QueryError: there is no answer, or the endpoint gives no log-probabilities.
 
     Example:
         >>> model = TOPRewardModel.from_spec("qwen3-vl?base_url=http://127.0.0.1:8000/v1&cache=none")
@@ -63,10 +62,10 @@ class TOPRewardModel:
     def from_spec(cls, spec: str) -> TOPRewardModel:
         """Build from "MODEL?option=value&..."; see `vlp_gym.prompting.open_chat`.
 
-        Options of its own: ``window``, ``frame_size``, ``max_concurrency``.
+        Further options: ``window``, ``frame_size``, ``max_concurrency``.
 
         Raises:
-            ValueError: for an option that does not exist or a value that it cannot have.
+            ValueError: an option is unknown or its value invalid.
         """
         chat, options = open_chat(spec, {"window": int, "frame_size": int, "max_concurrency": int})
         return cls(chat, **options)
@@ -76,25 +75,25 @@ class TOPRewardModel:
         return code_points(instructions)
 
     def encode_frames(self, frames: Tensor) -> Tensor:
-        """Pixels of N frames, uint8 ``[N, H, W, 3]`` of any size, after the resize, float16 ``[N, K, 3]``."""
+        """Resized pixels of uint8 frames ``[N, H, W, 3]`` of any size, float16 ``[N, K, 3]``."""
         return pixel_tokens(frames, self.frame_size)
 
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
         """Ask about each window of pixels ``[B, T, K, 3]``; padding is not shown.
 
         Returns:
-            Scores with ``preference`` ``[B]``, a log-probability, at most 0; ``progress`` and ``relevance`` are None.
+            Scores with ``preference``, float32 ``[B]``, a log-probability, at most 0; no ``progress`` or ``relevance``.
         """
         rows = windows_shown(frames, text, mask, self.frame_size)
         answers = concurrently(lambda row: self._ask(*row), rows, self.max_concurrency)
         return Scores(preference=torch.tensor(answers, device=frames.device))
 
     def values(self, video: NDArray[np.uint8], instruction: str) -> NDArray[np.float64]:
-        """The value at every frame of a finished video, from the frames up to it: one question a frame.
+        """The value at every frame of a finished video, from the frames up to it: one question per frame.
 
         Args:
-            video: uint8 ``[T, H, W, 3]``; T is limited by the pictures that the chat model takes at once.
-            instruction: what is to be done.
+            video: uint8 ``[T, H, W, 3]``; T is limited by the pictures that the chat model accepts at once.
+            instruction: the task.
 
         Returns:
             Log-probabilities, at most 0, float64 ``[T]``.

@@ -1,6 +1,6 @@
-"""Published checkpoints, key by key, as folders with ``config.json`` and ``model.safetensors``.
+"""Convert published checkpoints into folders with ``config.json`` and ``model.safetensors``.
 
-This is the one place that opens a ``.pt`` file, and only as tensors: a file that would run code is refused.
+Only this file opens ``.pt`` files, with weights_only: a file that would run code is refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vlp_gym.errors import CheckpointError
 from vlp_gym.models.checkpoint import save_checkpoint
 from vlp_gym.models.published.shards import read_shards
 
-# System -> "module:function", a function of the published state and the options that gives the model.
+# System -> "module:function", which builds the model from the published state and options.
 CONVERTERS = {
     "liv": "vlp_gym.models.liv:from_published",
     "vip": "vlp_gym.models.vip:from_published",
@@ -31,15 +31,15 @@ CONVERTERS = {
     "robometer": "vlp_gym.models.robometer:from_published",
     "rewind": "vlp_gym.models.rewind:from_published",
 }
-_STATE_KEYS = ("model_state_dict", "state_dict")  # where files keep the tensors that do not name their system
+_STATE_KEYS = ("model_state_dict", "state_dict")  # keys of the tensors in files that do not use the system's name
 
 
 def convert(system: str, source: str | Path, out: str | Path, **options: Any) -> Path:
-    """Turn a published checkpoint into a folder that `load_reward_model` loads; nothing is written unless all fits.
+    """Convert a published checkpoint into a folder for `load_reward_model`; nothing is written unless all fits.
 
     Args:
         system: a key of `CONVERTERS`.
-        source: the published ``.pt`` file, read as tensors alone, a ``.safetensors`` file, or a folder with several.
+        source: the published ``.pt`` file (tensors only), a ``.safetensors`` file, or a folder of shards.
         out: the folder to write.
         options: passed to the system's ``from_published``, such as ``tokenizer`` for R3M.
 
@@ -47,9 +47,9 @@ def convert(system: str, source: str | Path, out: str | Path, **options: Any) ->
         The folder.
 
     Raises:
-        ValueError: no such system.
+        ValueError: the system is unknown.
         CheckpointError: the file is missing, damaged, holds more than tensors, or is of another architecture; the
-            message lists every missing, unexpected and misshaped key.
+            message lists missing, unexpected and misshaped keys.
     """
     if system not in CONVERTERS:
         raise ValueError(f"system: expected one of {sorted(CONVERTERS)}, got {system!r}")
@@ -58,7 +58,7 @@ def convert(system: str, source: str | Path, out: str | Path, **options: Any) ->
     module, _, name = CONVERTERS[system].partition(":")
     from_published: Callable[..., nn.Module] = getattr(import_module(module), name)
     try:
-        with torch.random.fork_rng(devices=[]):  # weights are drawn before the published ones replace them
+        with torch.random.fork_rng(devices=[]):  # random weights are drawn, then replaced
             model = from_published(state, **options)
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from error
@@ -70,7 +70,7 @@ def convert(system: str, source: str | Path, out: str | Path, **options: Any) ->
 
 
 def read_published(source: str | Path, system: str) -> dict[str, Tensor]:
-    """The tensors of a published file, those under the system's own key if it has one.
+    """Read the tensors of a published file, those under the system's key if it has one.
 
     Raises:
         CheckpointError: the file is missing, damaged, or holds more than tensors.
@@ -92,13 +92,13 @@ def read_published(source: str | Path, system: str) -> dict[str, Tensor]:
 
 
 def without_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The same tensors, the prefix taken off those names that begin with it.
+    """Remove a prefix from the names that begin with it.
 
     >>> list(without_prefix({"module.a": torch.zeros(1), "b": torch.zeros(1)}, "module."))
     ['a', 'b']
 
     Raises:
-        CheckpointError: two names become the same.
+        CheckpointError: two names become equal.
     """
     short = {key.removeprefix(prefix): value for key, value in state.items()}
     if len(short) < len(state):
@@ -111,7 +111,7 @@ def _read_torch(source: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol|'torch.load' received a zip file", UserWarning)
-            # ReWiND's files also hold the options that it was trained with, in this class: plain attributes.
+            # ReWiND's files also hold its training options in this class of plain attributes.
             with torch.serialization.safe_globals([argparse.Namespace]):
                 return torch.load(source, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -119,7 +119,7 @@ def _read_torch(source: Path) -> Any:
             f"{source}: cannot be read as tensors alone: it is damaged, or holds objects whose loading would run code. "
             "Nothing of it was loaded; save its state_dict alone, or as .safetensors, and convert that"
         ) from error
-    except Exception as error:  # a damaged pickle makes the reader raise nearly anything
+    except Exception as error:  # a damaged pickle can raise almost anything
         reason = str(error).partition(". ")[0] or type(error).__name__
         raise CheckpointError(f"{source}: not a checkpoint of torch.save, or damaged ({reason})") from error
 

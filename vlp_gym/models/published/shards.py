@@ -1,4 +1,4 @@
-"""Weights as the hub ships large models: one safetensors file, or several with an index."""
+"""Read weights as the hub stores large models: one safetensors file, or several with an index."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from vlp_gym.errors import CheckpointError
 
 
 def read_shards(folder: str | Path) -> dict[str, Tensor]:
-    """The tensors of a folder with ``model.safetensors``, or with shards and ``model.safetensors.index.json``.
+    """Read the tensors of a folder with ``model.safetensors``, or with shards and ``model.safetensors.index.json``.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or a shard lacks what the index says of it.
+        CheckpointError: a file is missing or damaged, or a shard lacks a tensor of the index.
     """
     folder = Path(folder)
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
