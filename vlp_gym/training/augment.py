@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlp_gym.training.recipes.clips import ClipBatch
+if TYPE_CHECKING:
+    from vlp_gym.training.recipes.clips import ClipBatch
 
 MAX_SHIFT = 4  # pixels
 CONTRAST = 0.1

@@ -12,7 +12,7 @@ from vlp_gym.data.trajectory import Rollout, Trajectory
 from vlp_gym.engine.video import VideoScorer
 from vlp_gym.errors import DatasetError
 from vlp_gym.evaluation import metrics
-from vlp_gym.evaluation.evaluate import CONSISTENCY_PAIRS
+from vlp_gym.evaluation.measure import CONSISTENCY_PAIRS
 from vlp_gym.models.protocol import RewardModel
 
 Floats = NDArray[np.float64]
