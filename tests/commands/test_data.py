@@ -67,7 +67,7 @@ def test_tasks_of_a_split(other):
         assert judged_tasks(split, other) == splits.judged_tasks(split)
 
 
-def test_train_evaluate_and_score_on_data_of_ones_own(other, tmp_path, capsys):
+def test_train_evaluate_calibrate_and_score_on_data_of_ones_own(other, tmp_path, capsys):
     settings = ("--relevance-steps", "1", "--tasks-per-batch", "2", "--clips-per-task", "3")
     trained = tmp_path / "trained"
     assert run("train", "--data", other, "--split", "data", "--steps", "1", "--out", trained, *settings) == 0
@@ -85,6 +85,10 @@ def test_train_evaluate_and_score_on_data_of_ones_own(other, tmp_path, capsys):
     assert run("score", "--dataset", other, "--tasks", TASKS[0], "--model", model, "--out", scores) == 0
     videos = json.loads((scores / "scores.json").read_text())["videos"]
     assert {row["instruction"] for row in videos} == {TASKS[0]}
+
+    both = "ensemble:mean|vlp-compact|vlp-compact-45"
+    assert run("calibrate", both, "--data", other, "--tasks", TASKS[1], "--out", tmp_path / "both") == 0
+    assert (tmp_path / "both" / "config.json").exists()
     capsys.readouterr()
 
 

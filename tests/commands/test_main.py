@@ -159,6 +159,7 @@ class TestErrors:
             (["--per-tier", "0"], "expected something to collect"),
             (["--near-miss", "-1"], "--near-miss: expected at least 0, got -1"),
             (["--stride", "0"], "--stride: expected at least 1, got 0"),
+            (["--size", "8"], "--size: expected 16 to 1024 pixels, got 8"),
             (["--varied-share", "1.5"], "--varied-share: expected 0 to 1, got 1.5"),
             (["--workers", "0"], "--workers: expected at least 1, got 0"),
             (["--agent", "1", "--agent-model", "nobody"], "unknown reward model 'nobody'"),
