@@ -48,6 +48,26 @@ def test_far_apart_scores_stay_finite() -> None:
     assert a.grad.item() == 1.0
 
 
+def test_pairs_that_are_left_out() -> None:
+    """The mean is over the others, and over none it is 0; neither moves a score that is left out."""
+    rng = np.random.default_rng(0)
+    a, b, label = (torch.from_numpy(x) for x in (rng.normal(size=6), rng.normal(size=6), rng.uniform(size=6)))
+    known = torch.tensor([True, False, True, True, False, False])
+    a.requires_grad_()
+    loss = bradley_terry_loss(a, b, label, known)
+    assert loss.item() == pytest.approx(bradley_terry_loss(a[known], b[known], label[known]).item())
+    loss.backward()
+    assert a.grad is not None
+    assert torch.equal(a.grad != 0, known)
+    a.grad = None
+    nothing = bradley_terry_loss(a, b, label, torch.zeros(6, dtype=torch.bool))
+    nothing.backward()
+    assert nothing.item() == 0
+    assert (a.grad == 0).all()
+    with pytest.raises(ValueError, match=r"^known: expected the shape \(6,\), got \(6, 1\)$"):
+        bradley_terry_loss(a, b, label, known[:, None])
+
+
 @pytest.mark.parametrize("label", [-0.1, 1.1, float("nan"), -1.0])
 def test_labels_outside_zero_and_one_are_refused(label: float) -> None:
     with pytest.raises(ValueError, match=r"^expected labels in \[0, 1\], the probability that the first video is pref"):
