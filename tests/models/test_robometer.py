@@ -162,7 +162,7 @@ class TestAsRewardModel:
         with pytest.raises(CheckpointError) as caught:
             RobometerModel()
         told = str(caught.value)
-        assert told.startswith("Qwen/Qwen3-VL-4B-Instruct: the tokenizer could not be had (")
+        assert told.startswith("Qwen/Qwen3-VL-4B-Instruct: the tokenizer could not be loaded (")
         assert told.endswith('The model "vlp-compact" works offline.')
 
     def test_an_embedding_with_too_few_rows(self, base, model):

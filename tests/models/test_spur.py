@@ -242,13 +242,13 @@ class TestCheckpoints:
         with pytest.raises(CheckpointError) as caught:
             SPURModel()
         told = str(caught.value)
-        assert told.startswith("Qwen/Qwen2.5-VL-3B-Instruct: the tokenizer could not be had (")
+        assert told.startswith("Qwen/Qwen2.5-VL-3B-Instruct: the tokenizer could not be loaded (")
         assert told.endswith("). It is downloaded once and then cached: connect this " + OFFLINE)
 
     def test_a_base_without_weights(self, base, tmp_path):
         folder = shutil.copytree(base, tmp_path / "base")
         (folder / "model.safetensors").unlink()
-        with pytest.raises(CheckpointError, match=rf"^{re.escape(str(folder))}: the weights could not be had \("):
+        with pytest.raises(CheckpointError, match=rf"^{re.escape(str(folder))}: the weights could not be loaded \("):
             make(str(folder))
 
     def test_a_base_that_lacks_weights(self, base, tmp_path):

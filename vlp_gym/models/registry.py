@@ -45,9 +45,9 @@ _FAMILIES = {
     "clip": ("vlp_gym.models.clip:CLIPModel", "clip:NAME/TAG of open_clip: the cosine of frame and sentence"),
     "vlm-rm": (
         "vlp_gym.models.vlm_rm:VLMRMModel",
-        "vlm-rm:NAME/TAG?baseline=a robot arm&alpha=0.5: on the way from the baseline's sentence to the goal's",
+        "vlm-rm:NAME/TAG?baseline=a robot arm&alpha=0.5: CLIP similarity, regularised by a baseline sentence",
     ),
-    "gvl": ("vlp_gym.models.prompted.gvl:GVLModel", "gvl:MODEL: a chat model puts shuffled frames in order"),
+    "gvl": ("vlp_gym.models.prompted.gvl:GVLModel", "gvl:MODEL: a chat model rates the progress of shuffled frames"),
     "rl-vlm-f": (
         "vlp_gym.models.prompted.rl_vlm_f:RLVLMFModel",
         "rl-vlm-f:MODEL: a chat model chooses one of two frames",
@@ -59,7 +59,7 @@ _FAMILIES = {
     ),
     "ensemble": (
         "vlp_gym.models.ensemble:EnsembleModel",
-        "ensemble:mean|MODEL|MODEL: several models, ranked alike; or min",
+        "ensemble:mean|MODEL|MODEL: mean (or min) of rank-normalised models",
     ),
 }
 

@@ -1,7 +1,7 @@
 """From scores to rewards: pure functions of floats, the same in every wrapper and mode.
 
 Between two scored steps the *score* is held. "progress" and "preference" therefore repeat the held score, while "delta"
-pays 0 there, so that its sum over an episode is the last score minus the first for every `score_every`. "final" pays 0
+pays 0 there, so that its sum over an episode is the last score minus the first for any value of `every`. "final" pays 0
 until the last step of the episode, and there the preference of the whole episode (RoboCLIP).
 """
 

@@ -81,6 +81,6 @@ def _delivery(name: str, what: str) -> Iterator[None]:
     except Exception as error:  # the hub's, the parsers' and OSError, depending on the version and the network
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"{name}: the {what} could not be had ({reason}). It is downloaded once and then cached: connect this "
+            f"{name}: the {what} could not be loaded ({reason}). It is downloaded once and then cached: connect this "
             'machine once, or give a local folder as `base`. The model "vlp-compact" works offline.'
         ) from error
