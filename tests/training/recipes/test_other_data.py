@@ -12,6 +12,7 @@ from rollouts import painted_tasks
 from vlp_gym.errors import DatasetError
 from vlp_gym.training.recipe import TrainConfig
 from vlp_gym.training.recipes.clips import ClipSampler
+from vlp_gym.training.recipes.compact import CompactRecipe
 from vlp_gym.training.recipes.compact_tune import tune
 from vlp_gym.training.recipes.embedding import EmbeddingRecipe
 from vlp_gym.training.recipes.rewind import RewindRecipe
@@ -70,8 +71,8 @@ def test_a_model_is_trained_and_tuned(tmp_path):
 
     torch.manual_seed(0)
     model = tiny_model()
-    config = TrainConfig(steps=2, relevance_steps=1, tasks_per_batch=2, clips_per_task=3)
-    history = train(model, ROLLOUTS, tmp_path, config, progress_bar=False)
+    recipe = CompactRecipe(RECIPES["clips"](ROLLOUTS), relevance_steps=1)
+    history = train(model, recipe, tmp_path, TrainConfig(steps=2), progress_bar=False)
     assert np.isfinite([row["loss"] for row in history]).all()
     chosen = tune(model, ROLLOUTS, list(SENTENCES))
     assert all(0 <= accuracy <= 1 for row in chosen.table for accuracy in row[2:])
