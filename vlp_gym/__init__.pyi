@@ -22,6 +22,7 @@ from .models.protocol import Scores as Scores
 from .models.registry import available_models as available_models
 from .models.registry import load_reward_model as load_reward_model
 from .preferences.schedule import Queries as Queries
+from .rewards.shaping import Shaping as Shaping
 from .wrappers.capture import capture_frames as capture_frames
 from .wrappers.single import VLPRewardWrapper as VLPRewardWrapper
 from .wrappers.vector import VLPVectorRewardWrapper as VLPVectorRewardWrapper

@@ -284,6 +284,27 @@ def test_an_engine_brings_its_own_settings(options):
         VLPRewardWrapper(PaintedEnv(), SENTENCE, QueryEngine(PaintedModel()), **options)
 
 
+def test_close_says_how_many_queries_were_in_flight(caplog):  # fault 36
+    model = FlakyModel()
+    env = wrap(model=model)
+    env.reset()
+    env.flush()
+    model.pause_s = 0.5
+    env.step(0)
+    wait_until(lambda: not env.engine._book.queue)  # the model works on it
+    for _ in range(4):
+        env.step(0)
+    start = time.monotonic()
+    with caplog.at_level("WARNING", "vlp_gym"):
+        env.close()
+    assert time.monotonic() - start < 5.0
+    stats = env.stats()
+    assert caplog.messages == ["the query engine was closed with 4 queries in flight, which were given up"]
+    assert stats["cancelled"] == 4
+    assert stats["submitted"] == stats["delivered"] + stats["cancelled"] == 6
+    assert stats["pending"] == 0
+
+
 @pytest.mark.parametrize(("fault", "error"), [("raises", QueryError), ("nan", QueryError), ("wrong_shape", TypeError)])
 def test_an_error_of_the_model_comes_with_the_next_step(fault, error):  # faults 19, 20, 21
     env = wrap(model=FaultyModel(fault, at=3))

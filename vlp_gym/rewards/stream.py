@@ -224,10 +224,11 @@ class RewardStream:
 
     def close(self) -> None:
         """Give up what is pending; an engine that is shared stays open for the others."""
-        for state in self._states:
-            self.engine.cancel(state.env)
         if self._owned:
             self.engine.close()
+            return
+        for state in self._states:
+            self.engine.cancel(state.env)
 
     def _settle(self, answers: Sequence[Answer]) -> None:
         for answer in answers:
