@@ -298,17 +298,16 @@ class QueryEngine:
         if self._process != os.getpid():
             return 0  # a forked child has no worker to stop
         with self._lock:
-            first, self._closed = not self._closed, True
-            given_up = len(self._book.queue)
+            before, self._closed = self._book.stats()["cancelled"], True
             self._book.drop(list(self._book.queue))
             self._changed.notify_all()
         if self._worker is not None and self._worker is not threading.current_thread():
             self._worker.join(timeout_s)
         stopped(self)
         with self._lock:
-            given_up += len(self._book.pending)
             self._book.give_up(list(self._book.pending.values()))  # the model hangs
-        if first and given_up:
+            given_up = self._book.stats()["cancelled"] - before
+        if given_up:
             logger.warning("the query engine was closed with %d queries in flight, which were given up", given_up)
         return given_up
 
