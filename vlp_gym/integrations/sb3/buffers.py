@@ -6,31 +6,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any
-
-from vlp_gym.errors import MissingExtraError, QueryError
-
-try:
-    from stable_baselines3.common.buffers import (
-        DictReplayBuffer,
-        DictRolloutBuffer,
-        NStepReplayBuffer,
-        ReplayBuffer,
-        RolloutBuffer,
-    )
-except ImportError as error:
-    raise MissingExtraError('Stable-Baselines3 is not installed: pip install "vlp_gym[sb3]"') from error
-
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from stable_baselines3.common import buffers as sb3
+from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
 
 from vlp_gym.engine.tickets import Ticket
-from vlp_gym.errors import QueryTimeout
+from vlp_gym.errors import QueryError, QueryTimeout
 from vlp_gym.integrations.sb3.source import RewardSource
 from vlp_gym.rewards.ledger import RewardLedger
 from vlp_gym.rewards.normalizer import RewardNormalizer
@@ -257,11 +244,11 @@ class VLPReplayBuffer(LateRewards, ReplayBuffer):
         return np.unique((starts[starts >= 0] + oldest) % self.buffer_size)
 
 
-class VLPDictReplayBuffer(VLPReplayBuffer, DictReplayBuffer):  # type: ignore[misc]
+class VLPDictReplayBuffer(VLPReplayBuffer, sb3.DictReplayBuffer):  # type: ignore[misc]
     """`VLPReplayBuffer` for observations that are dictionaries."""
 
 
-class VLPNStepReplayBuffer(VLPReplayBuffer, NStepReplayBuffer):
+class VLPNStepReplayBuffer(VLPReplayBuffer, sb3.NStepReplayBuffer):
     """`VLPReplayBuffer` for n-step returns: a sample starts only where all rewards of its n rows are there.
 
     Give the algorithm ``replay_buffer_kwargs={"n_steps": ..., "gamma": ...}``, not ``n_steps``.
@@ -347,13 +334,13 @@ class VLPRolloutBuffer(LateRewards, RolloutBuffer):
         self._late[row, index] = reward
 
 
-class VLPDictRolloutBuffer(VLPRolloutBuffer, DictRolloutBuffer):  # type: ignore[misc]
+class VLPDictRolloutBuffer(VLPRolloutBuffer, sb3.DictRolloutBuffer):  # type: ignore[misc]
     """`VLPRolloutBuffer` for observations that are dictionaries."""
 
 
 _OURS: dict[type[RolloutBuffer], type[VLPRolloutBuffer]] = {
     RolloutBuffer: VLPRolloutBuffer,
-    DictRolloutBuffer: VLPDictRolloutBuffer,
+    sb3.DictRolloutBuffer: VLPDictRolloutBuffer,
 }
 
 

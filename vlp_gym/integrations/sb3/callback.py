@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from vlp_gym.integrations.sb3.buffers import (
     NO_SHARED_ROWS,
@@ -16,12 +19,6 @@ from vlp_gym.integrations.sb3.buffers import (
 from vlp_gym.integrations.sb3.source import RewardSource
 from vlp_gym.rewards.normalizer import RewardNormalizer as RewardNormalizer
 from vlp_gym.rewards.stream import Delivery
-
-# isort: split
-# Stable-Baselines3 itself comes last: the import above says which extra is missing.
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
-from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 
 class VLPRewardCallback(BaseCallback):

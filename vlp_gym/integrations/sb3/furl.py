@@ -18,16 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
 from vlp_gym.engine.engine import QueryEngine
 from vlp_gym.engine.tickets import Answer, Ticket
 from vlp_gym.integrations.sb3.source import SegmentSource
 from vlp_gym.models.furl import FuRLModel, FuRLTrainer
-
-# isort: split
-# Stable-Baselines3 itself comes last: the import above says which extra is missing.
-from stable_baselines3.common.callbacks import BaseCallback
 
 
 class FuRLCallback(BaseCallback):

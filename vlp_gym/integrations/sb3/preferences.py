@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.spaces import Box
 from numpy.typing import NDArray
+from stable_baselines3.common.callbacks import BaseCallback
 
 from vlp_gym.errors import CheckpointError
 from vlp_gym.integrations.sb3.relabel import PreferenceReplayBuffer, check_replay, fill_replay, replay_tensors
@@ -28,11 +30,6 @@ from vlp_gym.preferences.reward import RewardEnsemble
 from vlp_gym.preferences.schedule import Queries
 from vlp_gym.preferences.segments import SegmentStore
 from vlp_gym.storage import read_pair, write_pair
-
-# isort: split
-# Stable-Baselines3 itself comes last: the import above says which extra is missing.
-from gymnasium.spaces import Box
-from stable_baselines3.common.callbacks import BaseCallback
 
 
 def _of_learner(name: str) -> Any:

@@ -9,19 +9,14 @@ from typing import Any
 import numpy as np
 from gymnasium.error import ClosedEnvironmentError
 from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from typing_extensions import Unpack
 
 from vlp_gym.engine.engine import QueryEngine
-from vlp_gym.errors import MissingExtraError
 from vlp_gym.models.protocol import RewardModel
 from vlp_gym.rewards.options import Shorthand
 from vlp_gym.rewards.shaping import Reward, Shaping
 from vlp_gym.wrappers.captured import CapturedRewards
-
-try:
-    from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
-except ImportError as error:
-    raise MissingExtraError('Stable-Baselines3 is not installed: pip install "vlp_gym[sb3]"') from error
 
 
 class VLPVecReward(CapturedRewards, VecEnvWrapper):
