@@ -61,7 +61,7 @@ class EnvState:
     answered: Ticket | None = None
     """The newest ticket that was answered."""
     ready: list[Delivery] = field(default_factory=list)
-    """Rewards that nobody has taken yet."""
+    """Rewards that were not taken yet."""
     size: FrameSize = field(default_factory=FrameSize)
     broken: bool = False
     """An error of the model has ended the running episode."""

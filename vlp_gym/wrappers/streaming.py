@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn, SupportsIndex
+
 from vlp_gym.engine.engine import QueryEngine
 from vlp_gym.rewards.stream import RewardStream
 
@@ -10,6 +12,8 @@ class Streaming:
     """The methods that all wrappers have in common."""
 
     _stream: RewardStream
+    _example = ""
+    """Ends the message of `__reduce_ex__`."""
 
     @property
     def engine(self) -> QueryEngine:
@@ -38,3 +42,10 @@ class Streaming:
         after each step: it also raises what the model has raised.
         """
         self._stream.by_poll = True
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Refuse: a live model is no part of a pickle, and worker processes cannot be copied."""
+        raise TypeError(
+            f"a live {type(self).__name__} cannot be pickled: its model lives in this process; "
+            f"make the wrapper in the process that uses it{self._example}"
+        )

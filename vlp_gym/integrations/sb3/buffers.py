@@ -33,7 +33,7 @@ SLICE_S = 0.05
 
 
 class LateRewards:
-    """What all buffers for late rewards have in common: the ledger, the source, and waiting."""
+    """Base of all buffers for late rewards: the ledger, the source, and waiting."""
 
     n_envs: int
     normalizer: RewardNormalizer | None = None
@@ -54,7 +54,7 @@ class LateRewards:
         """Take the rewards from this source from now on, and settle what an earlier run may have left in it.
 
         Args:
-            source: of the environment that the transitions will come from.
+            source: brings the rewards of the environment that the transitions will come from.
             timeout_s: how long to wait when no reward comes.
         """
         if self._source is None or self._source.venv is not source.venv:
@@ -65,12 +65,7 @@ class LateRewards:
         self.settle()
 
     def settle(self) -> None:
-        """Wait until nothing is on its way, between runs: a reward that has not come then never will.
-
-        Raises:
-            QueryTimeout: if no reward comes for too long.
-            QueryError: what the reward model raised.
-        """
+        """Wait until nothing is on its way, between runs: a reward that has not come then never will."""
         if self._source is not None and self._source.late:
             self._wait(lambda: False)
             self._ledger.give_up(unstored=True)
@@ -79,8 +74,8 @@ class LateRewards:
         """Take in a step before its transition is stored; a second call with the same infos does nothing.
 
         Args:
-            infos: of the step, one for each environment.
-            rewards: of the step, ``[num_envs]``.
+            infos: the step's infos, one for each environment.
+            rewards: the step's rewards, ``[num_envs]``.
 
         Returns:
             The ticket of each environment's transition; None where its reward came with the step.
@@ -115,7 +110,7 @@ class LateRewards:
         if self._source is not None and indices:
             for index, deliveries in self._source.poll(indices, timeout_s):
                 self._receive(index, deliveries)
-                came = came or bool(deliveries)
+                came |= bool(deliveries)
         return came
 
     def _wait(self, done: Callable[[], bool]) -> None:
@@ -123,6 +118,7 @@ class LateRewards:
 
         Raises:
             QueryTimeout: if no reward comes for too long.
+            QueryError: what the reward model raised.
         """
         deadline = time.monotonic() + self._timeout_s
         while self._source is not None and not done():
@@ -164,15 +160,7 @@ class VLPReplayBuffer(LateRewards, ReplayBuffer):
     _span = 1
     """How many rows one sample reads."""
 
-    def add(
-        self,
-        obs: Any,
-        next_obs: Any,
-        action: np.ndarray,
-        reward: np.ndarray,
-        done: np.ndarray,
-        infos: list[dict[str, Any]],
-    ) -> None:
+    def add(self, obs: Any, next_obs: Any, action: Any, reward: Any, done: Any, infos: list[dict[str, Any]]) -> None:
         """Store one step of all environments; late rewards that ``infos`` bring go where they belong."""
         tickets = self.announce(infos, reward)
         row = self.pos
@@ -338,10 +326,7 @@ class VLPDictRolloutBuffer(VLPRolloutBuffer, sb3.DictRolloutBuffer):  # type: ig
     """`VLPRolloutBuffer` for observations that are dictionaries."""
 
 
-_OURS: dict[type[RolloutBuffer], type[VLPRolloutBuffer]] = {
-    RolloutBuffer: VLPRolloutBuffer,
-    sb3.DictRolloutBuffer: VLPDictRolloutBuffer,
-}
+_OURS = {RolloutBuffer: VLPRolloutBuffer, sb3.DictRolloutBuffer: VLPDictRolloutBuffer}
 
 
 @functools.cache

@@ -20,23 +20,12 @@ from vlp_gym.wrappers.captured import CapturedRewards
 
 
 class VLPVecReward(CapturedRewards, VecEnvWrapper):
-    """Replaces the rewards of an SB3 vector environment by what a reward model says of its frames.
+    """Replaces the rewards of an SB3 vector environment by what a reward model gives its frames.
 
-    The twin of `VLPVectorRewardWrapper`, for a `DummyVecEnv` or `SubprocVecEnv` made from `capture_frames`. The rewards
-    are float32 ``[num_envs]``. ``infos[i]["vlp"]`` is what `VLPRewardWrapper` has in its info, in the mode "async" with
-    ``ticket`` and ``delivered``; where SB3 has reset an environment in the same step, it is of the transition before,
-    and ``reset_infos[i]["vlp"]`` is of the reset.
-
-    The other arguments are those of `VLPRewardWrapper`.
-
-    Args:
-        venv: made from `capture_frames`.
-        instruction: what is to be done, in one sentence; one for all environments, or a list of one for each.
-
-    Raises:
-        ValueError: for an argument that makes no sense, an environment that was not made from `capture_frames`, or a
-            model without progress where the reward needs it.
-        InstructionError: for an instruction that is blank, or over the model's limit.
+    The twin of `VLPVectorRewardWrapper`, with its arguments and errors, for a `DummyVecEnv` or `SubprocVecEnv` made
+    from `capture_frames`. The rewards are float32 ``[num_envs]``. ``infos[i]["vlp"]`` is what `VLPRewardWrapper` has in
+    its info, in the mode "async" with ``ticket`` and ``delivered``. Where SB3 has reset an environment in the same
+    step, it describes the transition that ended the episode, and ``reset_infos[i]["vlp"]`` describes the reset.
     """
 
     def __init__(
