@@ -49,12 +49,10 @@ class PreferenceCallback(BaseCallback):
     ``pref/label_accuracy``. The figures of each session are logged as ``pref/...``, see `PreferenceLearner.session`.
 
     Args:
-        labeler: labels pairs of segments.
-        queries: the labelling schedule; None takes the defaults.
+        labeler, queries, options: arguments of `PreferenceLearner`. The mean and deviation for reward_std are taken
+            over the replay buffer, and disagreement_bonus falls to 0 at the last step.
         reset_updates: gradient steps of the agent after its critic was reset; None: no reset.
         verbose: as in every callback of Stable-Baselines3.
-        options: passed to the `PreferenceLearner`: fit_epochs, hidden, standardize, reward_std (over the replay
-            buffer), disagreement_bonus (falls to 0 at the last step), semi_supervised, keep_frames, progress_bar, seed.
 
     Attributes:
         learner: the `PreferenceLearner`, whose queries, segments, preferences, ensemble, asked and history are also
@@ -163,13 +161,10 @@ class PreferenceCallback(BaseCallback):
         return float(self.learner.reward(*rows))
 
     def save(self, folder: str | Path) -> None:
-        """Save segments, labels, the learned reward, the place in the schedule, and the replay buffer, as one.
+        """Save the learner, the exploration and the replay buffer, or raise CheckpointError.
 
-        Scores that are on their way are waited for. Save the agent itself by its own `save`, which leaves the replay
-        buffer out. Running episodes, and the transition of this very step, are not saved.
-
-        Raises:
-            CheckpointError: if that cannot be done; what was saved there before is intact.
+        Pending scores are waited for. Save the agent by its own `save`, which leaves the replay buffer out. Running
+        episodes, and the transition of this very step, are not saved.
         """
         if self._source is not None:
             self._source.wait()
@@ -187,8 +182,7 @@ class PreferenceCallback(BaseCallback):
         ``model = SAC.load(...)``, ``callback.restore(folder, model)``, ``model.learn(..., reset_num_timesteps=False)``.
 
         Raises:
-            CheckpointError: if something is missing or damaged, or belongs to other settings or another model; nothing
-                is changed then.
+            CheckpointError: as `PreferenceLearner.restore`, or for another model; nothing is changed then.
         """
         document, tensors = read_pair(folder, stem="preferences-run")
         check_settings({"reset_updates": self.reset_updates}, document["settings"], folder)
