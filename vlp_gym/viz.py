@@ -85,9 +85,8 @@ def plot_reward_curves(
     """
     if not curves:
         raise ValueError("curves: expected at least one, got none")
-    strips = dict(frames or {})
+    strips, width = dict(frames or {}), 7.2
     first_strip = next(iter(strips.values()), np.zeros((1, 1, 1, 3)))
-    width = 7.2
     strip_height = width * 0.97 / num_shown * first_strip.shape[1] / first_strip.shape[2]
     height = 2.9 + len(strips) * (strip_height + 0.06) + (0.25 if strips else 0.0)
     with figure_file(width, height, path, title=title) as figure:

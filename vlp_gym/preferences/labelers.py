@@ -91,8 +91,7 @@ class ModelLabeler:
         instruction: what is to be done, in one sentence.
         kind: "preference" compares f of T frames spread over each segment (VLP eq. 3), or asks the model's pairwise
             head in both orders and takes the mean; "reward" compares the sums of the rewards that the model pays.
-        margin: skip a pair whose P(first > second) is nearer to 0.5 than this.
-        soft: the label is that probability.
+        margin, soft: see `RecordedLabeler`.
 
     Raises:
         InstructionError: for an instruction that is blank, or over the model's limit.

@@ -256,11 +256,10 @@ class RewardEnsemble(Packed, nn.Module):
         ensemble.generator.set_state(tensors["rng"])
         return ensemble
 
-    def _returns(self, inputs: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _returns(self, inputs: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         """Summed rewards of the first and second segments, ``[E, B]`` each, from ``[(E,) B, 2, L, S + A]``."""
         rewards = self(inputs.flatten(-4, -2)).view(-1, *mask.shape[-3:])
-        first, second = (rewards * mask).sum(3).unbind(2)
-        return first, second
+        return (rewards * mask).sum(3).unbind(2)
 
     def _pseudo_loss(self, pool: Sequence[Tensor], batch: int, threshold: float) -> tuple[Tensor, Tensor, int]:
         """SURF's loss of a random batch, summed over the members; the number of sure pairs, and of all."""

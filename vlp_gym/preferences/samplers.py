@@ -74,8 +74,7 @@ def choose_pairs(
         The first and the second segments, N each.
 
     Raises:
-        ValueError: for an unknown sampler, a number below 1, a missing ensemble, or a store without two different
-            segments.
+        ValueError: for an unknown sampler, a number below 1, a missing ensemble, or only one segment to draw.
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {get_args(Sampler)}, got {sampler!r}")

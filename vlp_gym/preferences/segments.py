@@ -187,12 +187,9 @@ class SegmentStore(Packed):
         return sum(max(len(record.states) - self.length, 0) + 1 for record in records)
 
     def on_answer(self, answer: Answer, frames: NDArray[np.uint8], tokens: Tensor) -> None:
-        """Store one answer of a `QueryEngine`; set as its ``on_answer``, which calls it in any thread.
+        """Store a scored answer of a `QueryEngine` (set as its ``on_answer``), called in any thread.
 
-        Args:
-            answer: the score of a ticket; without one, nothing is stored.
-            frames: uint8 ``[C, H, W, 3]``.
-            tokens: ``[C, K, D]``.
+        The frames are uint8 ``[C, H, W, 3]``, of which the first camera's is stored, and the tokens ``[C, K, D]``.
         """
         if answer.score is None:
             return

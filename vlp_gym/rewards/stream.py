@@ -71,7 +71,7 @@ class RewardStream:
         return self._states[index].ticket
 
     def instruction(self, index: int) -> str:
-        """What the running episode is judged by."""
+        """The instruction of the running episode."""
         return self._states[index].instruction
 
     def placeholder(self, index: int) -> float:

@@ -44,8 +44,7 @@ def capture_frames(
 
     Args:
         env_fns: functions that make environments with ``render_mode="rgb_array"``.
-        render_fn: called with an environment in place of its ``render()``: your own camera. Several functions are
-            several views of the same moment, whose scores are averaged.
+        render_fn: your own cameras, see `VLPRewardWrapper`.
 
     Returns:
         Functions for `SyncVectorEnv`, `AsyncVectorEnv`, or SB3's `DummyVecEnv` and `SubprocVecEnv`.
@@ -124,7 +123,7 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any]):
     Args:
         env: made with ``render_mode="rgb_array"``.
         index: its place in the vector environment.
-        render_fn: as `capture_frames` has it.
+        render_fn: your own cameras, see `VLPRewardWrapper`.
 
     Raises:
         ValueError: if it does not render arrays, or `render_fn` is no function.

@@ -1,7 +1,7 @@
-"""What the wrappers of vector environments share: frames of the sub-environments in, rewards out.
+"""The common part of the vector wrappers: frames of the sub-environments in, rewards out.
 
-What a call of the vector environment did to each sub-environment is read from the shared memory, where the
-sub-environments write it, and not guessed from the mode of autoreset: a step, a reset, or a step and then a reset.
+Each sub-environment writes into the shared memory whether a call was a step, a reset, or a step and then a reset. So
+nothing is guessed from the mode of autoreset.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ logger = logging.getLogger("vlp_gym")
 
 
 class Settled(NamedTuple):
-    """What a step came to."""
+    """The result of a step."""
 
     rewards: NDArray[np.float64]
     """``[num_envs]``, 0.0 where there was a reset in place of a step."""
@@ -85,7 +85,7 @@ class CapturedRewards(Streaming):
 
     @property
     def instructions(self) -> list[str]:
-        """What the running episode of each environment is judged by; change it with `set_instruction`."""
+        """The instruction of each environment's running episode; change it with `set_instruction`."""
         return [self._stream.instruction(index) for index in range(len(self._stream))]
 
     def set_instruction(self, instruction: str, index: int | None = None) -> None:

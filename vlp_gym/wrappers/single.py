@@ -30,7 +30,7 @@ NOTE = "in the environment under VLPRewardWrapper ({})"
 
 
 class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
-    """Replaces the environment's reward by what a reward model says of its frames under an instruction.
+    """Replaces the environment's reward by what a reward model gives its frames under an instruction.
 
     The reset frame and the frame after each step are rendered inside the environment's own ``reset`` and ``step``,
     so the terminal frame belongs to the episode that it ends. ``info["vlp"]`` carries ``env_reward`` (the
@@ -72,8 +72,8 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
         truncate: cut an instruction that is over the model's token limit, instead of raising.
 
     Raises:
-        ValueError: for an argument that makes no sense, an environment that does not render arrays, or a model
-            without progress where the reward needs it.
+        ValueError: for an invalid argument, an environment that does not render arrays, or a model without progress
+            where the reward needs it.
         InstructionError: for an instruction that is blank, or over the model's limit.
 
     Example:
@@ -126,7 +126,7 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
 
     @property
     def instruction(self) -> str:
-        """What the running episode is judged by; change it with `set_instruction`."""
+        """The instruction of the running episode; change it with `set_instruction`."""
         return self._stream.instruction(0)
 
     @property
@@ -218,8 +218,7 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
         """A copy of the environment in its present state, with the same model."""
         clone = object.__new__(type(self))
         memo[id(self)] = clone
-        for name, value in self.__dict__.items():
-            clone.__dict__[name] = copy.deepcopy(value, memo)
+        clone.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return clone
 
     def _render(self) -> list[object]:
@@ -233,7 +232,7 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
 
 
 def record(value: Any) -> Any:
-    """What the spec may keep of an argument: a live object would be deep-copied with every copy of the spec.
+    """An argument for the spec, with a stand-in for a live object, which each copy of the spec would deep-copy.
 
     A spec with the stand-in cannot be made again; without it, it would be made with another model or camera.
     """

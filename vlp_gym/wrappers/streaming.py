@@ -1,4 +1,4 @@
-"""What all wrappers pass on to their stream."""
+"""The methods that all wrappers pass on to their stream."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vlp_gym.rewards.stream import RewardStream
 
 
 class Streaming:
-    """The methods that all wrappers have in common."""
+    """Base of all wrappers."""
 
     _stream: RewardStream
     _example = ""
@@ -17,7 +17,7 @@ class Streaming:
 
     @property
     def engine(self) -> QueryEngine:
-        """What asks the model."""
+        """The engine that asks the model."""
         return self._stream.engine
 
     def stats(self) -> dict[str, int]:

@@ -56,8 +56,8 @@ class VLPRewardCallback(BaseCallback):
     def update_locals(self, locals_: dict[str, Any]) -> None:
         """Take in the newest step, once.
 
-        Here and not in `_on_step`: now no other callback has seen the step, so that one which saves the replay buffer
-        or stops the training finds the tickets known, and nothing that was delivered is lost.
+        Not in `_on_step`: another callback that runs first may save the replay buffer or stop the training, and must
+        find the step's tickets known and its deliveries taken.
         """
         super().update_locals(locals_)
         if self._buffer is not None and "infos" in locals_:

@@ -156,8 +156,7 @@ class _Episodes:
         whole = []
         for key in list(self._over):
             tokens, success = self._tokens.get(key, []), self._success[key]
-            complete = bool(tokens) and tokens[-1][0] == len(success)
-            if complete:
+            if complete := bool(tokens) and tokens[-1][0] == len(success):
                 flags = torch.tensor([success[step - 1] for step, _ in tokens])
                 whole.append((torch.stack([token for _, token in tokens]), flags))
             if complete or self._newest.get(key[0], -1) > key[1]:  # or an error cost its end

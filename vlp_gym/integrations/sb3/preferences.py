@@ -39,14 +39,13 @@ def _of_learner(name: str) -> Any:
 class PreferenceCallback(BaseCallback):
     """Runs a `PreferenceLearner` while the agent learns from its reward (PEBBLE, Lee et al., 2021).
 
-    After the agent's ``learning_starts`` random steps it explores for ``queries.explore`` steps, rewarded for states
-    that are far from others. Then sessions begin: pairs of segments are chosen and labelled, r(s, a) is fitted, and
-    from then on the replay buffer has its rewards, in old rows and new ones. After the first session the critic gets
-    new random weights.
+    After the agent's ``learning_starts`` random steps it explores for ``queries.explore`` steps with the reward of
+    `StateEntropy`. Then sessions begin: each gives the replay buffer the rewards of the newly fitted r(s, a), in old
+    rows and new ones, and logs its figures as ``pref/...``, see `PreferenceLearner.session`. After the first session
+    the critic gets new random weights.
 
     If the environment is wrapped by `VLPRewardWrapper` or `VLPVecReward` in the mode "async", scores and frame tokens
-    are kept for the labeler. The environment's own reward is kept for scripted labelers and for
-    ``pref/label_accuracy``. The figures of each session are logged as ``pref/...``, see `PreferenceLearner.session`.
+    are kept for the labeler.
 
     Args:
         labeler, queries, options: arguments of `PreferenceLearner`. The mean and deviation for reward_std are taken
@@ -55,8 +54,7 @@ class PreferenceCallback(BaseCallback):
         verbose: as in every callback of Stable-Baselines3.
 
     Attributes:
-        learner: the `PreferenceLearner`, whose queries, segments, preferences, ensemble, asked and history are also
-            attributes of the callback.
+        learner: the `PreferenceLearner`; some of its attributes are also attributes of the callback.
 
     Raises:
         ValueError: at the start of the training, if model or environment do not fit.
