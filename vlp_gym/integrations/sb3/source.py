@@ -156,8 +156,8 @@ class SegmentSource(RewardWrappers):
 
     def disconnect(self) -> None:
         """Wait for all pending answers; later ones are not passed on."""
-        self.wait()
         for engine in self.engines:
+            engine.wait()
             engine.on_answer = None
 
 
