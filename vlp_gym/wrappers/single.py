@@ -30,7 +30,7 @@ NOTE = "in the environment under VLPRewardWrapper ({})"
 
 
 class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
-    """Replaces the environment's reward by what a reward model gives its frames under an instruction.
+    """Replaces the environment's reward by what a reward model says of its frames under an instruction.
 
     The reset frame and the frame after each step are rendered inside the environment's own ``reset`` and ``step``,
     so the terminal frame belongs to the episode that it ends. ``info["vlp"]`` carries ``env_reward`` (the
