@@ -14,10 +14,11 @@ import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import safetensors.torch
 from torch import Tensor
+from typing_extensions import Self
 
 from vlp_gym.errors import CheckpointError
 
@@ -129,6 +130,27 @@ def read_document(folder: str | Path, *, stem: str) -> dict[str, Any]:
             "change a model in Python and save it again"
         )
     return signed
+
+
+class Packed:
+    """Base of what is saved as ``<stem>.json`` and ``<stem>.safetensors``, or within something larger.
+
+    Subclasses define `pack`, which returns a document and tensors, and the class method `unpack`, its inverse.
+    """
+
+    stem: ClassVar[str]
+    pack: Any
+    unpack: Any
+
+    def save(self, folder: str | Path) -> None:
+        """Write both files, or raise CheckpointError."""
+        write_pair(folder, *self.pack(), stem=self.stem)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read what `save` wrote, or raise CheckpointError."""
+        loaded: Self = cls.unpack(*read_pair(folder, stem=cls.stem), folder)
+        return loaded
 
 
 def check_format(document: Mapping[str, Any], expected: int, what: str, folder: str | Path) -> None:

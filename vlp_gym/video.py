@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -171,10 +172,8 @@ def _encode_mp4(pictures: Iterator[NDArray[np.uint8]], fps: float) -> bytes:
         stream.height, stream.width = first.shape[:2]
         stream.pix_fmt = "yuv420p"  # plays in every browser
         stream.options = {"crf": "20", "preset": "fast"}
-        picture: NDArray[np.uint8] | None = first
-        while picture is not None:
+        for picture in chain([first], pictures):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
-            picture = next(pictures, None)
         container.mux(stream.encode())
     return buffer.getvalue()
 

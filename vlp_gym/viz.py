@@ -1,14 +1,16 @@
 """Plots: reward curves over a rollout, training and learning curves, evaluation results, attention maps.
 
-Figures have their own canvas, so matplotlib's backend, windows and global settings stay untouched.
+Figures have their own canvas, so matplotlib's backend, windows and global settings stay untouched. Every function
+raises MissingExtraError without matplotlib.
 """
 
 from __future__ import annotations
 
 import io
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,9 +73,7 @@ def plot_reward_curves(
     Args:
         curves: label -> rewards, float ``[F]``.
         path: file to write (.png, .pdf or .svg), replaced atomically.
-        title: title of the figure.
-        xlabel: label of the horizontal axis.
-        ylabel: label of the vertical axis.
+        title, xlabel, ylabel: texts of the figure and its axes.
         steps: label -> position of each reward, float ``[F]``; the index by default.
         frames: label -> video, uint8 ``[F, H, W, 3]``; its strip has the colour of the curve with that label.
         dashed: labels of dashed curves; their colours start from the first one again, so that "expert" and
@@ -82,16 +82,14 @@ def plot_reward_curves(
 
     Raises:
         ValueError: there is no curve.
-        MissingExtraError: matplotlib is not installed.
     """
     if not curves:
         raise ValueError("curves: expected at least one, got none")
-    strips = dict(frames or {})
+    strips, width = dict(frames or {}), 7.2
     first_strip = next(iter(strips.values()), np.zeros((1, 1, 1, 3)))
-    width = 7.2
     strip_height = width * 0.97 / num_shown * first_strip.shape[1] / first_strip.shape[2]
     height = 2.9 + len(strips) * (strip_height + 0.06) + (0.25 if strips else 0.0)
-    with figure_file(width, height, path) as figure:
+    with figure_file(width, height, path, title=title) as figure:
         figure.get_layout_engine().set(hspace=0.0, h_pad=0.03)
         grid = figure.add_gridspec(1 + len(strips), 1, height_ratios=[2.9, *[strip_height] * len(strips)])
         axes = figure.add_subplot(grid[0])
@@ -102,8 +100,6 @@ def plot_reward_curves(
             axes.plot(x, np.asarray(curve), color=colour[label], label=label, **style)
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.margins(x=0.01)
-        if title:
-            figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
         if len(curves) > 1:
             handles, columns = _legend_rows(axes, dashed)
             axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=columns, handlelength=2.0)
@@ -123,7 +119,6 @@ def plot_training(history: Sequence[Mapping[str, float]], path: str | Path, *, t
 
     Raises:
         ValueError: no row has a quantity.
-        MissingExtraError: matplotlib is not installed.
     """
     series: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
     for row in history:
@@ -135,12 +130,11 @@ def plot_training(history: Sequence[Mapping[str, float]], path: str | Path, *, t
         raise ValueError("history: expected rows with a step and at least one quantity, got none")
     columns = min(3, len(series))
     rows = -(-len(series) // columns)
-    with figure_file(0.4 + 3.1 * columns, 0.3 + 2.3 * rows, path) as figure:
-        panels = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
+    with figure_file(0.4 + 3.1 * columns, 0.3 + 2.3 * rows, path, title=title) as figure:
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, (group, quantities) in zip(panels, series.items(), strict=False):
-            for k, (name, points) in enumerate(quantities.items()):
+            for colour, (name, points) in zip(cycle(COLOURS), quantities.items(), strict=False):
                 x, y = np.asarray(points, dtype=np.float64).T
-                colour = COLOURS[k % len(COLOURS)]
                 if len(x) > 20:
                     axes.plot(x, y, color=colour, alpha=0.22, linewidth=0.8)
                 axes.plot(x, _smooth(y), color=colour, label=name)
@@ -151,8 +145,6 @@ def plot_training(history: Sequence[Mapping[str, float]], path: str | Path, *, t
                 axes.legend(ncols=1 + (len(quantities) > 4), handlelength=1.2, columnspacing=1.0)
         for axes in panels[len(series) :]:
             axes.set_axis_off()
-        if title:
-            figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
 
 
 def plot_learning_curve(
@@ -168,22 +160,20 @@ def plot_learning_curve(
     Args:
         runs: label -> one history per seed, each a list of evaluation rows with "step" and the quantities.
         path: file to write, replaced atomically.
-        title: title of the figure.
+        title, xlabel: texts of the figure and the horizontal axes.
         quantities: key in the rows -> title of its panel; "success" and "reward" by default. Missing ones are skipped.
-        xlabel: label of the horizontal axis.
 
     Raises:
         ValueError: no row has one of the quantities.
-        MissingExtraError: matplotlib is not installed.
     """
     wanted = quantities or {"success": "success rate", "reward": "reward of the model (mean a step)"}
     rows = [row for histories in runs.values() for history in histories for row in history]
     panels = {key: name for key, name in wanted.items() if any(key in row for row in rows)}
     if not panels:
         raise ValueError(f"runs: expected rows with one of {', '.join(wanted)}, got none")
-    with figure_file(0.4 + 3.4 * len(panels), 2.8 + 0.2 * (len(runs) // 3), path) as figure:
+    with figure_file(0.4 + 3.4 * len(panels), 2.8 + 0.2 * (len(runs) // 3), path, title=title) as figure:
         for axes, (key, name) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-            for (label, histories), colour in zip(runs.items(), _cycle(len(runs)), strict=True):
+            for (label, histories), colour in zip(runs.items(), cycle(COLOURS), strict=False):
                 x, curves = _align(histories, key)
                 if len(x) == 0:
                     continue
@@ -202,8 +192,6 @@ def plot_learning_curve(
                 handles, labels = axes.get_legend_handles_labels()
                 lines |= dict(zip(labels, handles, strict=True))
             figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=min(3, len(runs)))
-        if title:
-            figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
 
 
 def plot_evaluation(
@@ -216,9 +204,6 @@ def plot_evaluation(
         figures: group -> name in the result -> title.
         path: file to write, replaced atomically.
         title: title of the figure; the model's name and the split by default.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
     """
     shown = {
         group: {name: text for name, text in names.items() if result["mean"].get(name) is not None}
@@ -228,7 +213,8 @@ def plot_evaluation(
     tasks = result["tasks"]
     named = len(tasks) <= len(COLOURS)
     count = sum(map(len, shown.values()))
-    with figure_file(8.0, 1.0 + 0.24 * count + 0.35 * len(shown), path) as figure:
+    heading = title or f"{result['settings']['model']} on {result['split']}"
+    with figure_file(8.0, 1.0 + 0.24 * count + 0.35 * len(shown), path, title=heading) as figure:
         heights = [len(names) + 0.5 for names in shown.values()]
         panels = figure.subplots(len(shown), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
         for axes, (group, names) in zip(panels, shown.items(), strict=True):
@@ -240,13 +226,8 @@ def plot_evaluation(
                 colour = COLOURS[k] if named else COLOURS[0]
                 axes.scatter(*points.T, s=14 if named else 6, color=colour, linewidth=0, label=task.removesuffix("-v3"))
             for row, name in enumerate(names):
-                axes.annotate(
-                    f"{result['mean'][name]:.2f}",
-                    (1.01, row),
-                    xycoords=("axes fraction", "data"),
-                    va="center",
-                    fontsize=8.5,
-                )
+                place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center"}
+                axes.annotate(f"{result['mean'][name]:.2f}", (1.01, row), fontsize=8.5, **place)
             axes.axvline(0.0, color=GREY, linewidth=0.8)
             axes.set_yticks(y, list(names.values()))
             axes.set(title=group, ylim=(len(names) - 0.4, -0.6))
@@ -256,8 +237,6 @@ def plot_evaluation(
         if named:
             handles, labels = panels[0].get_legend_handles_labels()
             figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(tasks)), handletextpad=0.2)
-        heading = title or f"{result['settings']['model']} on {result['split']}"
-        figure.suptitle(heading, x=0.01, ha="left", fontweight="bold")
 
 
 def attention_overlay(frame: NDArray[np.uint8], attention: ArrayLike, *, opacity: float = 0.6) -> NDArray[np.uint8]:
@@ -273,7 +252,6 @@ def attention_overlay(frame: NDArray[np.uint8], attention: ArrayLike, *, opacity
 
     Raises:
         ValueError: the map is not a finite matrix.
-        MissingExtraError: matplotlib is not installed.
     """
     weights = np.asarray(attention, dtype=np.float64)
     if weights.ndim != 2 or not np.isfinite(weights).all():
@@ -315,12 +293,14 @@ def style() -> Any:
 
 
 @contextmanager
-def figure_file(width: float, height: float, path: str | Path) -> Any:
+def figure_file(width: float, height: float, path: str | Path, *, title: str = "") -> Iterator[Any]:
     """Context of a figure in this package's style, sizes in inches; written to `path` unless the block raises."""
     path = Path(path)
     with style():
         figure = new_figure(width, height)
         yield figure
+        if title:
+            figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
         buffer = io.BytesIO()
         figure.savefig(buffer, format=path.suffix[1:] or "png")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -330,21 +310,17 @@ def figure_file(width: float, height: float, path: str | Path) -> Any:
 def _paired_colours(labels: Sequence[str], dashed: Sequence[str]) -> dict[str, str]:
     solid = [label for label in labels if label not in dashed]
     other = [label for label in labels if label in dashed]
-    return {label: COLOURS[k % len(COLOURS)] for group in (solid, other) for k, label in enumerate(group)}
+    return {label: colour for group in (solid, other) for label, colour in zip(group, cycle(COLOURS), strict=False)}
 
 
 def _legend_rows(axes: Axes, dashed: Sequence[str]) -> tuple[list[Any], int]:
     """Handles in the order in which columns fill, so that each dashed curve is below its solid one."""
     handles, labels = axes.get_legend_handles_labels()
     solid = [handle for handle, label in zip(handles, labels, strict=True) if label not in dashed]
-    other = [handle for handle, label in zip(handles, labels, strict=True) if label in dashed]
+    other = [handle for handle in handles if handle not in solid]
     if len(solid) != len(other):
         return handles, min(4, len(handles))
     return [handle for pair in zip(solid, other, strict=True) for handle in pair], len(solid)
-
-
-def _cycle(count: int) -> list[str]:
-    return [COLOURS[k % len(COLOURS)] for k in range(count)]
 
 
 def _strip(axes: Axes, video: NDArray[np.uint8], count: int, colour: str, label: str) -> None:
@@ -352,8 +328,7 @@ def _strip(axes: Axes, video: NDArray[np.uint8], count: int, colour: str, label:
     gap = np.full((video.shape[1], max(1, video.shape[2] // 28), 3), 255, np.uint8)
     picture = np.concatenate([part for frame in chosen for part in (frame, gap)][:-1], axis=1)
     axes.imshow(picture, interpolation="lanczos", aspect="equal", extent=(0, picture.shape[1], picture.shape[0], 0))
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     axes.set_ylabel(label, color=colour, fontweight="bold", fontsize=8.5)

@@ -11,14 +11,14 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from vlp_gym.preferences.segments import Segments
-from vlp_gym.storage import check_format, read_pair, write_pair
+from vlp_gym.storage import Packed, check_format
 
 FORMAT = 1
 FIRST, EQUAL, SECOND, SKIP = 1.0, 0.5, 0.0, float("nan")
 """A label is P(first > second); a pair labelled SKIP is not kept."""
 
 
-class PreferenceBuffer:
+class PreferenceBuffer(Packed):
     """Stores the newest labelled pairs.
 
     Args:
@@ -27,6 +27,8 @@ class PreferenceBuffer:
     Raises:
         ValueError: for a capacity below 1.
     """
+
+    stem = "preferences"
 
     def __init__(self, capacity: int = 10_000) -> None:
         if capacity < 1:
@@ -78,17 +80,14 @@ class PreferenceBuffer:
             raise ValueError(f"expected each label to be {wanted}, got {given[~fine][0]:g}")
         if not (first.mask.any(1).all() and second.mask.any(1).all()):
             raise ValueError("expected segments of at least one step")
-        kept = np.flatnonzero(~np.isnan(labels))
+        kept = ~np.isnan(labels)
         sides = [first.inputs, second.inputs]
         for side, block in zip((first, second), sides, strict=True):
             if not np.isfinite(block).all():
                 row = int(np.flatnonzero(~np.isfinite(block).all(axis=(1, 2)))[0])
                 raise ValueError(f"expected finite states and actions, got NaN or inf in {side.spans[row]}")
-        new = {
-            "inputs": np.stack(sides, axis=1)[kept],
-            "mask": np.stack([first.mask, second.mask], axis=1)[kept],
-            "labels": labels[kept],
-        }
+        masks = np.stack([first.mask, second.mask], axis=1)
+        new = {"inputs": np.stack(sides, axis=1)[kept], "mask": masks[kept], "labels": labels[kept]}
         if self._blocks and new["inputs"].shape[1:] != self.inputs.shape[1:]:
             raise ValueError(
                 f"expected segments like those that are kept, {self.inputs.shape[1:]}, got {new['inputs'].shape[1:]}"
@@ -97,21 +96,12 @@ class PreferenceBuffer:
             name: np.concatenate([self._blocks.get(name, block[:0]), block])[-self.capacity :]
             for name, block in new.items()
         }
-        return len(kept)
-
-    def save(self, folder: str | Path) -> None:
-        """Write ``preferences.json`` and ``preferences.safetensors``, or raise CheckpointError."""
-        write_pair(folder, *self.pack(), stem="preferences")
+        return int(kept.sum())
 
     def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The pairs as a JSON document and tensors."""
         tensors = {name: torch.from_numpy(block) for name, block in self._blocks.items()}
         return {"format": FORMAT, "capacity": self.capacity}, tensors
-
-    @classmethod
-    def load(cls, folder: str | Path) -> PreferenceBuffer:
-        """Read what `save` wrote, or raise CheckpointError."""
-        return cls.unpack(*read_pair(folder, stem="preferences"), folder)
 
     @classmethod
     def unpack(cls, document: dict[str, Any], tensors: dict[str, Tensor], folder: str | Path) -> PreferenceBuffer:

@@ -42,8 +42,7 @@ class StateEntropy:
         nearest = distances.kthvalue(min(self.k + 1, len(others)), dim=1).values
         count, mean, square = self.moments
         for value in nearest.double().tolist():  # Welford's running moments
-            count += 1
-            delta = value - mean
+            count, delta = count + 1, value - mean
             mean += delta / count
             square += delta * (value - mean)
         self.moments = (count, mean, square)

@@ -8,7 +8,6 @@ import os
 import sys
 import webbrowser
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -59,7 +58,7 @@ class HumanLabeler:
 
     @property
     def url(self) -> str:
-        """The page's address. It contains a secret token: whoever knows it can label."""
+        """The page's address, with a secret token: anyone on this computer who knows it can label."""
         return self._server.url
 
     def __call__(self, first: Segments, second: Segments, /) -> NDArray[np.float64]:
@@ -110,7 +109,7 @@ class HumanLabeler:
     def __enter__(self) -> HumanLabeler:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

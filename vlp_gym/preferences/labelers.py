@@ -1,13 +1,10 @@
-"""Who says which of two segments is better: a scripted teacher, the rewards that were paid, or a reward model.
-
-A labeler is called with N first and N second segments and returns N labels: 1 (the first is better), 0 (the second),
-0.5 (equal) or NaN (skipped).
-"""
+"""Labelers, which compare pairs of segments: a scripted teacher, the rewards that were paid, or a reward model."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -16,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlp_gym.engine.engine import QueryEngine
-from vlp_gym.engine.guard import GuardedModel
 from vlp_gym.engine.windows import window_indices
 from vlp_gym.errors import QueryError
 from vlp_gym.models.protocol import AnchoredModel, RewardModel
@@ -30,10 +26,10 @@ Floats = NDArray[np.float64]
 
 
 class Labeler(Protocol):
-    """What `PreferenceCallback` asks."""
+    """A function of N first and N second segments."""
 
     def __call__(self, first: Segments, second: Segments, /) -> Floats:
-        """Labels of N pairs, float64 ``[N]``."""
+        """Labels, float64 ``[N]``: 1 (the first is better), 0 (the second), 0.5 (equal) or NaN (skipped)."""
         ...
 
 
@@ -41,8 +37,8 @@ class ScriptedLabeler:
     """Labels from the environment's own rewards, for comparison: no reward model is asked.
 
     Args:
-        name: a teacher of B-Pref ("oracle", "mistake", "noisy", "skip", "equal", "myopic"), or one of your own.
-        seed: of its mistakes.
+        name: a teacher of B-Pref ("oracle", "mistake", "noisy", "skip", "equal", "myopic"), or your own one.
+        seed: seeds its mistakes.
     """
 
     def __init__(self, name: TeacherName | ScriptedTeacher = "oracle", seed: int = 0) -> None:
@@ -58,7 +54,7 @@ class ScriptedLabeler:
 class RecordedLabeler:
     """Labels from the scores that the reward model gave while the agent was acting: the larger sum wins.
 
-    The score is what ``reward="progress"`` pays, or the preference of a model without progress. Nothing is computed.
+    The score is what ``reward="progress"`` pays, or the preference of a model without progress. No model runs.
 
     Args:
         margin: skip a pair whose P(first > second) = sigmoid(difference of the sums) is nearer to 0.5 than this.
@@ -69,11 +65,9 @@ class RecordedLabeler:
         self.margin, self.soft = check_margin(margin), soft
 
     def __call__(self, first: Segments, second: Segments) -> Floats:
-        """A step without a score of its own has the one before it."""
-        sums = [
-            [self._sum(*piece) for piece in zip(side.episodes, side.spans, strict=True)] for side in (first, second)
-        ]
-        return decide(_sigmoid(np.subtract(*np.array(sums))), self.margin, soft=self.soft)
+        """A step without a score takes the score before it."""
+        sums = np.array(_each(self._sum, first, second))
+        return decide(_sigmoid(sums[0] - sums[1]), self.margin, soft=self.soft)
 
     def _sum(self, record: EpisodeRecord | None, span: Span) -> float:
         known = {} if record is None else record.scores
@@ -90,17 +84,14 @@ class RecordedLabeler:
 class ModelLabeler:
     """Labels from a reward model that looks at whole segments.
 
-    Frames that an engine has encoded already are not encoded again: their tokens are in the segments.
-
     Args:
-        model: a `QueryEngine` that has seen the segments (its tokens are taken); or a name, folder, hub id or live
-            `RewardModel`: then frames are taken where they were kept, else tokens, which must be of the same model.
-            A named model runs on CUDA if there is one.
+        model: a `QueryEngine` that has encoded the segments' frames, whose tokens are used; or a name, folder, hub id
+            or live `RewardModel`, which encodes frames where they were kept and else takes tokens, which must come
+            from the same model. A named model runs on CUDA if there is one.
         instruction: what is to be done, in one sentence.
         kind: "preference" compares f of T frames spread over each segment (VLP eq. 3), or asks the model's pairwise
             head in both orders and takes the mean; "reward" compares the sums of the rewards that the model pays.
-        margin: skip a pair whose P(first > second) is nearer to 0.5 than this.
-        soft: the label is that probability.
+        margin, soft: see `RecordedLabeler`.
 
     Raises:
         InstructionError: for an instruction that is blank, or over the model's limit.
@@ -125,7 +116,7 @@ class ModelLabeler:
         self._text = self.engine.encode_text(sentence)
 
     def __call__(self, first: Segments, second: Segments) -> Floats:
-        """Waits for the model; the engine's other work goes on afterwards.
+        """Wait for the model; the engine's other work goes on afterwards.
 
         Raises:
             QueryError: for segments without frames and tokens, what the model raises, or if it answers NaN or inf.
@@ -134,20 +125,15 @@ class ModelLabeler:
 
     @torch.inference_mode()
     def _label(self, first: Segments, second: Segments) -> Floats:
-        guarded, memory = self.engine.model, _Memory(self.engine.model, self._trusts_tokens)
-        values: list[list[Any]] = []
-        for side in (first, second):
-            pieces = zip(side.episodes, side.spans, strict=True)
-            if self.kind == "reward":
-                values.append([self._rewards(memory, record, span) for record, span in pieces])
-            else:
-                values.append([memory.window(record, span, self.engine.window) for record, span in pieces])
+        memory = _Memory(self.engine, self._trusts_tokens)
         if self.kind == "reward":
-            probability = _sigmoid(np.array(values[0], float) - np.array(values[1], float))
-        elif guarded.pairwise:
-            probability = self._ask_in_both_orders(values)
+            sums = np.array(_each(partial(self._rewards, memory), first, second))
+            probability = _sigmoid(sums[0] - sums[1])
+        elif self.engine.model.pairwise:
+            probability = self._ask_in_both_orders(_each(memory.window, first, second))
         else:
-            probability = _sigmoid(np.subtract(*(self._preferences(side) for side in values)))
+            windows = _each(memory.window, first, second)
+            probability = _sigmoid(np.subtract(*map(self._preferences, windows)))
         return decide(probability, self.margin, soft=self.soft)
 
     def _preferences(self, windows: Sequence[Any]) -> Floats:
@@ -158,12 +144,12 @@ class ModelLabeler:
         cameras = len(tokens) // len(windows)
         return f.double().cpu().numpy().reshape(len(windows), cameras).mean(1)
 
-    def _ask_in_both_orders(self, values: Sequence[Sequence[Any]]) -> Floats:
-        a, b = (torch.cat([tokens for tokens, _ in side]) for side in values)
-        text, where = self._text.expand(len(a), -1, -1), f"{len(values[0])} pairs of segments"
-        guarded = self.engine.model
-        both = (guarded.prefer(a, b, text, where=where) + 1.0 - guarded.prefer(b, a, text, where=where)) / 2
-        return both.double().cpu().numpy().reshape(len(values[0]), -1).mean(1)
+    def _ask_in_both_orders(self, windows: Sequence[Sequence[Any]]) -> Floats:
+        a, b = (torch.cat([tokens for tokens, _ in side]) for side in windows)
+        text, where = self._text.expand(len(a), -1, -1), f"{len(windows[0])} pairs of segments"
+        prefer = self.engine.model.prefer
+        both = (prefer(a, b, text, where=where) + 1.0 - prefer(b, a, text, where=where)) / 2
+        return both.double().cpu().numpy().reshape(len(windows[0]), -1).mean(1)
 
     def _rewards(self, memory: _Memory, record: EpisodeRecord | None, span: Span) -> float:
         """The sum of what the model pays for the frames after the steps of a segment."""
@@ -187,14 +173,14 @@ class ModelLabeler:
 
 
 class _Memory:
-    """Frame tokens of the episodes; what has to be encoded is encoded once in one call."""
+    """Frame tokens of the episodes; each frame is encoded at most once."""
 
-    def __init__(self, model: GuardedModel, trusts_tokens: bool) -> None:
-        self.model, self.trusts_tokens = model, trusts_tokens
+    def __init__(self, engine: QueryEngine, trusts_tokens: bool) -> None:
+        self.model, self.size, self.trusts_tokens = engine.model, engine.window, trusts_tokens
         self._encoded: dict[tuple[int, int], Tensor] = {}
 
     def steps(self, record: EpisodeRecord | None, span: Span) -> list[int]:
-        """Those whose frames there are."""
+        """The steps with a frame."""
         if record is None or not (record.tokens or record.frames):
             raise QueryError(
                 f"{span} has no frames; keep tokens (SegmentStore(keep_tokens=True)) or frames (frame_size=112), and "
@@ -214,7 +200,7 @@ class _Memory:
             self._encoded |= {(record.number, step): row for step, row in zip(new, rows, strict=True)}
         return torch.stack([self._encoded[record.number, step] for step in steps])
 
-    def window(self, record: EpisodeRecord | None, span: Span, window: int) -> tuple[Tensor, Tensor]:
+    def window(self, record: EpisodeRecord | None, span: Span) -> tuple[Tensor, Tensor]:
         """T frames spread over a segment, from before its first step on: tokens ``[C, T, K, D]``, mask ``[C, T]``.
 
         An `AnchoredModel` also gets the episode's first frame, in front and masked out.
@@ -222,7 +208,7 @@ class _Memory:
         kept = [step for step in self.steps(record, span) if span.start <= step <= span.stop]
         if not kept:
             raise QueryError(f"no frame was kept of the steps of {span}")
-        indices, mask = window_indices(len(kept), window, "prefix")
+        indices, mask = window_indices(len(kept), self.size, "prefix")
         shown = [kept[index] for index in indices]
         if isinstance(self.model.model, AnchoredModel) and self.model.model.anchored:
             shown, mask = [self.steps(record, span)[0], *shown], np.insert(mask, 0, False)
@@ -248,11 +234,11 @@ def decide(probability: Floats, margin: float, *, soft: bool) -> Floats:
 
 
 def agreement(labels: NDArray[Any], truth: NDArray[Any]) -> tuple[float, int]:
-    """Share of labels on the right side among those that take one where there is one, and how many those are.
+    """Share of labels that agree with the truth, and the number of pairs where both take a side.
 
     Args:
         labels: P(first > second), ``[N]``; NaN and 0.5 take no side.
-        truth: positive where the first is better, ``[N]``; NaN and 0 have no side.
+        truth: positive where the first is better, ``[N]``; NaN and 0 take no side.
 
     Example:
         >>> agreement(np.array([1.0, 0.0, 0.5]), np.array([2.0, 3.0, 4.0]))
@@ -269,6 +255,11 @@ def check_margin(margin: float) -> float:
     if not 0.0 <= margin < 0.5:
         raise ValueError(f"margin must be in [0, 0.5), got {margin}")
     return margin
+
+
+def _each(function: Callable[[EpisodeRecord | None, Span], Any], *sides: Segments) -> list[list[Any]]:
+    """The values of a function for the segments of each side."""
+    return [[function(*piece) for piece in zip(side.episodes, side.spans, strict=True)] for side in sides]
 
 
 def _sigmoid(values: Floats) -> Floats:

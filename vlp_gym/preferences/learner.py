@@ -285,7 +285,7 @@ class PreferenceLearner:
         _generator(self.labeler).bit_generator.state = document["labeler_rng"]
 
     def _settings(self) -> dict[str, Any]:
-        """What must be the same in `save` and `restore`."""
+        """The settings that must be the same in `save` and `restore`."""
         names = ("fit_epochs", "standardize", "reward_std", "disagreement_bonus", "semi_supervised", "seed")
         store = {"keep_tokens": self.segments.keep_tokens, "keep_frames": self.segments.frame_size}
         same = {name: getattr(self, name) for name in names}
@@ -325,5 +325,5 @@ def group(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
 
 
 def _generator(labeler: Any) -> np.random.Generator:
-    """What a labeler draws its mistakes from; for one without a generator, an unused one."""
+    """The generator of a labeler's mistakes; for a labeler without one, an unused generator."""
     return getattr(labeler, "rng", None) or np.random.default_rng(0)

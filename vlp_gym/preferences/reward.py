@@ -19,7 +19,7 @@ from vlp_gym.errors import CheckpointError
 from vlp_gym.objectives.preference import bradley_terry_loss
 from vlp_gym.preferences.buffer import EQUAL, PreferenceBuffer
 from vlp_gym.preferences.segments import Segments
-from vlp_gym.storage import check_format, read_pair, write_pair
+from vlp_gym.storage import Packed, check_format
 
 FORMAT = 1
 CHUNK = 16_384  # rows computed at once, which bounds the memory between two layers
@@ -43,7 +43,7 @@ class FitReport:
     pseudo_labelled: float = 0.0
 
 
-class RewardEnsemble(nn.Module):
+class RewardEnsemble(Packed, nn.Module):
     """E networks r(s, a) in (-1, 1), by default three times 256 LeakyReLU and a tanh (PEBBLE, Lee et al., 2021).
 
     The members differ only in their first weights and in the order of the pairs. Both come from the seed; torch's
@@ -63,6 +63,7 @@ class RewardEnsemble(nn.Module):
         ValueError: for a size below 1, or a learning rate that is not above 0.
     """
 
+    stem = "ensemble"
     mean: Tensor
     deviation: Tensor
 
@@ -222,24 +223,12 @@ class RewardEnsemble(nn.Module):
         share = float(drawn[0] / drawn[1]) if pool is not None else 0.0
         return FitReport(epoch, float(sums[0, 0] / size), tuple(accuracy), share)
 
-    def save(self, folder: str | Path) -> None:
-        """Write ``ensemble.json`` and ``ensemble.safetensors``, or raise CheckpointError.
-
-        On a CPU, a loaded ensemble goes on learning bit for bit.
-        """
-        write_pair(folder, *self.pack(), stem="ensemble")
-
     def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Weights, optimizer and generator as a JSON document and tensors."""
+        """Weights, optimizer and generator, so that on a CPU a loaded ensemble goes on learning bit for bit."""
         tensors = {**self.state_dict(), "rng": self.generator.get_state()}
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{number}.{name}": value for name, value in state.items()}
         return {"format": FORMAT, "settings": self.settings}, tensors
-
-    @classmethod
-    def load(cls, folder: str | Path) -> RewardEnsemble:
-        """Read what `save` wrote, or raise CheckpointError."""
-        return cls.unpack(*read_pair(folder, stem="ensemble"), folder)
 
     @classmethod
     def unpack(cls, document: dict[str, Any], tensors: dict[str, Tensor], folder: str | Path) -> RewardEnsemble:
@@ -257,11 +246,9 @@ class RewardEnsemble(nn.Module):
                 expected |= {f"adam.{number}.{name}": like for name, like in moments.items()}
                 adam[number] = {name: tensors.get(f"adam.{number}.{name}", like) for name, like in moments.items()}
         kinds = [{name: (t.shape, t.dtype) for name, t in group.items()} for group in (expected, tensors)]
-        names = sorted(name for name in {*expected, *tensors} if kinds[0].get(name) != kinds[1].get(name))
-        if names:
-            raise CheckpointError(
-                f"{folder}: not of the ensemble in its settings; these differ: {', '.join(names[:8])}"
-            )
+        if names := sorted(name for name in {*expected, *tensors} if kinds[0].get(name) != kinds[1].get(name)):
+            differing = ", ".join(names[:8])
+            raise CheckpointError(f"{folder}: not of the ensemble in its settings; these differ: {differing}")
         if not all(tensor.isfinite().all() for tensor in tensors.values()):
             raise CheckpointError(f"{folder}: some of its weights are NaN or inf")
         ensemble.load_state_dict({name: tensors[name] for name in ensemble.state_dict()})
@@ -269,11 +256,10 @@ class RewardEnsemble(nn.Module):
         ensemble.generator.set_state(tensors["rng"])
         return ensemble
 
-    def _returns(self, inputs: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _returns(self, inputs: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         """Summed rewards of the first and second segments, ``[E, B]`` each, from ``[(E,) B, 2, L, S + A]``."""
         rewards = self(inputs.flatten(-4, -2)).view(-1, *mask.shape[-3:])
-        first, second = (rewards * mask).sum(3).unbind(2)
-        return first, second
+        return (rewards * mask).sum(3).unbind(2)
 
     def _pseudo_loss(self, pool: Sequence[Tensor], batch: int, threshold: float) -> tuple[Tensor, Tensor, int]:
         """SURF's loss of a random batch, summed over the members; the number of sure pairs, and of all."""
@@ -287,7 +273,7 @@ class RewardEnsemble(nn.Module):
         return (losses * sure).mean(1).sum(), sure.sum(), len(rows)
 
 
-def _pairs(first: Segments, second: Segments) -> tuple[Tensor, Tensor]:
+def _pairs(first: Segments, second: Segments) -> list[Tensor]:
     """Inputs ``[N, 2, L, S + A]`` and masks ``[N, 2, L]``, as `PreferenceBuffer` keeps them."""
     blocks = (first.inputs, second.inputs), (first.mask, second.mask)
-    return tuple(torch.from_numpy(np.stack(sides, axis=1)) for sides in blocks)  # type: ignore[return-value]
+    return [torch.from_numpy(np.stack(sides, axis=1)) for sides in blocks]

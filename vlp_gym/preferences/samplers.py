@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -23,12 +24,12 @@ _REDRAWS = 64  # with two different segments or more, at most every other draw g
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """M pairs to choose from, with what a sampler judges them by.
+    """M pairs to choose from, and what the choice depends on.
 
     Attributes:
         first, second: M segments each.
         ensemble: the learned reward; the samplers by disagreement and entropy need one.
-        labelled: pairs labelled so far; the k-center samplers keep away from them.
+        labelled: pairs labelled so far.
     """
 
     first: Segments
@@ -41,6 +42,9 @@ class Candidates:
         if self.ensemble is None:
             raise ValueError('this sampler needs an ensemble that has been fitted, got None; ask by "uniform" first')
         return self.ensemble.preferences(self.first, self.second)
+
+
+_Choice = Callable[[Candidates, int, np.random.Generator], Rows]
 
 
 def choose_pairs(
@@ -70,8 +74,7 @@ def choose_pairs(
         The first and the second segments, N each.
 
     Raises:
-        ValueError: for an unknown sampler, a number below 1, a missing ensemble, or a store without two different
-            segments.
+        ValueError: for an unknown sampler, a number below 1, a missing ensemble, or only one segment to draw.
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {get_args(Sampler)}, got {sampler!r}")
@@ -105,14 +108,9 @@ def k_center(pool: Candidates, count: int, rng: np.random.Generator) -> Rows:
     return _cover(pool, np.arange(len(pool.first)), count, rng)
 
 
-def k_center_disagreement(pool: Candidates, count: int, rng: np.random.Generator) -> Rows:
-    """`k_center` on the half with the largest disagreement."""
-    return _cover(pool, disagreement(pool, max(len(pool.first) // 2, count), rng), count, rng)
-
-
-def k_center_entropy(pool: Candidates, count: int, rng: np.random.Generator) -> Rows:
-    """`k_center` on the half with the largest entropy."""
-    return _cover(pool, entropy(pool, max(len(pool.first) // 2, count), rng), count, rng)
+def k_center_on_half(by: _Choice, pool: Candidates, count: int, rng: np.random.Generator) -> Rows:
+    """`k_center` on the half that another sampler chooses."""
+    return _cover(pool, by(pool, max(len(pool.first) // 2, count), rng), count, rng)
 
 
 def k_means(pool: Candidates, count: int, rng: np.random.Generator) -> Rows:
@@ -126,17 +124,16 @@ def k_means(pool: Candidates, count: int, rng: np.random.Generator) -> Rows:
     features = np.concatenate([_mean_inputs(pool.first), _mean_inputs(pool.second)])
     sets = kmeans_two_sets(features, seed=int(rng.integers(2**31))).reshape(2, -1)
     across = sets[0] != sets[1]
-    order = [rng.permutation(np.flatnonzero(rows)) for rows in (across, ~across)]
-    return np.concatenate(order)[:count]
+    return np.concatenate([rng.permutation(np.flatnonzero(rows)) for rows in (across, ~across)])[:count]
 
 
-SAMPLERS: dict[Sampler, Callable[[Candidates, int, np.random.Generator], Rows]] = {
+SAMPLERS: dict[Sampler, _Choice] = {
     "uniform": uniform,
     "disagreement": disagreement,
     "entropy": entropy,
     "k-center": k_center,
-    "k-center+disagreement": k_center_disagreement,
-    "k-center+entropy": k_center_entropy,
+    "k-center+disagreement": partial(k_center_on_half, disagreement),
+    "k-center+entropy": partial(k_center_on_half, entropy),
     "k-means": k_means,
 }
 """Each takes M candidates, the number to keep (at most M) and a generator, and returns the rows kept, int64."""

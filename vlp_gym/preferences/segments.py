@@ -16,10 +16,12 @@ from torch import Tensor
 from vlp_gym.engine.tickets import Answer, Ticket
 from vlp_gym.frames.resize import resize_frames
 from vlp_gym.rewards.shaping import score_of
-from vlp_gym.storage import check_format, read_pair, write_pair
+from vlp_gym.storage import Packed, check_format
 
 FORMAT = 1
 _ARRAYS = ("states", "actions", "mask", "rewards")
+_STEPS = ("states", "actions", "rewards")
+_SETTINGS = ("length", "episodes", "keep_tokens", "frame_size")
 
 
 class Span(NamedTuple):
@@ -96,14 +98,7 @@ class Segments:
         return Segments(**arrays, spans=spans, episodes=episodes)
 
 
-class _Seen(NamedTuple):
-    ticket: Ticket
-    score: float
-    frame: NDArray[np.uint8] | None
-    tokens: Tensor | None
-
-
-class SegmentStore:
+class SegmentStore(Packed):
     """Stores the newest finished episodes, of any length, and the running ones.
 
     Args:
@@ -116,6 +111,8 @@ class SegmentStore:
         ValueError: for a length or number of episodes below 1.
     """
 
+    stem = "segments"
+
     def __init__(self, length: int = 50, episodes: int = 100, *, keep_tokens: bool = True, frame_size: int = 0) -> None:
         if length < 1 or episodes < 1:
             raise ValueError(f"length and episodes must be at least 1, got {length} and {episodes}")
@@ -125,7 +122,8 @@ class SegmentStore:
         self._running: dict[int, EpisodeRecord | None] = {}
         """None while an episode runs whose beginning or middle is missing; it is left out."""
         self._tickets: dict[tuple[int, int], EpisodeRecord] = {}
-        self._seen: deque[_Seen] = deque()
+        self._seen: deque[tuple[Ticket, float, NDArray[np.uint8] | None, Tensor | None]] = deque()
+        """Answers that are not in an episode yet: ticket, score, frame and tokens."""
         self._count = 0
 
     def __len__(self) -> int:
@@ -189,18 +187,15 @@ class SegmentStore:
         return sum(max(len(record.states) - self.length, 0) + 1 for record in records)
 
     def on_answer(self, answer: Answer, frames: NDArray[np.uint8], tokens: Tensor) -> None:
-        """Store one answer of a `QueryEngine`; set as its ``on_answer``, which calls it in any thread.
+        """Store a scored answer of a `QueryEngine` (set as its ``on_answer``), called in any thread.
 
-        Args:
-            answer: the score of a ticket; without one, nothing is stored.
-            frames: uint8 ``[C, H, W, 3]``.
-            tokens: ``[C, K, D]``.
+        The frames are uint8 ``[C, H, W, 3]``, of which the first camera's is stored, and the tokens ``[C, K, D]``.
         """
         if answer.score is None:
             return
         score = score_of("progress" if answer.score.progress is not None else "preference", *answer.score)
-        kept = tokens.cpu().clone() if self.keep_tokens else None
-        self._seen.append(_Seen(answer.ticket, score, frames[:1].copy() if self.frame_size else None, kept))
+        frame = frames[:1].copy() if self.frame_size else None
+        self._seen.append((answer.ticket, score, frame, tokens.cpu().clone() if self.keep_tokens else None))
 
     def cut(self, spans: Sequence[tuple[int, int, int]]) -> Segments:
         """Cut segments out of finished episodes.
@@ -224,20 +219,13 @@ class SegmentStore:
             records.append(record)
         if not records:
             raise ValueError("expected at least one span")
-        lengths = np.array([span.stop - span.start for span in checked])
-
-        def padded(name: str) -> NDArray[np.float32]:
-            pieces = zip(records, checked, strict=True)
-            return np.stack([self._pad(getattr(record, name)[start:stop]) for record, (_, start, stop) in pieces])
-
-        return Segments(
-            padded("states"),
-            padded("actions"),
-            np.arange(self.length) < lengths[:, None],
-            padded("rewards"),
-            tuple(checked),
-            tuple(records),
+        pieces = list(zip(records, checked, strict=True))
+        states, actions, rewards = (
+            np.stack([self._pad(getattr(record, name)[start:stop]) for record, (_, start, stop) in pieces])
+            for name in _STEPS
         )
+        mask = np.arange(self.length) < np.array([[span.stop - span.start] for span in checked])
+        return Segments(states, actions, mask, rewards, tuple(checked), tuple(records))
 
     def sample(self, count: int, rng: np.random.Generator, *, newest: int | None = None) -> Segments:
         """Draw segments: an episode uniformly, then its first step uniformly.
@@ -262,17 +250,12 @@ class SegmentStore:
             spans.append((number, start, min(start + self.length, steps)))
         return self.cut(spans)
 
-    def save(self, folder: str | Path) -> None:
-        """Write the finished episodes to ``segments.json`` and ``segments.safetensors``, or raise CheckpointError."""
-        write_pair(folder, *self.pack(), stem="segments")
-
     def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The finished episodes as a JSON document and tensors."""
         self._take_in()
-        records = list(self._finished.values())
         tensors: dict[str, Tensor] = {}
-        for record in records:
-            for name in ("states", "actions", "rewards"):
+        for record in self._finished.values():
+            for name in _STEPS:
                 tensors[f"{record.number}.{name}"] = torch.from_numpy(np.array(getattr(record, name), np.float32))
             tensors[f"{record.number}.scores"] = torch.tensor(sorted(record.scores.items()), dtype=torch.float64)
             for name, values in (("tokens", record.tokens), ("frames", record.frames)):
@@ -280,25 +263,18 @@ class SegmentStore:
                     steps = sorted(values)
                     tensors[f"{record.number}.{name}.steps"] = torch.tensor(steps)
                     tensors[f"{record.number}.{name}"] = torch.stack([torch.as_tensor(values[step]) for step in steps])
-        settings = {name: getattr(self, name) for name in ("length", "episodes", "keep_tokens", "frame_size")}
-        document = {"format": FORMAT, **settings, "count": self._count, "numbers": [r.number for r in records]}
-        return document, tensors
-
-    @classmethod
-    def load(cls, folder: str | Path) -> SegmentStore:
-        """Read what `save` wrote, or raise CheckpointError."""
-        return cls.unpack(*read_pair(folder, stem="segments"), folder)
+        settings = {name: getattr(self, name) for name in _SETTINGS}
+        return {"format": FORMAT, **settings, "count": self._count, "numbers": self.numbers}, tensors
 
     @classmethod
     def unpack(cls, document: dict[str, Any], tensors: dict[str, Tensor], folder: str | Path) -> SegmentStore:
         """The inverse of `pack`; the folder is named in errors."""
         check_format(document, FORMAT, "segments", folder)
-        names = ("length", "episodes", "keep_tokens", "frame_size")
-        store = cls(**{name: document[name] for name in names})
+        store = cls(**{name: document[name] for name in _SETTINGS})
         store._count = document["count"]
         for number in document["numbers"]:
-            arrays = {name: tensors[f"{number}.{name}"].numpy() for name in ("states", "actions", "rewards")}
-            record = EpisodeRecord(number, list(arrays["states"]), list(arrays["actions"]), arrays["rewards"].tolist())
+            states, actions, rewards = (tensors[f"{number}.{name}"].numpy() for name in _STEPS)
+            record = EpisodeRecord(number, list(states), list(actions), rewards.tolist())
             record.scores = {int(step): score for step, score in tensors[f"{number}.scores"].tolist()}
             for name, kept in (("tokens", record.tokens), ("frames", record.frames)):
                 steps: list[int] = tensors.get(f"{number}.{name}.steps", torch.empty(0)).tolist()
@@ -316,21 +292,21 @@ class SegmentStore:
         return np.concatenate([block, np.zeros((self.length - len(block), *block.shape[1:]), np.float32)])
 
     def _take_in(self) -> None:
-        """Move what came to the episode it belongs to; drop what belongs to no stored episode."""
+        """Move answers to their episodes; drop those of no stored episode."""
         early = []
         while self._seen:
             seen = self._seen.popleft()
-            env, episode, step = seen.ticket
+            (env, episode, step), score, frame, tokens = seen
             record = self._tickets.get((env, episode))
             if record is None:
                 # The answers to a reset frame and a first step may come before `add` begins the episode.
                 if step <= 1 and episode > max((e for place, e in self._tickets if place == env), default=-1):
                     early.append(seen)
                 continue
-            record.scores[step] = seen.score
-            if seen.frame is not None:
+            record.scores[step] = score
+            if frame is not None:
                 size = (self.frame_size, self.frame_size)
-                record.frames[step] = resize_frames(torch.from_numpy(seen.frame), size)[0].numpy().copy()
-            if seen.tokens is not None:
-                record.tokens[step] = seen.tokens
+                record.frames[step] = resize_frames(torch.from_numpy(frame), size)[0].numpy().copy()
+            if tokens is not None:
+                record.tokens[step] = tokens
         self._seen.extendleft(reversed(early))

@@ -20,19 +20,16 @@ TeacherName = Literal["oracle", "mistake", "noisy", "skip", "equal", "myopic"]
 class ScriptedTeacher:
     """A teacher that compares the environment's own rewards (B-Pref, Lee et al., 2021, section 3).
 
-    The steps come in B-Pref's order: recent rewards count more (`myopic`), the better segment wins always or with a
-    probability (`beta`), the label is flipped (`mistake`), close returns are labelled equal (`equal_threshold`), and
-    two bad segments are skipped (`skip_threshold`). The last two compare returns without the discount.
-
-    B-Pref's code multiplies the two thresholds by their fraction twice from the second session on; here it is done
-    once. Its oracle labels two exactly equal returns "first"; here they are equal, 0.5.
+    The steps come in B-Pref's order: `myopic`, `beta`, `mistake`, `equal_threshold`, `skip_threshold`. B-Pref's code
+    multiplies the two thresholds by their fraction twice from the second session on; here it is done once. Its oracle
+    labels two exactly equal returns "first"; here they are equal, 0.5.
 
     Args:
         beta: rationality, at least 0: P(first) = sigmoid(beta * (return of the first - return of the second)); inf is
             always right.
         mistake: probability of the opposite label, in [0, 1].
-        skip_threshold: pairs are skipped if no return is over this fraction of the mean return.
-        equal_threshold: pairs are equal if their returns differ by less than this fraction of the mean return.
+        skip_threshold: pairs are skipped if no undiscounted return is over this fraction of the mean return.
+        equal_threshold: pairs are equal if their undiscounted returns differ by less than this fraction of it.
         myopic: discount per step before the last one, in [0, 1].
 
     Raises:
@@ -63,11 +60,10 @@ class ScriptedTeacher:
         Args:
             first, second: N segments each, with the environment's own rewards.
             rng: random generator; every teacher draws 2 N numbers.
-            mean_return: undiscounted mean return of recent segments, to which the two thresholds are relative. At 0 or
-                below, as in B-Pref, neither applies.
+            mean_return: undiscounted mean return of recent segments. At 0 or below, as in B-Pref, no threshold applies.
 
         Returns:
-            float64 ``[N]``: 1.0 (the first is better), 0.0 (the second), 0.5 (equal) or NaN (skipped).
+            Labels, float64 ``[N]``, see `Labeler`.
 
         Raises:
             ValueError: if the numbers of segments differ, a reward is not finite, or mean_return is needed and is not.
@@ -102,11 +98,7 @@ TEACHERS: dict[TeacherName, ScriptedTeacher] = {
 
 
 def scripted_teacher(name: TeacherName) -> ScriptedTeacher:
-    """A teacher of B-Pref by its name.
-
-    Raises:
-        ValueError: for an unknown name.
-    """
+    """A teacher of B-Pref by its name, or raise ValueError."""
     if name not in TEACHERS:
         raise ValueError(f"teacher must be one of {tuple(TEACHERS)}, got {name!r}")
     return TEACHERS[name]

@@ -26,7 +26,7 @@ class Delivery(NamedTuple):
 
 
 class Transition(NamedTuple):
-    """What a wrapper hands to the stream after a reset or step of one environment."""
+    """A reset or step of one environment, as a wrapper hands it to the stream."""
 
     place: int
     """Which environment of the stream."""
@@ -51,7 +51,7 @@ class EnvState:
     score: float = 0.0
     """The score of the newest settled step."""
     scored: FrameScore | None = None
-    """What that was made of."""
+    """The model's scores behind it."""
     reward: float = 0.0
     """The newest reward that was delivered: the placeholder of those that are not."""
     waiting: deque[tuple[Ticket, Transition]] = field(default_factory=deque)
@@ -61,7 +61,7 @@ class EnvState:
     answered: Ticket | None = None
     """The newest ticket that was answered."""
     ready: list[Delivery] = field(default_factory=list)
-    """Rewards that nobody has taken yet."""
+    """Rewards that were not taken yet."""
     size: FrameSize = field(default_factory=FrameSize)
     broken: bool = False
     """An error of the model has ended the running episode."""

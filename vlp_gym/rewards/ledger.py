@@ -107,13 +107,7 @@ class RewardLedger:
             del self.missing[row]
 
     def deliver(self, index: int, ticket: Ticket, reward: float, write: Callable[[int, int, float], None]) -> None:
-        """Write a late reward to its row, or drop it if the row was overwritten.
-
-        Args:
-            index: index of the environment.
-            ticket: ticket of the reward.
-            reward: the reward.
-            write: called with row, index and reward.
+        """Write a late reward to its row (see `bind`), or drop it if the row was overwritten.
 
         Raises:
             RuntimeError: the ticket is unknown, or its reward was already delivered.
@@ -146,11 +140,7 @@ class RewardLedger:
         del tickets[ticket]
 
     def give_up(self, *, unstored: bool) -> None:
-        """Mark outstanding tickets as failed; no reward is on its way any more.
-
-        Args:
-            unstored: also end tickets whose transition was not stored and never will be.
-        """
+        """Mark outstanding tickets as failed, with `unstored` also those whose transition will never be stored."""
         for index, tickets in enumerate(self._open):
             for ticket in list(tickets):
                 if unstored or tickets[ticket].row is not None or tickets[ticket].stale:

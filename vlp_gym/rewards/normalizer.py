@@ -43,13 +43,7 @@ class RewardNormalizer:
         self._episodes: list[int | None] = [None] * num_envs
 
     def update(self, index: int, episode: int, reward: float) -> None:
-        """Update the statistics with the next reward of an environment.
-
-        Args:
-            index: index of the environment.
-            episode: episode number; a new one starts with return 0.
-            reward: the delivered reward.
-        """
+        """Update the statistics with the next reward of an environment; a new episode starts with return 0."""
         before = self._returns[index] if self._episodes[index] == episode else 0.0
         value = before * self.gamma + reward
         self._returns[index], self._episodes[index] = value, episode

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Shorthand(TypedDict, total=False):
-    """The keyword arguments that all wrappers take; `VLPRewardWrapper` says what they mean."""
+    """The keyword arguments that all wrappers take, see `VLPRewardWrapper`."""
 
     scale: float
     gamma: float

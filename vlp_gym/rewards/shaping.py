@@ -133,15 +133,7 @@ class Shaping:
         return value + self.env_reward_weight * self.check_env_reward(env_reward)
 
     def check_env_reward(self, env_reward: float | None, *, where: object = None) -> float:
-        """Check the environment's reward and return it; 0.0 if `env_reward_weight` is 0.
-
-        Args:
-            env_reward: the environment's reward.
-            where: the transition, for the message.
-
-        Raises:
-            ValueError: `env_reward_weight` is not 0 and `env_reward` is None, NaN or inf.
-        """
+        """The environment's reward, 0.0 if it has no weight; ValueError, which names `where`, for None, NaN or inf."""
         if self.env_reward_weight == 0.0:
             return 0.0
         if env_reward is None or not math.isfinite(env_reward):

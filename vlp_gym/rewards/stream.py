@@ -29,12 +29,11 @@ class RewardStream:
         instructions: one for each environment.
         engine: what asks the model; it sets the mode, the window, the history and the device.
         shaping: from a score to a reward.
-        every: a frame is scored every so many steps.
-        owned: nobody else uses the engine: it is closed with the stream.
+        every: steps between two scored frames.
+        owned: no other stream uses the engine: it is closed with this one.
 
     Raises:
-        ValueError: for an argument that makes no sense, or a model without progress where the reward needs it.
-        InstructionError: for an instruction that is blank, or over the model's limit.
+        ValueError, InstructionError: as `VLPRewardWrapper` describes.
     """
 
     def __init__(
@@ -44,8 +43,7 @@ class RewardStream:
         self.late = engine.mode == "async"
         """Whether rewards come late."""
         self.by_poll = False
-        """Late rewards come by `poll` and `flush` alone. If one environment of a vector raises, the infos of the others
-        are lost, and with them what is delivered there."""
+        """Late rewards come by `poll` and `flush` alone, see `Streaming.deliver_by_poll`."""
         self.yields = False
         """The engine works while the environment steps, and rests while the agent learns."""
         self._errors: list[Exception] = []
@@ -73,7 +71,7 @@ class RewardStream:
         return self._states[index].ticket
 
     def instruction(self, index: int) -> str:
-        """What the running episode is judged by."""
+        """The instruction of the running episode."""
         return self._states[index].instruction
 
     def placeholder(self, index: int) -> float:
@@ -169,10 +167,7 @@ class RewardStream:
             raise errors[0]
 
     def settle(self) -> None:
-        """Before the environment moves: turn scores that have come into rewards, and raise what the model has raised.
-
-        Where rewards come by `poll` alone, `poll` does that, once a step.
-        """
+        """Before a step: turn scores that have come into rewards, unless `poll` does that, and raise errors."""
         if self.late and not self.by_poll:
             self._settle(self.engine.poll(self._by_env))
         self.raise_errors()
@@ -182,14 +177,7 @@ class RewardStream:
         return [[] for _ in self._states] if self.by_poll else self._take()
 
     def poll(self, timeout_s: float = 0.0) -> list[list[Delivery]]:
-        """Take the rewards that are there: for each environment a list, in the order of its steps.
-
-        Args:
-            timeout_s: how long to wait for the first one, if something is pending.
-
-        Raises:
-            QueryError, TypeError: what the model raised; each error once, and no reward that was there is lost by it.
-        """
+        """For each environment what `VLPRewardWrapper.poll` returns; an error of the model loses no reward."""
         self._settle(self.engine.poll(self._by_env))
         if timeout_s > 0.0:
             deadline = time.monotonic() + timeout_s
@@ -202,11 +190,7 @@ class RewardStream:
         return self._take()
 
     def flush(self, timeout_s: float | None = None) -> list[list[Delivery]]:
-        """Wait until every reward is there, and take them as `poll` does.
-
-        Raises:
-            QueryTimeout: if that takes longer than `timeout_s` (None: the engine's own).
-        """
+        """For each environment what `VLPRewardWrapper.flush` returns."""
         self._settle(self.engine.flush(self._by_env, timeout_s))
         self.raise_errors()
         return self._take()
@@ -237,8 +221,7 @@ class RewardStream:
                 self._errors.append(error)
 
     def _take(self) -> list[list[Delivery]]:
-        taken = []
+        taken = [state.ready for state in self._states]
         for state in self._states:
-            taken.append(state.ready)
             state.ready = []
         return taken

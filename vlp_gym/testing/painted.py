@@ -81,12 +81,7 @@ class PaintedModel:
     frame_size = (8, 8)
 
     def __init__(
-        self,
-        window: int = 4,
-        history: History = "sliding",
-        relevance: float | None = None,
-        *,
-        progress: bool = True,
+        self, window: int = 4, history: History = "sliding", relevance: float | None = None, *, progress: bool = True
     ) -> None:
         self.window, self.history, self.relevance, self.progress = window, history, relevance, progress
         self.windows: list[list[float]] = []

@@ -1,8 +1,8 @@
 """Rendering inside the sub-environments of a vector environment, into memory that the main process shares.
 
-A vector environment resets a finished sub-environment by itself, so whoever renders it from outside gets the terminal
-frame too late. Here each sub-environment renders in its own ``step`` and ``reset``. The frames do not travel through
-pipes, and nothing here imports torch: it would cost each worker process seconds and some 300 MB.
+A vector environment resets a finished sub-environment by itself, so rendered from outside, the terminal frame would be
+lost. Here each sub-environment renders in its own ``step`` and ``reset``. The frames do not travel through pipes, and
+nothing here imports torch: it would cost each worker process seconds and some 300 MB.
 """
 
 from __future__ import annotations
@@ -44,8 +44,7 @@ def capture_frames(
 
     Args:
         env_fns: functions that make environments with ``render_mode="rgb_array"``.
-        render_fn: called with an environment in place of its ``render()``: your own camera. Several functions are
-            several views of the same moment, whose scores are averaged.
+        render_fn: your own cameras, see `VLPRewardWrapper`.
 
     Returns:
         Functions for `SyncVectorEnv`, `AsyncVectorEnv`, or SB3's `DummyVecEnv` and `SubprocVecEnv`.
@@ -59,14 +58,12 @@ def capture_frames(
     return [partial(_make, env_fn, index, render_fn) for index, env_fn in enumerate(env_fns)]
 
 
-def _make(
-    env_fn: Callable[[], gym.Env[Any, Any]], index: int, render_fn: RenderFn | Sequence[RenderFn] | None
-) -> gym.Env[Any, Any]:
+def _make(env_fn: Callable[[], gym.Env[Any, Any]], index: int, render_fn: Any) -> gym.Env[Any, Any]:
     return FrameCapture(env_fn(), index, render_fn)
 
 
 class FrameBlock:
-    """One piece of memory that the main process and all workers see.
+    """One piece of memory that the main process and all workers share.
 
     Attributes:
         frames: the newest frames, uint8 ``[num_envs, 2, C, H, W, 3]``: one slot for a step, one for a reset.
@@ -89,7 +86,7 @@ class FrameBlock:
 def frame_file(shape: Sequence[int]) -> Iterator[str]:
     """The path of a file for a `FrameBlock`, while all processes open it.
 
-    Then it is unlinked: the memory lives as long as somebody has it open, so that no death leaves a file behind.
+    Then it is unlinked: the memory lives as long as a process has it open, so that no death leaves a file behind.
 
     Args:
         shape: ``(num_envs, C, H, W)``.
@@ -126,7 +123,7 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any]):
     Args:
         env: made with ``render_mode="rgb_array"``.
         index: its place in the vector environment.
-        render_fn: as `capture_frames` has it.
+        render_fn: your own cameras, see `VLPRewardWrapper`.
 
     Raises:
         ValueError: if it does not render arrays, or `render_fn` is no function.
@@ -156,9 +153,9 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any]):
         """Put the frames into shared memory from now on, and the one of the reset before too.
 
         Args:
-            path: of the memory, made by `frame_file`.
+            path: file of the memory, made by `frame_file`.
             shape: ``(num_envs, C, H, W)``; frames of another size are resized, with one warning.
-            every: render every so many steps, and at the end of the episode.
+            every: steps between two rendered frames; the last of an episode is rendered too.
         """
         self._block, self._every, self._size = FrameBlock(path, shape), every, FrameSize((shape[2], shape[3]))
         if self._first:

@@ -1,7 +1,7 @@
-"""What the wrappers of vector environments share: frames of the sub-environments in, rewards out.
+"""The common part of the vector wrappers: frames of the sub-environments in, rewards out.
 
-What a call of the vector environment did to each sub-environment is read from the shared memory, where the
-sub-environments write it, and not guessed from the mode of autoreset: a step, a reset, or a step and then a reset.
+Each sub-environment writes into the shared memory whether a call was a step, a reset, or a step and then a reset. So
+nothing is guessed from the mode of autoreset.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, NoReturn, SupportsIndex, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from gymnasium.error import ClosedEnvironmentError, ResetNeeded
@@ -33,7 +33,7 @@ logger = logging.getLogger("vlp_gym")
 
 
 class Settled(NamedTuple):
-    """What a step came to."""
+    """The result of a step."""
 
     rewards: NDArray[np.float64]
     """``[num_envs]``, 0.0 where there was a reset in place of a step."""
@@ -58,7 +58,7 @@ class CapturedRewards(Streaming):
         reward: Reward | Shaping,
         options: Shorthand,
     ) -> None:
-        """Begin the life of the wrapper.
+        """Make the stream and watch the workers.
 
         Args:
             venv: the vector environment itself, no wrapper around it.
@@ -85,47 +85,21 @@ class CapturedRewards(Streaming):
 
     @property
     def instructions(self) -> list[str]:
-        """What the running episode of each environment is judged by; change it with `set_instruction`."""
+        """The instruction of each environment's running episode; change it with `set_instruction`."""
         return [self._stream.instruction(index) for index in range(len(self._stream))]
 
     def set_instruction(self, instruction: str, index: int | None = None) -> None:
-        """Change the instruction from the next reset on: one episode is judged by one sentence.
-
-        Args:
-            instruction: what is to be done, in one sentence.
-            index: of which environment; None: of all.
-
-        Raises:
-            InstructionError: for an instruction that is blank, or over the model's limit.
-        """
+        """Change the instruction of one environment, or of all (None): as `VLPRewardWrapper.set_instruction`."""
         for each in range(len(self._stream)) if index is None else [index]:
             self._stream.set_instruction(each, instruction)
 
     def poll(self, timeout_s: float = 0.0) -> list[list[Delivery]]:
-        """Take the late rewards that are there and were in no info: for each environment a list, oldest first.
-
-        Args:
-            timeout_s: how long to wait for the first one.
-
-        Raises:
-            QueryError, TypeError: what the model raised for an earlier step.
-        """
+        """For each environment what `VLPRewardWrapper.poll` returns."""
         return self._stream.poll(timeout_s)
 
     def flush(self, timeout_s: float | None = None) -> list[list[Delivery]]:
-        """Wait until every reward is there, and take them as `poll` does.
-
-        Raises:
-            QueryTimeout: if that takes longer than `timeout_s`; None waits 60 s.
-        """
+        """For each environment what `VLPRewardWrapper.flush` returns."""
         return self._stream.flush(timeout_s)
-
-    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
-        """Refuse: a live model is no part of a pickle, and worker processes cannot be copied."""
-        raise TypeError(
-            f"a live {type(self).__name__} cannot be pickled: its model lives in this process; "
-            "make the wrapper in the process that uses it"
-        )
 
     def _check_ready(self) -> None:
         """Before a step."""
@@ -138,11 +112,7 @@ class CapturedRewards(Streaming):
 
     @contextmanager
     def _calling_envs(self, *, on: bool = False) -> Iterator[NDArray[np.bool_]]:
-        """Around each call of the vector environment; gives the environments that were running, ``[num_envs]``.
-
-        Args:
-            on: it is the second half of a call.
-        """
+        """Around each call of the vector environment (`on`: its second half); gives who was running, ``[num_envs]``."""
         if self._block is not None and not on:
             self._block.events[:] = 0
         running, self._running = self._running, np.zeros_like(self._running)  # after an error, no episode can go on
@@ -166,15 +136,14 @@ class CapturedRewards(Streaming):
             return
         self._shut()
         if self._workers.dead():
-            self._workers.stop()  # the others wait for a word that the vector environment cannot send them any more
+            self._workers.stop()  # the others wait for a message that the vector environment can no longer send
         else:
             close()
 
     def _begin(self, running: NDArray[np.bool_]) -> dict[int, dict[str, Any]]:
         """After a reset: begin the episodes of those that were reset; returns their ``info["vlp"]``.
 
-        Args:
-            running: the environments that were running before; those that were not reset go on.
+        Those that were running before, ``[num_envs]``, and were not reset go on.
         """
         if self._block is None:
             self._attach()
@@ -199,22 +168,20 @@ class CapturedRewards(Streaming):
         stream, num_envs = self._stream, len(self._stream)
         stepped = [bool(number) or not begun for number, _, begun in self._block.events.tolist()]
         own_rewards = [None if reward is None else float(reward) for reward in own]
-        asked = []
-        for index in range(num_envs):
-            if stepped[index]:
-                ends = bool(terminated[index]), bool(truncated[index])
-                asked.append(self._transition(index, *ends, own_rewards[index]))
-            else:
-                asked.append(self._first(index))
+        asked = [
+            self._transition(index, bool(terminated[index]), bool(truncated[index]), own_rewards[index])
+            if stepped[index]
+            else self._first(index)
+            for index in range(num_envs)
+        ]
         stream.observe(asked)
         rewards, infos = np.zeros(num_envs), []
         for index in range(num_envs):
-            info = stream.info(index, own_rewards[index] if stepped[index] else None)
+            infos.append(stream.info(index, own_rewards[index] if stepped[index] else None))
             if stepped[index]:
                 rewards[index] = stream.placeholder(index)
-            if stream.late and stepped[index]:
-                info["ticket"] = stream.ticket(index)
-            infos.append(info)
+                if stream.late:
+                    infos[index]["ticket"] = stream.ticket(index)
         again = [index for index in range(num_envs) if stepped[index] and self._block.events[index, BEGUN]]
         first = self._begin_those(again)
         for info, delivered in zip(infos, stream.collect(), strict=True):  # last: nothing can fail any more

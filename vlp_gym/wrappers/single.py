@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Sequence
 from types import FunctionType
-from typing import Any, NoReturn, SupportsIndex
+from typing import Any
 
 import gymnasium as gym
 import torch
@@ -61,19 +61,19 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
         success_threshold: a score at or over it is a success; None: nothing is.
         success_bonus: added on every step with success.
         terminate_on_success: end the episode at the first success; not with "async".
-        every: a frame is rendered and scored every so many steps, and at the end of the episode; the score is held
-            between, and the model's window is one of these frames. 1 is every step.
+        every: steps between two scored frames; the last of an episode is scored too. The score is held between, and
+            the model's window consists of scored frames. 1 scores every step.
         history: "sliding" or "prefix"; None takes the model's.
         window: frames one score looks at; None takes the model's.
         render_fn: called with the wrapped environment in place of its ``render()``: your own camera. Several functions
             are several views of the same moment, whose scores are averaged.
-        device: of the model; "auto" is CUDA if there is one, for a live model where it is.
-        mode: "sync": `step` returns the exact reward; "async": it comes later, as said above.
+        device: where the model runs; "auto" takes CUDA if there is one, and leaves a live model where it is.
+        mode: "sync": `step` returns the exact reward; "async": it comes later, as described above.
         truncate: cut an instruction that is over the model's token limit, instead of raising.
 
     Raises:
-        ValueError: for an argument that makes no sense, an environment that does not render arrays, or a model
-            without progress where the reward needs it.
+        ValueError: for an invalid argument, an environment that does not render arrays, or a model without progress
+            where the reward needs it.
         InstructionError: for an instruction that is blank, or over the model's limit.
 
     Example:
@@ -84,6 +84,8 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
         ['env_reward', 'progress', 'relevance', 'score', 'success']
         >>> env.close()
     """
+
+    _example = ", for example in the function given to SubprocVecEnv"
 
     def __init__(
         self,
@@ -124,7 +126,7 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
 
     @property
     def instruction(self) -> str:
-        """What the running episode is judged by; change it with `set_instruction`."""
+        """The instruction of the running episode; change it with `set_instruction`."""
         return self._stream.instruction(0)
 
     @property
@@ -207,26 +209,17 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
 
     def close(self) -> None:
         """Close the environment; a second call does nothing. A live model stays usable."""
-        if self._closed:
-            return
-        self._closed, self._running = True, False
-        self._stream.close()
-        super().close()
+        if not self._closed:
+            self._closed, self._running = True, False
+            self._stream.close()
+            super().close()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> VLPRewardWrapper:
         """A copy of the environment in its present state, with the same model."""
         clone = object.__new__(type(self))
         memo[id(self)] = clone
-        for name, value in self.__dict__.items():
-            clone.__dict__[name] = copy.deepcopy(value, memo)
+        clone.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return clone
-
-    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
-        """Refuse: a live model is no part of a pickle."""
-        raise TypeError(
-            "a live VLPRewardWrapper cannot be pickled: its model lives in this process; "
-            "make the wrapper in the process that uses it, for example in the function given to SubprocVecEnv"
-        )
 
     def _render(self) -> list[object]:
         """One frame for each camera; all but the last are copied: the next camera may draw into the same buffer."""
@@ -239,7 +232,7 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
 
 
 def record(value: Any) -> Any:
-    """What the spec may keep of an argument: a live object would be deep-copied with every copy of the spec.
+    """An argument for the spec, with a stand-in for a live object, which each copy of the spec would deep-copy.
 
     A spec with the stand-in cannot be made again; without it, it would be made with another model or camera.
     """

@@ -1,19 +1,23 @@
-"""What all wrappers pass on to their stream."""
+"""The methods that all wrappers pass on to their stream."""
 
 from __future__ import annotations
+
+from typing import NoReturn, SupportsIndex
 
 from vlp_gym.engine.engine import QueryEngine
 from vlp_gym.rewards.stream import RewardStream
 
 
 class Streaming:
-    """The methods that all wrappers have in common."""
+    """Base of all wrappers."""
 
     _stream: RewardStream
+    _example = ""
+    """Ends the message of `__reduce_ex__`."""
 
     @property
     def engine(self) -> QueryEngine:
-        """What asks the model."""
+        """The engine that asks the model."""
         return self._stream.engine
 
     def stats(self) -> dict[str, int]:
@@ -38,3 +42,10 @@ class Streaming:
         after each step: it also raises what the model has raised.
         """
         self._stream.by_poll = True
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Refuse: a live model is no part of a pickle, and worker processes cannot be copied."""
+        raise TypeError(
+            f"a live {type(self).__name__} cannot be pickled: its model lives in this process; "
+            f"make the wrapper in the process that uses it{self._example}"
+        )

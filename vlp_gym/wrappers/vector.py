@@ -1,4 +1,4 @@
-"""The wrapper of Gymnasium's vector environments: many environments at once, their frames scored in one batch."""
+"""The wrapper of Gymnasium's vector environments: their frames are scored in one batch."""
 
 from __future__ import annotations
 
@@ -29,29 +29,26 @@ KINDS: dict[str, type] = {
 class VLPVectorRewardWrapper(
     CapturedRewards, gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.utils.RecordConstructorArgs
 ):
-    """Replaces the rewards of a vector environment by what a reward model says of its frames under an instruction.
+    """Replaces the rewards of a vector environment by what a reward model gives its frames under an instruction.
 
     The twin of `VLPRewardWrapper`, for a `SyncVectorEnv` or `AsyncVectorEnv` made from `capture_frames`, in every mode
     of autoreset: the terminal frame belongs to the episode that it ends, and a reset is no transition. The rewards are
     float64 ``[num_envs]``; where there was a reset in place of a step (``NEXT_STEP``), the reward is 0.0.
 
-    ``infos["vlp"]`` has Gymnasium's form: arrays of length num_envs, and for each, with a `_` before its name, a mask
-    that says which entries hold. ``env_reward``, ``score``, ``progress`` and ``relevance`` are float64 and ``success``
-    is bool; they are of the transition, also where a reset came in the same step. With ``mode="async"`` there are
-    ``ticket``, int64 ``[num_envs, 3]``, whose mask is False where there is no transition, and ``delivered``, for each
-    environment a list of `Delivery`. Any error in a step ends all episodes; `reset` goes on. If a worker process dies,
-    all are stopped, and the wrapper is closed.
-
-    The other arguments are those of `VLPRewardWrapper`.
+    ``infos["vlp"]`` has Gymnasium's form: arrays of length num_envs, each with a mask of valid entries, named with a
+    `_` in front. ``env_reward``, ``score``, ``progress`` and ``relevance`` are float64 and ``success`` is bool; they
+    describe the transition, also where a reset came in the same step. With ``mode="async"`` there are ``ticket``, int64
+    ``[num_envs, 3]``, whose mask is False where there is no transition, and ``delivered``, for each environment a list
+    of `Delivery`. Any error in a step ends all episodes; `reset` goes on. If a worker process dies, all are stopped,
+    and the wrapper is closed.
 
     Args:
         env: made from `capture_frames`.
         instruction: what is to be done, in one sentence; one for all environments, or a list of one for each.
+        model, reward, options: arguments of `VLPRewardWrapper`, which lists them and what they raise.
 
     Raises:
-        ValueError: for an argument that makes no sense, an environment that was not made from `capture_frames`, or a
-            model without progress where the reward needs it.
-        InstructionError: for an instruction that is blank, or over the model's limit.
+        ValueError: also for an environment that was not made from `capture_frames`.
 
     Example:
         >>> from vlp_gym.testing import PaintedEnv, PaintedModel

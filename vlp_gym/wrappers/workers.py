@@ -12,17 +12,11 @@ from vlp_gym.errors import VLPError
 
 
 class Workers:
-    """Watches over the processes of an `AsyncVectorEnv` or `SubprocVecEnv`; other vector environments have none.
-
-    Attributes:
-        stopped: whether a worker died, and the others were stopped.
-
-    Args:
-        venv: the vector environment itself, no wrapper around it.
-    """
+    """Watches the processes of an `AsyncVectorEnv` or `SubprocVecEnv` (not a wrapper); other kinds have none."""
 
     def __init__(self, venv: Any) -> None:
         self.stopped = False
+        """Whether a worker died, and the others were stopped."""
         self._venv = venv
         self._first_dead: list[int] = []
         self._processes: list[Any] = list(getattr(venv, "processes", ()))
@@ -101,11 +95,7 @@ class Workers:
             over.close()
 
     def dead(self, timeout_s: float = 0.0) -> list[int]:
-        """The workers that ended by a signal or an error.
-
-        Args:
-            timeout_s: how long to wait for the first one: a pipe closes a moment before its process is gone.
-        """
+        """The workers that ended by a signal or an error, after a wait for the first: its pipe may close before it."""
         if not self._processes:
             return []
         for sentinel in wait([process.sentinel for process in self._processes], timeout_s):

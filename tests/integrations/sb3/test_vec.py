@@ -196,7 +196,8 @@ def test_close_twice_and_no_pickling():  # faults 37, 41
 
 def test_without_stable_baselines3(monkeypatch):
     monkeypatch.setitem(sys.modules, "stable_baselines3.common.vec_env", None)
-    monkeypatch.delitem(sys.modules, "vlp_gym.integrations.sb3.vec")
+    for module in [name for name in sys.modules if name.startswith("vlp_gym.integrations.sb3")]:
+        monkeypatch.delitem(sys.modules, module)
     message = 'Stable-Baselines3 is not installed: pip install "vlp_gym[sb3]"'
     with pytest.raises(MissingExtraError, match=f"^{re.escape(message)}$"):
         import vlp_gym.integrations.sb3.vec  # noqa: F401

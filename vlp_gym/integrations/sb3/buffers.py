@@ -6,31 +6,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any
-
-from vlp_gym.errors import MissingExtraError, QueryError
-
-try:
-    from stable_baselines3.common.buffers import (
-        DictReplayBuffer,
-        DictRolloutBuffer,
-        NStepReplayBuffer,
-        ReplayBuffer,
-        RolloutBuffer,
-    )
-except ImportError as error:
-    raise MissingExtraError('Stable-Baselines3 is not installed: pip install "vlp_gym[sb3]"') from error
-
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from stable_baselines3.common import buffers as sb3
+from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
 
 from vlp_gym.engine.tickets import Ticket
-from vlp_gym.errors import QueryTimeout
+from vlp_gym.errors import QueryError, QueryTimeout
 from vlp_gym.integrations.sb3.source import RewardSource
 from vlp_gym.rewards.ledger import RewardLedger
 from vlp_gym.rewards.normalizer import RewardNormalizer
@@ -46,7 +33,7 @@ SLICE_S = 0.05
 
 
 class LateRewards:
-    """What all buffers for late rewards have in common: the ledger, the source, and waiting."""
+    """Base of all buffers for late rewards: the ledger, the source, and waiting."""
 
     n_envs: int
     normalizer: RewardNormalizer | None = None
@@ -67,7 +54,7 @@ class LateRewards:
         """Take the rewards from this source from now on, and settle what an earlier run may have left in it.
 
         Args:
-            source: of the environment that the transitions will come from.
+            source: brings the rewards of the environment that the transitions will come from.
             timeout_s: how long to wait when no reward comes.
         """
         if self._source is None or self._source.venv is not source.venv:
@@ -78,12 +65,7 @@ class LateRewards:
         self.settle()
 
     def settle(self) -> None:
-        """Wait until nothing is on its way, between runs: a reward that has not come then never will.
-
-        Raises:
-            QueryTimeout: if no reward comes for too long.
-            QueryError: what the reward model raised.
-        """
+        """Wait until nothing is on its way, between runs: a reward that has not come then never will."""
         if self._source is not None and self._source.late:
             self._wait(lambda: False)
             self._ledger.give_up(unstored=True)
@@ -92,8 +74,8 @@ class LateRewards:
         """Take in a step before its transition is stored; a second call with the same infos does nothing.
 
         Args:
-            infos: of the step, one for each environment.
-            rewards: of the step, ``[num_envs]``.
+            infos: the step's infos, one for each environment.
+            rewards: the step's rewards, ``[num_envs]``.
 
         Returns:
             The ticket of each environment's transition; None where its reward came with the step.
@@ -128,7 +110,7 @@ class LateRewards:
         if self._source is not None and indices:
             for index, deliveries in self._source.poll(indices, timeout_s):
                 self._receive(index, deliveries)
-                came = came or bool(deliveries)
+                came |= bool(deliveries)
         return came
 
     def _wait(self, done: Callable[[], bool]) -> None:
@@ -136,6 +118,7 @@ class LateRewards:
 
         Raises:
             QueryTimeout: if no reward comes for too long.
+            QueryError: what the reward model raised.
         """
         deadline = time.monotonic() + self._timeout_s
         while self._source is not None and not done():
@@ -177,15 +160,7 @@ class VLPReplayBuffer(LateRewards, ReplayBuffer):
     _span = 1
     """How many rows one sample reads."""
 
-    def add(
-        self,
-        obs: Any,
-        next_obs: Any,
-        action: np.ndarray,
-        reward: np.ndarray,
-        done: np.ndarray,
-        infos: list[dict[str, Any]],
-    ) -> None:
+    def add(self, obs: Any, next_obs: Any, action: Any, reward: Any, done: Any, infos: list[dict[str, Any]]) -> None:
         """Store one step of all environments; late rewards that ``infos`` bring go where they belong."""
         tickets = self.announce(infos, reward)
         row = self.pos
@@ -257,11 +232,11 @@ class VLPReplayBuffer(LateRewards, ReplayBuffer):
         return np.unique((starts[starts >= 0] + oldest) % self.buffer_size)
 
 
-class VLPDictReplayBuffer(VLPReplayBuffer, DictReplayBuffer):  # type: ignore[misc]
+class VLPDictReplayBuffer(VLPReplayBuffer, sb3.DictReplayBuffer):  # type: ignore[misc]
     """`VLPReplayBuffer` for observations that are dictionaries."""
 
 
-class VLPNStepReplayBuffer(VLPReplayBuffer, NStepReplayBuffer):
+class VLPNStepReplayBuffer(VLPReplayBuffer, sb3.NStepReplayBuffer):
     """`VLPReplayBuffer` for n-step returns: a sample starts only where all rewards of its n rows are there.
 
     Give the algorithm ``replay_buffer_kwargs={"n_steps": ..., "gamma": ...}``, not ``n_steps``.
@@ -347,14 +322,11 @@ class VLPRolloutBuffer(LateRewards, RolloutBuffer):
         self._late[row, index] = reward
 
 
-class VLPDictRolloutBuffer(VLPRolloutBuffer, DictRolloutBuffer):  # type: ignore[misc]
+class VLPDictRolloutBuffer(VLPRolloutBuffer, sb3.DictRolloutBuffer):  # type: ignore[misc]
     """`VLPRolloutBuffer` for observations that are dictionaries."""
 
 
-_OURS: dict[type[RolloutBuffer], type[VLPRolloutBuffer]] = {
-    RolloutBuffer: VLPRolloutBuffer,
-    DictRolloutBuffer: VLPDictRolloutBuffer,
-}
+_OURS = {RolloutBuffer: VLPRolloutBuffer, sb3.DictRolloutBuffer: VLPDictRolloutBuffer}
 
 
 @functools.cache

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from vlp_gym.integrations.sb3.buffers import (
     NO_SHARED_ROWS,
@@ -17,34 +20,28 @@ from vlp_gym.integrations.sb3.source import RewardSource
 from vlp_gym.rewards.normalizer import RewardNormalizer as RewardNormalizer
 from vlp_gym.rewards.stream import Delivery
 
-# isort: split
-# Stable-Baselines3 itself comes last: the import above says which extra is missing.
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
-from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
-
 
 class VLPRewardCallback(BaseCallback):
     """Brings late rewards to the buffer of the model, and logs what the reward model pays.
 
-    It finds the wrappers in the environment of the model and attaches them to the buffer at the start of the training;
-    the rollout buffer of an on-policy model is replaced by a `VLPRolloutBuffer` with the same settings. At the end it
-    waits for what is pending. With ``mode="sync"`` it only logs.
+    At the start of the training it attaches the environment's wrappers to the buffer, and replaces the rollout buffer
+    of an on-policy model by a `VLPRolloutBuffer` with the same settings. At the end it waits for pending rewards. With
+    ``mode="sync"`` it only logs.
 
-    Logged are ``vlp/reward`` and ``vlp/score`` (means of what was delivered), ``vlp/env_return`` (mean of the
-    environments' own returns of the episodes that ended), ``vlp/latency_p50`` and ``vlp/latency_p99`` (seconds), and
-    of the buffer ``vlp/queue_depth``, ``vlp/stale`` and ``vlp/failed``. With late rewards, Stable-Baselines3's own
+    Logged are ``vlp/reward`` and ``vlp/score`` (means over deliveries), ``vlp/env_return`` (mean of the environments'
+    own returns of finished episodes), ``vlp/latency_p50`` and ``vlp/latency_p99`` (seconds), and the buffer's
+    ``vlp/queue_depth``, ``vlp/stale`` and ``vlp/failed``. With late rewards, Stable-Baselines3's own
     ``rollout/ep_rew_mean`` adds up placeholders.
 
     Args:
         timeout_s: how long to wait when no reward comes, before `QueryTimeout` is raised.
-        normalize_reward: divide rewards by the running deviation of the returns, see `RewardNormalizer`; in the place
-            of ``VecNormalize(norm_reward=True)``, which would see placeholders.
-        verbose: Stable-Baselines3's.
+        normalize_reward: divide rewards by the running deviation of the returns, see `RewardNormalizer`; replaces
+            ``VecNormalize(norm_reward=True)``, which would see placeholders.
+        verbose: as in every callback of Stable-Baselines3.
 
     Raises:
-        ValueError: if the time-out makes no sense. At the start of the training: if there is no wrapper, or something
-            that late rewards do not go with.
+        ValueError: for a time-out that is not above 0 and finite; at the start of the training, without a wrapper, or
+            with something that late rewards do not go with.
     """
 
     def __init__(self, timeout_s: float = 60.0, normalize_reward: bool = False, verbose: int = 0) -> None:
@@ -59,8 +56,8 @@ class VLPRewardCallback(BaseCallback):
     def update_locals(self, locals_: dict[str, Any]) -> None:
         """Take in the newest step, once.
 
-        Here and not in `_on_step`: now no other callback has seen the step, so that one which saves the replay buffer
-        or stops the training finds the tickets known, and nothing that was delivered is lost.
+        Not in `_on_step`: another callback that runs first may save the replay buffer or stop the training, and must
+        find the step's tickets known and its deliveries taken.
         """
         super().update_locals(locals_)
         if self._buffer is not None and "infos" in locals_:
@@ -132,11 +129,7 @@ class VLPRewardCallback(BaseCallback):
 
 
 def check(model: Any, source: RewardSource) -> None:
-    """Refuse what rewards of a sentence, or late ones, do not go with.
-
-    Raises:
-        ValueError: with the reason, and what to do.
-    """
+    """Raise ValueError for a model or environment that rewards of a sentence, or late ones, do not go with."""
     buffer = getattr(model, "replay_buffer", None)
     if isinstance(buffer, HerReplayBuffer):
         raise ValueError(

@@ -18,16 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
 from vlp_gym.engine.engine import QueryEngine
 from vlp_gym.engine.tickets import Answer, Ticket
 from vlp_gym.integrations.sb3.source import SegmentSource
 from vlp_gym.models.furl import FuRLModel, FuRLTrainer
-
-# isort: split
-# Stable-Baselines3 itself comes last: the import above says which extra is missing.
-from stable_baselines3.common.callbacks import BaseCallback
 
 
 class FuRLCallback(BaseCallback):
@@ -159,8 +156,7 @@ class _Episodes:
         whole = []
         for key in list(self._over):
             tokens, success = self._tokens.get(key, []), self._success[key]
-            complete = bool(tokens) and tokens[-1][0] == len(success)
-            if complete:
+            if complete := bool(tokens) and tokens[-1][0] == len(success):
                 flags = torch.tensor([success[step - 1] for step, _ in tokens])
                 whole.append((torch.stack([token for _, token in tokens]), flags))
             if complete or self._newest.get(key[0], -1) > key[1]:  # or an error cost its end

@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.spaces import Box
 from numpy.typing import NDArray
+from stable_baselines3.common.callbacks import BaseCallback
 
 from vlp_gym.errors import CheckpointError
 from vlp_gym.integrations.sb3.relabel import PreferenceReplayBuffer, check_replay, fill_replay, replay_tensors
@@ -29,11 +31,6 @@ from vlp_gym.preferences.schedule import Queries
 from vlp_gym.preferences.segments import SegmentStore
 from vlp_gym.storage import read_pair, write_pair
 
-# isort: split
-# Stable-Baselines3 itself comes last: the import above says which extra is missing.
-from gymnasium.spaces import Box
-from stable_baselines3.common.callbacks import BaseCallback
-
 
 def _of_learner(name: str) -> Any:
     return property(attrgetter(f"learner.{name}"), doc=f"`PreferenceLearner.{name}`")
@@ -42,26 +39,22 @@ def _of_learner(name: str) -> Any:
 class PreferenceCallback(BaseCallback):
     """Runs a `PreferenceLearner` while the agent learns from its reward (PEBBLE, Lee et al., 2021).
 
-    After the agent's ``learning_starts`` random steps it explores for ``queries.explore`` steps, rewarded for states
-    that are far from others. Then sessions begin: pairs of segments are chosen and labelled, r(s, a) is fitted, and
-    from then on the replay buffer has its rewards, in old rows and new ones. After the first session the critic gets
-    new random weights.
+    After the agent's ``learning_starts`` random steps it explores for ``queries.explore`` steps with the reward of
+    `StateEntropy`. Then sessions begin: each gives the replay buffer the rewards of the newly fitted r(s, a), in old
+    rows and new ones, and logs its figures as ``pref/...``, see `PreferenceLearner.session`. After the first session
+    the critic gets new random weights.
 
     If the environment is wrapped by `VLPRewardWrapper` or `VLPVecReward` in the mode "async", scores and frame tokens
-    are kept for the labeler. The environment's own reward is kept for scripted labelers and for
-    ``pref/label_accuracy``. The figures of each session are logged as ``pref/...``, see `PreferenceLearner.session`.
+    are kept for the labeler.
 
     Args:
-        labeler: labels pairs of segments.
-        queries: the labelling schedule; None takes the defaults.
+        labeler, queries, options: arguments of `PreferenceLearner`. The mean and deviation for reward_std are taken
+            over the replay buffer, and disagreement_bonus falls to 0 at the last step.
         reset_updates: gradient steps of the agent after its critic was reset; None: no reset.
         verbose: as in every callback of Stable-Baselines3.
-        options: passed to the `PreferenceLearner`: fit_epochs, hidden, standardize, reward_std (over the replay
-            buffer), disagreement_bonus (falls to 0 at the last step), semi_supervised, keep_frames, progress_bar, seed.
 
     Attributes:
-        learner: the `PreferenceLearner`, whose queries, segments, preferences, ensemble, asked and history are also
-            attributes of the callback.
+        learner: the `PreferenceLearner`; some of its attributes are also attributes of the callback.
 
     Raises:
         ValueError: at the start of the training, if model or environment do not fit.
@@ -166,13 +159,10 @@ class PreferenceCallback(BaseCallback):
         return float(self.learner.reward(*rows))
 
     def save(self, folder: str | Path) -> None:
-        """Save segments, labels, the learned reward, the place in the schedule, and the replay buffer, as one.
+        """Save the learner, the exploration and the replay buffer, or raise CheckpointError.
 
-        Scores that are on their way are waited for. Save the agent itself by its own `save`, which leaves the replay
-        buffer out. Running episodes, and the transition of this very step, are not saved.
-
-        Raises:
-            CheckpointError: if that cannot be done; what was saved there before is intact.
+        Pending scores are waited for. Save the agent by its own `save`, which leaves the replay buffer out. Running
+        episodes, and the transition of this very step, are not saved.
         """
         if self._source is not None:
             self._source.wait()
@@ -190,8 +180,7 @@ class PreferenceCallback(BaseCallback):
         ``model = SAC.load(...)``, ``callback.restore(folder, model)``, ``model.learn(..., reset_num_timesteps=False)``.
 
         Raises:
-            CheckpointError: if something is missing or damaged, or belongs to other settings or another model; nothing
-                is changed then.
+            CheckpointError: as `PreferenceLearner.restore`, or for another model; nothing is changed then.
         """
         document, tensors = read_pair(folder, stem="preferences-run")
         check_settings({"reset_updates": self.reset_updates}, document["settings"], folder)

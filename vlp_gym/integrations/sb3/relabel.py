@@ -9,17 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vlp_gym.errors import CheckpointError, MissingExtraError, QueryError
-
-try:
-    from stable_baselines3.common.buffers import ReplayBuffer
-    from stable_baselines3.common.type_aliases import ReplayBufferSamples
-except ImportError as error:
-    raise MissingExtraError('Stable-Baselines3 is not installed: pip install "vlp_gym[sb3]"') from error
-
 import numpy as np
 import torch
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor
+
+from vlp_gym.errors import CheckpointError, QueryError
 
 RewardFn = Callable[[Tensor, Tensor], Tensor]
 """Maps observations ``[B, S]`` and actions ``[B, A]`` to rewards ``[B]``."""

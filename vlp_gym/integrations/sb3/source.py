@@ -39,22 +39,24 @@ class RewardWrappers:
         self.reset_infos: list[dict[str, Any]] = (self.vector or venv.unwrapped).reset_infos
         self.late = any("ticket" in info.get("vlp", {}) for info in self.reset_infos)
         """Whether rewards come late: the mode is "async" somewhere."""
-        self._local = not isinstance(venv.unwrapped, SubprocVecEnv)
+        self._local = self.vector is not None or not isinstance(venv.unwrapped, SubprocVecEnv)
 
     def yield_to_learner(self, on: bool) -> None:
         """Whether the models run only while the environments step, and pause while the agent learns."""
-        if self.vector is not None:
-            self.vector.yield_to_learner(on)
-        elif self._local:
-            self.venv.env_method("yield_to_learner", on)
+        if self._local:
+            self._each("yield_to_learner", on)
+
+    def _each(self, name: str, *args: Any) -> list[Any]:
+        """Call a method of the `VLPVecReward`, or else of every `VLPRewardWrapper`."""
+        return self.venv.env_method(name, *args) if self.vector is None else [getattr(self.vector, name)(*args)]
 
 
 class RewardSource(RewardWrappers):
     """Brings the rewards of all environments of a `VecEnv`.
 
     Args:
-        venv: has been reset; wrapped by `VLPVecReward`, or with a `VLPRewardWrapper` around every environment. They
-            may live in other processes (`SubprocVecEnv`).
+        venv: has been reset; wrapped by `VLPVecReward`, or with a `VLPRewardWrapper` around every environment, also
+            in other processes (`SubprocVecEnv`).
         listener: called with each delivery.
 
     Raises:
@@ -69,14 +71,10 @@ class RewardSource(RewardWrappers):
                 f"environment in it; found neither in {venv.unwrapped}"
             )
         self.listener = listener
-        self.by_poll = self.late and (self.vector is not None or self._local)
+        self.by_poll = self.late and self._local
         """Rewards come by `poll` alone; other processes, where a poll is a round trip, put them into the infos too."""
-        if not self.by_poll:
-            return
-        if self.vector is not None:
-            self.vector.deliver_by_poll()
-        else:
-            venv.env_method("deliver_by_poll")
+        if self.by_poll:
+            self._each("deliver_by_poll")
 
     def poll(self, indices: Sequence[int], timeout_s: float) -> Iterator[tuple[int, list[Delivery]]]:
         """Take the rewards that have come, one environment at a time: an error in one loses no reward of another.
@@ -93,23 +91,18 @@ class RewardSource(RewardWrappers):
 
     def idle(self) -> bool:
         """Whether nothing is pending: a reward that the next `poll` does not bring will not come."""
-        if self.vector is not None:
-            return self.vector.stats()["pending"] == 0
-        return all(stats["pending"] == 0 for stats in self.venv.env_method("stats"))
+        return all(stats["pending"] == 0 for stats in self._each("stats"))
 
     def latencies(self) -> dict[str, float]:
         """Seconds from a step to its reward: ``latency_p50`` and ``latency_p99``; empty before the first.
 
         With several engines, the median of their p50 and the largest p99.
         """
-        every = [self.vector.latencies()] if self.vector is not None else self.venv.env_method("latencies")
-        every = [latencies for latencies in every if latencies]
+        every = [latencies for latencies in self._each("latencies") if latencies]
         if not every:
             return {}
-        return {
-            "latency_p50": float(np.median([latencies["latency_p50_s"] for latencies in every])),
-            "latency_p99": max(latencies["latency_p99_s"] for latencies in every),
-        }
+        median = float(np.median([latencies["latency_p50_s"] for latencies in every]))
+        return {"latency_p50": median, "latency_p99": max(latencies["latency_p99_s"] for latencies in every)}
 
 
 class SegmentSource(RewardWrappers):
@@ -169,8 +162,6 @@ class SegmentSource(RewardWrappers):
 
 
 def _find_vector(venv: VecEnv) -> VLPVecReward | None:
-    while isinstance(venv, VecEnvWrapper):
-        if isinstance(venv, VLPVecReward):
-            return venv
+    while isinstance(venv, VecEnvWrapper) and not isinstance(venv, VLPVecReward):
         venv = venv.venv
-    return None
+    return venv if isinstance(venv, VLPVecReward) else None

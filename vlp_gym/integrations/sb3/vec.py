@@ -9,39 +9,23 @@ from typing import Any
 import numpy as np
 from gymnasium.error import ClosedEnvironmentError
 from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from typing_extensions import Unpack
 
 from vlp_gym.engine.engine import QueryEngine
-from vlp_gym.errors import MissingExtraError
 from vlp_gym.models.protocol import RewardModel
 from vlp_gym.rewards.options import Shorthand
 from vlp_gym.rewards.shaping import Reward, Shaping
 from vlp_gym.wrappers.captured import CapturedRewards
 
-try:
-    from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
-except ImportError as error:
-    raise MissingExtraError('Stable-Baselines3 is not installed: pip install "vlp_gym[sb3]"') from error
-
 
 class VLPVecReward(CapturedRewards, VecEnvWrapper):
-    """Replaces the rewards of an SB3 vector environment by what a reward model says of its frames.
+    """Replaces the rewards of an SB3 vector environment by what a reward model gives its frames.
 
-    The twin of `VLPVectorRewardWrapper`, for a `DummyVecEnv` or `SubprocVecEnv` made from `capture_frames`. The rewards
-    are float32 ``[num_envs]``. ``infos[i]["vlp"]`` is what `VLPRewardWrapper` has in its info, in the mode "async" with
-    ``ticket`` and ``delivered``; where SB3 has reset an environment in the same step, it is of the transition before,
-    and ``reset_infos[i]["vlp"]`` is of the reset.
-
-    The other arguments are those of `VLPRewardWrapper`.
-
-    Args:
-        venv: made from `capture_frames`.
-        instruction: what is to be done, in one sentence; one for all environments, or a list of one for each.
-
-    Raises:
-        ValueError: for an argument that makes no sense, an environment that was not made from `capture_frames`, or a
-            model without progress where the reward needs it.
-        InstructionError: for an instruction that is blank, or over the model's limit.
+    The twin of `VLPVectorRewardWrapper`, with its arguments and errors, for a `DummyVecEnv` or `SubprocVecEnv` made
+    from `capture_frames`. The rewards are float32 ``[num_envs]``. ``infos[i]["vlp"]`` is what `VLPRewardWrapper` has in
+    its info, in the mode "async" with ``ticket`` and ``delivered``. Where SB3 has reset an environment in the same
+    step, it describes the transition that ended the episode, and ``reset_infos[i]["vlp"]`` describes the reset.
     """
 
     def __init__(
