@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vlp_gym.errors import MissingExtraError
+from vlp_gym.errors import import_extra
 from vlp_gym.models.backbones.qwen_base import Precision, load_base
 from vlp_gym.models.backbones.qwen_vl import Part, QwenVL, prediction_head
 from vlp_gym.models.checkpoint import CheckpointMixin
@@ -163,10 +163,7 @@ class SPURModel(nn.Module, CheckpointMixin):
 
 def _adapt(language_model: nn.Module, rank: int) -> None:
     """Add adapters to the linear layers, in place; only they are trained, in float32."""
-    try:
-        import peft
-    except ImportError as error:
-        raise MissingExtraError('SPUR with lora_rank needs peft: pip install "vlp_gym[vlm]"') from error
+    peft = import_extra("peft", "SPUR with lora_rank needs peft", "vlm")
     peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=ADAPTED), language_model)
     for name, weight in language_model.named_parameters():
         if ".lora_" in name:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from vlp_gym.errors import MissingExtraError, QueryError
+from vlp_gym.errors import QueryError, import_extra
 from vlp_gym.prompting.asking import Asking
 from vlp_gym.prompting.cache import DEFAULT
 from vlp_gym.prompting.content import Content, Image, png_bytes
@@ -272,10 +272,7 @@ def _part(part: str | Image) -> dict[str, Any]:
 
 
 def _open(base_url: str | None, timeout_s: float) -> Any:
-    try:
-        import openai
-    except ImportError as error:
-        raise MissingExtraError('a chat endpoint needs the package openai: pip install "vlp_gym[prompt]"') from error
+    openai = import_extra("openai", "a chat endpoint needs the package openai", "prompt")
     key = os.environ.get("OPENAI_API_KEY", "").strip()  # a key read from a file may end in a line break
     if not (key.isascii() and key.isprintable()):
         raise ValueError("OPENAI_API_KEY holds characters that no header may have; set it again")

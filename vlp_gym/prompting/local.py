@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from vlp_gym.errors import CheckpointError, MissingExtraError, QueryError
+from vlp_gym.errors import CheckpointError, MissingExtraError, QueryError, import_extra
 from vlp_gym.prompting.asking import Asking
 from vlp_gym.prompting.cache import DEFAULT
 from vlp_gym.prompting.content import Content, to_pil
@@ -136,16 +136,11 @@ def _go_on_if_awaited(ids: Tensor, scores: Any, **_: Any) -> Tensor:
 
 
 def _load(name: str, device: str, dtype: str) -> tuple[Any, Any]:
-    try:
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-    except ImportError as error:
-        raise MissingExtraError(
-            'a local chat model needs the package transformers: pip install "vlp_gym[vlm]"'
-        ) from error
+    transformers = import_extra("transformers", "a local chat model needs the package transformers", "vlm")
     try:
         # False, not omitted: transformers would ask on the terminal whether to run the repository's code.
-        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
-        model: Any = AutoModelForImageTextToText.from_pretrained(
+        processor = transformers.AutoProcessor.from_pretrained(name, trust_remote_code=False)
+        model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
             name, dtype=dtype, use_safetensors=True, trust_remote_code=False
         )
     except ImportError as error:  # a model may need more, such as torchvision

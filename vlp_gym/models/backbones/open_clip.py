@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from vlp_gym.errors import CheckpointError, MissingExtraError
+from vlp_gym.errors import CheckpointError, MissingExtraError, import_extra
 from vlp_gym.models.pictures import square_pictures
 from vlp_gym.text import check_length, normalize_instruction
 
@@ -128,13 +128,7 @@ def count_tokens(tokenizer: Any, sentence: str) -> int:
 
 def load_open_clip(name: str, pretrained: str | None, frame_size: int | None) -> tuple[Any, Any]:
     """Load an open_clip model, float32 on the CPU, and its tokenizer; arguments and errors as `OpenClipBackbone`."""
-    try:
-        import open_clip
-    except ImportError as error:
-        raise MissingExtraError(
-            'an open_clip backbone needs the package open_clip: pip install "vlp_gym[clip]"'
-        ) from error
-
+    open_clip = import_extra("open_clip", "an open_clip backbone needs the package open_clip", "clip")
     config = open_clip.get_model_config(name) if name in open_clip.list_models() else None
     if config is None:
         raise ValueError(f"open_clip knows no model {name!r}; open_clip.list_models() lists its names")

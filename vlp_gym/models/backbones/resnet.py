@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vlp_gym.errors import MissingExtraError
+from vlp_gym.errors import import_extra
 
 
 def make_resnet(layers: int, **options: Any) -> Any:
@@ -18,10 +18,7 @@ def make_resnet(layers: int, **options: Any) -> Any:
     """
     if layers not in (18, 34, 50):
         raise ValueError(f"resnet: expected 18, 34 or 50 layers, got {layers}")
-    try:
-        import torchvision
-    except ImportError as error:
-        raise MissingExtraError('a ResNet needs torchvision: pip install "vlp_gym[clip]"') from error
+    torchvision = import_extra("torchvision", "a ResNet needs torchvision", "clip")
     return getattr(torchvision.models, f"resnet{layers}")(weights=None, **options)
 
 
