@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vlp_gym.models.backbones.dino_minilm import FRAME_ENCODER, TEXT_ENCODER, DinoMiniLMBackbone
+from vlp_gym.models.backbones.on_backbone import OnBackbone
 from vlp_gym.models.backbones.small import SmallBackbone
 from vlp_gym.models.checkpoint import CheckpointMixin, load_state
 from vlp_gym.models.protocol import History, Scores
@@ -18,7 +19,7 @@ CELL = 32  # numbers that `SmallGrid` keeps of each grid cell
 UNUSED = "class_token"  # a parameter of the authors' network that it never uses
 
 
-class ReWiNDModel(nn.Module, CheckpointMixin):
+class ReWiNDModel(OnBackbone, CheckpointMixin):
     """ReWiND's progress model (Zhang et al. 2025, section 3.2 and the authors' code); a `RewardModel`.
 
     The embeddings of the sentence and of the frames, projected linearly, form one sequence. In a causal transformer
@@ -95,19 +96,6 @@ class ReWiNDModel(nn.Module, CheckpointMixin):
             nn.Linear(hidden // 2, 1),
         )
 
-    @property
-    def frame_size(self) -> tuple[int, int]:
-        """(H, W) in pixels after the backbone's resize."""
-        return self.backbone.frame_size
-
-    def encode_text(self, instructions: Sequence[str]) -> Tensor:
-        """Encode B sentences as one token each, float ``[B, 1, D_l]``."""
-        return self.backbone.encode_text(instructions)
-
-    def encode_frames(self, frames: Tensor) -> Tensor:
-        """Encode N frames, uint8 ``[N, H, W, 3]`` of any size, as one token each, float ``[N, 1, D_v]``."""
-        return self.backbone.encode_frames(frames)
-
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
         """Score windows: progress at each frame, and the logit of the newest frame's as preference.
 
@@ -122,14 +110,6 @@ class ReWiNDModel(nn.Module, CheckpointMixin):
         """
         logits = self._logits(frames.squeeze(2), text, mask).float()
         return Scores(preference=logits[:, -1], progress=torch.sigmoid(logits))
-
-    def checkpoint_state(self) -> dict[str, Tensor]:
-        """The stored tensors: all but the weights of frozen encoders."""
-        return {
-            name: value.detach()
-            for name, value in self.state_dict().items()
-            if not (self.backbone.restorable and name.startswith("backbone."))
-        }
 
     def _logits(self, frames: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         """Progress logits ``[B, T]`` of frames ``[B, T, D_v]``."""

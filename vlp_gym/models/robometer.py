@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vlp_gym.errors import CheckpointError
+from vlp_gym.models.backbones.on_backbone import OnBackbone
 from vlp_gym.models.backbones.qwen_base import Precision, import_transformers, load_config, load_tokenizer
 from vlp_gym.models.backbones.qwen_vl import QwenVL, prediction_head
 from vlp_gym.models.checkpoint import CheckpointMixin, load_state
@@ -32,7 +33,7 @@ AFTER = "Now predict the preference between the two trajectories.<|pref_token|>"
 TABLE = "model.language_model.embed_tokens.weight"
 
 
-class RobometerModel(nn.Module, CheckpointMixin):
+class RobometerModel(OnBackbone, CheckpointMixin):
     """Robometer (arXiv 2603.02115), used with published weights; a `RewardModel` without relevance.
 
     The token sequence follows the authors' repository with ``use_multi_image`` and ``use_per_frame_progress_token``,
@@ -159,11 +160,6 @@ class RobometerModel(nn.Module, CheckpointMixin):
         load_state(model, state, "the Robometer checkpoint")
         return model.eval()
 
-    @property
-    def frame_size(self) -> tuple[int, int]:
-        """(H, W) in pixels, the input of the vision tower."""
-        return self.backbone.frame_size
-
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
         """Token ids + 1 of the prompts for one video and for two, float32 ``[B, L, 2]``; padding is zero."""
         sentences = self.backbone.sentences(instructions)
@@ -171,10 +167,6 @@ class RobometerModel(nn.Module, CheckpointMixin):
             [prompt.format(sentence) for sentence in sentences] for prompt in (PROGRESS_PROMPT, PREFERENCE_PROMPT)
         ]
         return self.backbone.pack(*prompts)
-
-    def encode_frames(self, frames: Tensor) -> Tensor:
-        """Vision tokens and their DeepStack features, float ``[N, K, D]``, of uint8 frames ``[N, H, W, 3]``."""
-        return self.backbone.encode_frames(frames)
 
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
         """Score windows: progress of each frame, and the logit of the last frame's as preference.

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from vlp_gym.errors import CheckpointError, MissingExtraError
 from vlp_gym.frames.resize import resize_frames
 from vlp_gym.models.checkpoint import CheckpointMixin
-from vlp_gym.models.embedding import cosine_scores
-from vlp_gym.models.protocol import History, Scores
+from vlp_gym.models.cosine import CosineModel
 from vlp_gym.text import check_length, normalize_instruction
 
 BASE = "google/siglip2-base-patch16-224"
@@ -22,7 +21,7 @@ BASE = "google/siglip2-base-patch16-224"
 ADAPTED = r".*\.encoder\.layers\.\d+\.self_attn\.(q_proj|k_proj|v_proj|out_proj)"
 
 
-class SigLIP2Model(nn.Module, CheckpointMixin):
+class SigLIP2Model(CosineModel, nn.Module, CheckpointMixin):
     """A frozen SigLIP2 with low-rank adapters in its attention; a `RewardModel`, ``r = cos(v_t, l)``.
 
     Before training the adapters add nothing. A checkpoint stores only the adapters (5 MB); the base comes from the hub
@@ -41,9 +40,6 @@ class SigLIP2Model(nn.Module, CheckpointMixin):
     """
 
     model_type = "siglip2-lora"
-    window = 8
-    history: History = "sliding"
-    value_range = (-1.0, 1.0)
 
     def __init__(self, *, base: str = BASE, rank: int = 16, alpha: float = 32, truncate: bool = False) -> None:
         super().__init__()
@@ -81,10 +77,6 @@ class SigLIP2Model(nn.Module, CheckpointMixin):
         pixels = resize_frames(frames.to(weights.device), self.frame_size).permute(0, 3, 1, 2)
         pixels = pixels.to(weights.dtype) / 127.5 - 1  # mean 0.5, standard deviation 0.5
         return F.normalize(self.model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)[:, None]
-
-    def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
-        """The cosine of each frame and the sentence; see `cosine_scores`."""
-        return cosine_scores(frames, text, mask)
 
     def checkpoint_state(self) -> dict[str, Tensor]:
         """The stored tensors: the adapters."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vlp_gym.errors import import_extra
+from vlp_gym.models.backbones.on_backbone import OnBackbone
 from vlp_gym.models.backbones.qwen_base import Precision, load_base
 from vlp_gym.models.backbones.qwen_vl import Part, QwenVL, prediction_head
 from vlp_gym.models.checkpoint import CheckpointMixin
@@ -18,7 +19,7 @@ PROMPT = "<|im_start|>user\nThe task for the robot is '{}'.\n"
 ADAPTED = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-class SPURModel(nn.Module, CheckpointMixin):
+class SPURModel(OnBackbone, CheckpointMixin):
     """The SPUR reward model (SPUR, section 3); a `RewardModel` without relevance.
 
     The language model reads the task, video 1, ``<|split_token|>``, video 2, ``<|pref_token|>`` (eq. 1). The preference
@@ -81,11 +82,6 @@ class SPURModel(nn.Module, CheckpointMixin):
         self.progress_head = prediction_head(width, 1, dropout)
         self.preference_head = prediction_head(width, 1, dropout)
 
-    @property
-    def frame_size(self) -> tuple[int, int]:
-        """(H, W) in pixels, the input of the vision tower."""
-        return self.backbone.frame_size
-
     def gradient_checkpointing_enable(self) -> None:
         """Recompute activations in the backward pass: slower, far less memory."""
         model = self.backbone.model
@@ -95,10 +91,6 @@ class SPURModel(nn.Module, CheckpointMixin):
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
         """Token ids + 1 of the prompts, float32 ``[B, L, 1]``; padding is zero. `score` embeds them."""
         return self.backbone.pack([PROMPT.format(sentence) for sentence in self.backbone.sentences(instructions)])
-
-    def encode_frames(self, frames: Tensor) -> Tensor:
-        """Vision tokens, float ``[N, K, H]``, of uint8 frames ``[N, H, W, 3]`` of any size."""
-        return self.backbone.encode_frames(frames)
 
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
         """Score windows: progress of each frame, and the logit of the last frame's as preference.

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlp_gym.models.backbones.on_backbone import OnBackbone
 from vlp_gym.models.checkpoint import CheckpointMixin
 from vlp_gym.models.protocol import History, Scores
 
@@ -38,7 +39,7 @@ class Backbone(Protocol):
         ...
 
 
-class VLPModel(nn.Module, CheckpointMixin):
+class VLPModel(OnBackbone, CheckpointMixin):
     """The VLP preference model ``f(v|l)`` (VLP, section 3.1); a `RewardModel` without progress or relevance.
 
     The tokens of all frames pass through self-attention layers, those of the sentence through separate ones. One cross-
@@ -101,19 +102,6 @@ class VLPModel(nn.Module, CheckpointMixin):
             layers += [nn.Linear(width_in, width_out), nn.ReLU()]
         self.head = nn.Sequential(*layers, nn.Linear(head[-1], 1))
 
-    @property
-    def frame_size(self) -> tuple[int, int]:
-        """(H, W) in pixels after the backbone's resize."""
-        return self.backbone.frame_size
-
-    def encode_text(self, instructions: Sequence[str]) -> Tensor:
-        """Encode B sentences as tokens, float ``[B, L, D_l]``; padding rows are exactly zero."""
-        return self.backbone.encode_text(instructions)
-
-    def encode_frames(self, frames: Tensor) -> Tensor:
-        """Encode N frames, uint8 ``[N, H, W, 3]`` of any size, as tokens, float ``[N, K, D_v]``."""
-        return self.backbone.encode_frames(frames)
-
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
         """The preference score of each window.
 
@@ -162,14 +150,6 @@ class VLPModel(nn.Module, CheckpointMixin):
         maps = _mean(weights, text_mask).view(batch, length, tokens)
         maps = maps / maps.sum(-1, keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
         return maps.view(batch, length, side, side)
-
-    def checkpoint_state(self) -> dict[str, Tensor]:
-        """The stored tensors: all but the weights of a restorable backbone."""
-        return {
-            key: value.detach()
-            for key, value in self.state_dict().items()
-            if not (self.backbone.restorable and key.startswith("backbone."))
-        }
 
     def _self_attend(self, frames: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Tokens after self-attention, ``[B, T*K, D_v]`` and ``[B, L, D_l]``, and their masks."""
