@@ -56,6 +56,11 @@ def import_extra(module: str, what: str, extra: str) -> Any:
         raise MissingExtraError(f'{what}: pip install "vlp_gym[{extra}]"') from error
 
 
+def reason(error: BaseException) -> str:
+    """The first line of an error's message; its type if there is none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def add_note(error: BaseException, note: str) -> None:
     """Add a note to an environment's error, such as the episode and step; its type stays the same."""
     if hasattr(error, "add_note"):

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from torch import Tensor, nn
 
-from vlp_gym.errors import CheckpointError
+from vlp_gym.errors import CheckpointError, reason
 from vlp_gym.storage import read_document, read_pair, write_atomic, write_pair
 
 FORMAT_VERSION = 1
@@ -247,8 +247,7 @@ def fetch_folder(folder_or_id: str | Path, **download: Any) -> Path:
     try:
         folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES, **download))
     except Exception as error:  # httpx, requests, the hub's own and OSError, depending on the version and the network
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{name}: no such folder, and the hub did not deliver it ({reason})") from error
+        raise CheckpointError(f"{name}: no such folder, and the hub did not deliver it ({reason(error)})") from error
     if missing := [file for file in _HUB_FILES if not (folder / file).is_file()]:
         raise CheckpointError(
             f"{name}: this hub repository has no {' and no '.join(missing)}; pickle files (.bin, .pt) are never loaded"

@@ -97,16 +97,14 @@ class ReWiNDModel(OnBackbone, CheckpointMixin):
         )
 
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
-        """Score windows: progress at each frame, and the logit of the newest frame's as preference.
+        """Score windows; arguments as in `RewardModel.score`, with one token per frame and per sentence.
 
-        Args:
-            frames: frame tokens, float ``[B, T, 1, D_v]``.
-            text: text tokens, float ``[B, 1, D_l]``.
-            mask: bool ``[B, T]``, True where the frame is real. The others are not attended to, and their progress is
-                meaningless; the first frame's bias goes to the first real frame.
+        Masked frames are not attended to, and their progress is meaningless; the first frame's bias goes to the first
+        real frame.
 
         Returns:
-            Scores with ``progress``, float32 ``[B, T]`` in [0, 1], and ``preference``, float32 ``[B]``.
+            Scores with ``progress`` at each frame, float32 ``[B, T]`` in [0, 1], and ``preference``, float32 ``[B]``,
+            the logit of the newest frame's.
         """
         logits = self._logits(frames.squeeze(2), text, mask).float()
         return Scores(preference=logits[:, -1], progress=torch.sigmoid(logits))

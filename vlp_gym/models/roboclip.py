@@ -93,15 +93,9 @@ class RoboCLIPModel(nn.Module, CheckpointMixin):
         return pixel_tokens(frames.to(self._device), self.frame_size)
 
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
-        """The dot product of each window's clip with its instruction.
+        """The dot product of each window's clip with its instruction as ``preference``, float32 ``[B]``.
 
-        Args:
-            frames: pixels, float ``[B, T, K, 3]`` in 0 to 255.
-            text: instruction embeddings, float ``[B, 1, E]``.
-            mask: bool ``[B, T]``, True where the frame is real.
-
-        Returns:
-            Scores with ``preference``, float32 ``[B]``; ``progress`` and ``relevance`` are None.
+        Arguments as in `RewardModel.score`: pixels ``[B, T, K, 3]`` in 0 to 255, embeddings ``[B, 1, E]``.
         """
         return Scores(preference=(self.embed_clips(frames, mask) * text[:, 0]).sum(1).float())
 

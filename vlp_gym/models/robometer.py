@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlp_gym.errors import CheckpointError
+from vlp_gym.errors import CheckpointError, import_extra
 from vlp_gym.models.backbones.on_backbone import OnBackbone
-from vlp_gym.models.backbones.qwen_base import Precision, import_transformers, load_config, load_tokenizer
+from vlp_gym.models.backbones.qwen_base import NEEDS, Precision, qwen
 from vlp_gym.models.backbones.qwen_vl import QwenVL, prediction_head
 from vlp_gym.models.checkpoint import CheckpointMixin, load_state
 from vlp_gym.models.protocol import History, Scores
@@ -80,11 +80,12 @@ class RobometerModel(OnBackbone, CheckpointMixin):
         truncate: bool = False,
     ) -> None:
         super().__init__()
-        transformers = import_transformers()
-        tokenizer = load_tokenizer(base)
+        tokenizer = qwen(base).tokenizer()
+        import transformers
+
         tokenizer.add_tokens(list(ADDED_TOKENS), special_tokens=True)
         if architecture is None:
-            config = load_config(base, "qwen3_vl")
+            config = qwen(base).config("qwen3_vl")
             config.text_config.vocab_size = len(tokenizer)
         else:
             config = transformers.Qwen3VLConfig.from_dict(architecture)
@@ -93,7 +94,7 @@ class RobometerModel(OnBackbone, CheckpointMixin):
             raise CheckpointError(
                 f"expected an embedding of {len(tokenizer)} rows for the tokenizer of {base}, got {rows}"
             )
-        self.config["architecture"] = json.loads(config.to_json_string(use_diff=False))
+        self.config["architecture"] = _as_dict(config)
         self.window = window
         model = transformers.AutoModel.from_config(config, dtype=getattr(torch, dtype))
         self.backbone = QwenVL(model, tokenizer, frame_size, truncate=truncate)
@@ -133,11 +134,8 @@ class RobometerModel(OnBackbone, CheckpointMixin):
         telling = (TABLE, "progress_head.0.weight", "progress_head.4.weight")
         if missing := [key for key in telling if key not in state]:
             raise CheckpointError(f"not a Robometer checkpoint: missing {', '.join(missing)}")
-        if config is None:
-            config = load_config(base, "qwen3_vl")
-        architecture = (
-            dict(config) if isinstance(config, Mapping) else json.loads(config.to_json_string(use_diff=False))
-        )
+        config = qwen(base).config("qwen3_vl") if config is None else config
+        architecture = dict(config) if isinstance(config, Mapping) else _as_dict(config)
         rows, width = state[TABLE].shape[0], state["progress_head.0.weight"].shape[-1]
         text = {**architecture["text_config"], "vocab_size": rows}
         if text.get("hidden_size") != width:
@@ -147,9 +145,7 @@ class RobometerModel(OnBackbone, CheckpointMixin):
             )
         if dtype is None:
             dtype = "bfloat16" if state[TABLE].dtype == torch.bfloat16 else "float32"
-        import_transformers()
-        from transformers.initialization import no_init_weights
-
+        no_init_weights = import_extra("transformers.initialization", NEEDS, "vlm").no_init_weights
         with torch.random.fork_rng(devices=[]), no_init_weights():  # drawing four billion weights takes a minute
             model = cls(
                 base, architecture={**architecture, "text_config": text},
@@ -169,15 +165,11 @@ class RobometerModel(OnBackbone, CheckpointMixin):
         return self.backbone.pack(*prompts)
 
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
-        """Score windows: progress of each frame, and the logit of the last frame's as preference.
-
-        Args:
-            frames: frame tokens, float ``[B, T, K, D]``.
-            text: from `encode_text`, float32 ``[B, L, 2]``.
-            mask: bool ``[B, T]``, True where the frame is real.
+        """Score windows; arguments as in `RewardModel.score`.
 
         Returns:
-            Scores with ``progress``, float32 ``[B, T]`` in [0, 1], and ``preference``, float32 ``[B]``.
+            Scores with ``progress`` of each frame, float32 ``[B, T]`` in [0, 1], and ``preference``, float32 ``[B]``,
+            the logit of the last frame's.
         """
         progress = expected_progress(self.progress_head(self._frame_states(frames, text, mask)))
         return Scores(preference=progress[:, -1].logit(eps=1e-6), progress=progress)
@@ -188,13 +180,7 @@ class RobometerModel(OnBackbone, CheckpointMixin):
         return logits.squeeze(-1).sigmoid()
 
     def prefer(self, a: Tensor, b: Tensor, text: Tensor) -> Tensor:
-        """P(a > b | text), float32 ``[B]``, from the pairwise head.
-
-        Args:
-            a: frame tokens of the first videos, float ``[B, T, K, D]``.
-            b: frame tokens of the second videos, float ``[B, T', K, D]``.
-            text: from `encode_text`, float32 ``[B, L, 2]``.
-        """
+        """P(a > b | text), float32 ``[B]``, from the pairwise head; arguments as in `PairwiseModel.prefer`."""
         first, batch = a.shape[1], len(text)
         parts = [
             self.backbone.prompt(text, 1),
@@ -243,6 +229,11 @@ def expected_progress(logits: Tensor) -> Tensor:
     """
     values = torch.linspace(0, 1, logits.shape[-1], dtype=logits.dtype, device=logits.device)
     return (logits.softmax(-1) * values).sum(-1).clamp(0, 1)
+
+
+def _as_dict(config: Any) -> dict[str, Any]:
+    architecture: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    return architecture
 
 
 def published_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

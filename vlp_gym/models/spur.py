@@ -93,27 +93,17 @@ class SPURModel(OnBackbone, CheckpointMixin):
         return self.backbone.pack([PROMPT.format(sentence) for sentence in self.backbone.sentences(instructions)])
 
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
-        """Score windows: progress of each frame, and the logit of the last frame's as preference.
-
-        Args:
-            frames: frame tokens, float ``[B, T, K, H]``.
-            text: from `encode_text`, float32 ``[B, L, 1]``.
-            mask: bool ``[B, T]``, True where the frame is real.
+        """Score windows; arguments as in `RewardModel.score`.
 
         Returns:
-            Scores with ``progress``, float32 ``[B, T]`` in [0, 1], and ``preference``, float32 ``[B]``.
+            Scores with ``progress`` of each frame, float32 ``[B, T]`` in [0, 1], and ``preference``, float32 ``[B]``,
+            the logit of the last frame's.
         """
         logits = self.progress_logits(frames, text, mask)
         return Scores(preference=logits[:, -1], progress=logits.sigmoid())
 
     def prefer(self, a: Tensor, b: Tensor, text: Tensor) -> Tensor:
-        """P(a > b | text), float32 ``[B]``, from the pairwise head; P(a > b) + P(b > a) need not be 1.
-
-        Args:
-            a: frame tokens of the first videos, float ``[B, T, K, H]``.
-            b: frame tokens of the second videos, float ``[B, T', K, H]``.
-            text: from `encode_text`, float32 ``[B, L, 1]``.
-        """
+        """P(a > b | text), float32 ``[B]``, from the pairwise head; arguments as in `PairwiseModel.prefer`."""
         whole_a, whole_b = (torch.ones(video.shape[:2], dtype=torch.bool, device=video.device) for video in (a, b))
         return self.pair_logits(a, b, text, whole_a, whole_b)[1].sigmoid()
 

@@ -103,15 +103,7 @@ class VLPModel(OnBackbone, CheckpointMixin):
         self.head = nn.Sequential(*layers, nn.Linear(head[-1], 1))
 
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
-        """The preference score of each window.
-
-        Args:
-            frames: frame tokens, float ``[B, T, K, D_v]``.
-            text: text tokens, float ``[B, L, D_l]``, padding rows last and zero.
-            mask: bool ``[B, T]``, True where the frame is real.
-
-        Returns:
-            Scores with ``preference``, float32 ``[B]``; ``progress`` and ``relevance`` are None.
+        """The ``preference`` of each window, float32 ``[B]``; arguments as in `RewardModel.score`.
 
         Raises:
             ValueError: with ``temporal_embedding``, more frames than ``window``.
@@ -130,13 +122,7 @@ class VLPModel(OnBackbone, CheckpointMixin):
         tokens without padding. Each frame's map is normalised to sum 1, so it does not show which frame is attended
         to; the map of a masked frame is zero.
 
-        Args:
-            frames: frame tokens, float ``[B, T, K, D_v]``, K a square number.
-            text: text tokens, float ``[B, L, D_l]``.
-            mask: bool ``[B, T]``, True where the frame is real.
-
-        Returns:
-            float ``[B, T, h, w]`` with ``h = w = sqrt(K)``.
+        Arguments as in `RewardModel.score`; returns float ``[B, T, h, w]`` with ``h = w = sqrt(K)``.
 
         Raises:
             ValueError: K is not a square number.

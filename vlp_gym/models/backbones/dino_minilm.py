@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp_gym.errors import CheckpointError, MissingExtraError
+from vlp_gym.errors import CheckpointError
+from vlp_gym.models.backbones.hub import Pretrained
 from vlp_gym.text import check_length, normalize_instruction
 
 FRAME_ENCODER = "facebook/dinov2-base"
@@ -52,14 +52,10 @@ class DinoMiniLMBackbone(nn.Module):
         truncate: bool = False,
     ) -> None:
         super().__init__()
-        try:
-            import transformers
-        except ImportError as error:
-            raise MissingExtraError('DINOv2 and MiniLM need: pip install "vlp_gym[vlm]"') from error
-        self.vision = _load(transformers.Dinov2Model, "dinov2", frame_encoder)
-        self.language = _load(transformers.BertModel, "bert", text_encoder, add_pooling_layer=False)
-        with _explained(text_encoder):
-            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(text_encoder, trust_remote_code=False)
+        vision, language = _encoder(frame_encoder), _encoder(text_encoder)
+        self.vision = _whole(vision, "dinov2", "Dinov2Model")
+        self.language = _whole(language, "bert", "BertModel", add_pooling_layer=False)
+        self.tokenizer: Any = language.tokenizer()
         patch = self.vision.config.patch_size
         if frame_size < patch or frame_size % patch:
             raise ValueError(f"frame_size: expected a multiple of {patch} pixels, got {frame_size}")
@@ -118,35 +114,20 @@ class DinoMiniLMBackbone(nn.Module):
         return mean
 
 
-@contextmanager
-def _explained(name: str) -> Iterator[None]:
-    """Turn the errors of ``transformers`` for a missing model into a helpful `CheckpointError`."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{name}: neither a folder with such a model nor one that the hub delivered ({reason}). It is downloaded "
-            "once and then cached: connect this machine once, or give the path of a folder. "
-            'backbone="small" and the model "vlp-compact" work offline.'
-        ) from error
+def _encoder(name: str) -> Pretrained:
+    return Pretrained(
+        name,
+        "DINOv2 and MiniLM need",
+        "neither a folder with such a model nor one that the hub delivered",
+        "It is downloaded once and then cached: connect this machine once, or give the path of a folder. "
+        'backbone="small" and the model "vlp-compact" work offline.',
+    )
 
 
-def _load(model_class: Any, expected: str, name: str, **options: Any) -> Any:
+def _whole(encoder: Pretrained, kind: str, model_class: str, **options: Any) -> Any:
     """Load a pretrained model in float32, and check that no weight is missing."""
-    import transformers
-
-    with _explained(name):
-        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-    if config.model_type != expected:
-        raise CheckpointError(f"{name}: expected a model of type {expected!r}, got {config.model_type!r}")
-    with _explained(name):
-        model, report = model_class.from_pretrained(
-            name, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
-        )
-    # transformers only warns about these and uses random weights.
-    if absent := sorted(str(key) for entry in ("missing_keys", "mismatched_keys") for key in report[entry]):
-        raise CheckpointError(
-            f"{name}: expected all weights of a {model_class.__name__}, these are not there: {absent}"
-        )
+    encoder.config(kind)
+    model, absent = encoder.weights(model_class, **options)
+    if absent:
+        raise CheckpointError(f"{encoder.name}: expected all weights of a {model_class}, these are not there: {absent}")
     return model.float()
