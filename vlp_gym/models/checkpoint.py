@@ -92,12 +92,7 @@ def read_model_config(folder: str | Path) -> dict[str, Any]:
 
 
 def load_checkpoint(model_class: type[ModelT], folder: str | Path, *, device: str | torch.device = "cpu") -> ModelT:
-    """Build a model from a checkpoint folder, in eval mode; global random generators stay untouched.
-
-    Args:
-        model_class: the class whose ``model_type`` the folder has.
-        folder: written by `save_checkpoint`.
-        device: device of the model.
+    """Build a model from a folder of `save_checkpoint`, in eval mode; global random generators stay untouched.
 
     Raises:
         CheckpointError: anything is wrong with the folder.
@@ -178,14 +173,7 @@ class CheckpointMixin(PyTorchModelHubMixin, library_name="vlp_gym", license="mit
     ) -> str | None:
         """Save the model, see `save_checkpoint`; a ``README.md`` is added if there is none.
 
-        Args:
-            save_directory: the folder.
-            dtype: type in which floating-point weights are stored; None keeps theirs.
-            config: must be None; the model's own ``config`` is written.
-            repo_id: for ``push_to_hub``; the folder's name by default.
-            push_to_hub: also upload.
-            model_card_kwargs: for the hub's model card template.
-            push_to_hub_kwargs: for `push_to_hub`.
+        The other arguments are those of the hub's method, but ``config`` must be None: the model's own is written.
         """
         if config is not None:
             raise ValueError("config: expected None, the model's own config is written")

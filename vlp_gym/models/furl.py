@@ -69,8 +69,7 @@ class FuRLModel(CosineModel, nn.Module, CheckpointMixin):
     @property
     def frame_size(self) -> tuple[int, int]:
         """(H, W) in pixels after the base's resize."""
-        size: tuple[int, int] = self.base.frame_size
-        return size
+        return self.base.frame_size
 
     def train(self, mode: bool = True) -> FuRLModel:
         """Switch the heads to training mode, not the frozen base."""

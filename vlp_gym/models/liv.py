@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,21 +50,13 @@ class LIVModel(ClipReward, CheckpointMixin):
         return self.clip.encode_text([instruction]) if picture is None else self.encode_goals(picture[None])
 
 
-def from_published(
-    state: Mapping[str, Tensor], *, architecture: str = "RN50-quickgelu", truncate: bool = False
-) -> LIVModel:
+def from_published(state: Mapping[str, Tensor], **options: Any) -> LIVModel:
     """Build the model from a published state: CLIP's keys under ``module.model.``, ``module.`` or ``model.``.
 
-    Args:
-        state: tensors by name; half precision becomes float32.
-        architecture: see `LIVModel`.
-        truncate: see `LIVModel`.
-
-    Raises:
-        CheckpointError: keys are missing, unexpected or misshaped; the message lists them.
+    Half precision becomes float32. Options are those of `LIVModel`; errors as `load_state`.
     """
     weights = without_prefix(without_prefix(state, "module."), "model.")
-    model = LIVModel(architecture=architecture, truncate=truncate)
+    model = LIVModel(**options)
     renamed = {f"clip.model.{key}": value for key, value in weights.items() if key not in _NOT_WEIGHTS}
     load_state(model, renamed, "LIV")
     return model

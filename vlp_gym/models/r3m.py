@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from vlp_gym.errors import CheckpointError, import_extra
+from vlp_gym.models.backbones.hub import mean_word
 from vlp_gym.models.backbones.resnet import OnResNet, resnet_layers
 from vlp_gym.models.checkpoint import CheckpointMixin, load_state
 from vlp_gym.models.protocol import History, Scores, frame_scores
 from vlp_gym.models.published.convert import without_prefix
-from vlp_gym.text import check_length, normalize_instruction
 
 TOKENIZER = "distilbert-base-uncased"
 HEAD_DIM = 64  # width of DistilBERT's attention heads, at every model width
@@ -108,15 +108,8 @@ class R3MModel(OnResNet, CheckpointMixin):
             InstructionError: a sentence is blank, or too long and ``truncate`` is False.
             CheckpointError: the tokenizer cannot be loaded.
         """
-        sentences = [normalize_instruction(instruction) for instruction in instructions]
         limit = self.config["text_length"]
-        for ids in self.tokenizer(sentences, verbose=False)["input_ids"]:
-            check_length(len(ids), limit, truncate=self.truncate)
-        tokens = self.tokenizer(sentences, padding=True, truncation=True, max_length=limit, return_tensors="pt")
-        words, real = (tokens[key].to(self.mean.device) for key in ("input_ids", "attention_mask"))
-        embeddings: Tensor = self.lang_enc["model"](input_ids=words, attention_mask=real).last_hidden_state
-        weights = real.to(embeddings.dtype).unsqueeze(-1)
-        return (embeddings * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
+        return mean_word(self.lang_enc["model"], self.tokenizer, instructions, limit, truncate=self.truncate)
 
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
         """The language reward of each frame, float ``[B, T]``, unbounded; shapes as in `RewardModel`.
@@ -129,27 +122,22 @@ class R3MModel(OnResNet, CheckpointMixin):
         return frame_scores(values, mask)
 
 
-def from_published(state: Mapping[str, Tensor], *, tokenizer: str = TOKENIZER, truncate: bool = False) -> R3MModel:
-    """Build the model from a published state, keys under ``module.``; sizes follow from the tensors.
+def from_published(state: Mapping[str, Tensor], **options: Any) -> R3MModel:
+    """Build the model from a published state; sizes follow from the tensors.
 
-    Args:
-        state: tensors by name, ``convnet.*``, ``lang_enc.model.*`` and ``lang_rew.pred.*``.
-        tokenizer: see `R3MModel`.
-        truncate: see `R3MModel`.
-
-    Raises:
-        CheckpointError: keys are missing, unexpected or misshaped; the message lists them.
+    Keys are ``convnet.*``, ``lang_enc.model.*`` and ``lang_rew.pred.*``, under ``module.``. Options are the tokenizer
+    and ``truncate`` of `R3MModel`; errors as `load_state`.
     """
     weights = without_prefix(state, "module.")
     positions = weights.get(_POSITION_IDS)
     if positions is not None and torch.equal(positions.flatten(), torch.arange(positions.numel())):
         del weights[_POSITION_IDS]
-    model = R3MModel(resnet=resnet_layers(weights), **_text_sizes(weights), tokenizer=tokenizer, truncate=truncate)
+    model = R3MModel(resnet=resnet_layers(weights), **_text_sizes(weights), **options)
     load_state(model, weights, "R3M")
     return model
 
 
-def _text_sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:
+def _text_sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """Sizes of the text model from its tensors; the published size where one is missing, which loading reports."""
 
     def rows(key: str, otherwise: int) -> int:

@@ -122,19 +122,13 @@ class ReWiNDModel(OnBackbone, CheckpointMixin):
         padding = torch.cat([mask.new_zeros(batch, 1), ~mask], 1)
         # is_causal=None would compare the mask with a causal one on the host and synchronise with the device.
         states = self.transformer(sequence, later, padding, is_causal=False)
-        logits: Tensor = self.progress_head(states[:, 1:]).squeeze(-1)
-        return logits
+        return self.progress_head(states[:, 1:]).squeeze(-1)
 
 
 def from_published(state: Mapping[str, Tensor], **options: Any) -> ReWiNDModel:
-    """Build the model from one of the authors' checkpoints, in eval mode.
+    """Build the model from one of the authors' checkpoints, in eval mode; names may begin with "module." or "model.".
 
-    Args:
-        state: tensors by name; names may begin with "module." or "model.".
-        options: passed to `ReWiNDModel`; its defaults are the paper's.
-
-    Raises:
-        CheckpointError: the encoders cannot be loaded, or keys are missing, unexpected or misshaped.
+    Options are those of `ReWiNDModel`, whose defaults are the paper's; errors as its constructor and `load_state`.
     """
     net = without_prefix(without_prefix(state, "module."), "model.")
     model = ReWiNDModel(**options)
@@ -192,5 +186,4 @@ class SmallGrid(nn.Module):
 
     def tokens(self, grid: Tensor) -> Tensor:
         """The trained part of `encode_frames`: ``[N, K, channels]`` from `encode_frozen` as ``[N, 1, frame_dim]``."""
-        token: Tensor = self.cell(grid).flatten(1).unsqueeze(1)
-        return token
+        return self.cell(grid).flatten(1).unsqueeze(1)

@@ -124,8 +124,7 @@ class RoboCLIPModel(nn.Module, CheckpointMixin):
             )
         count = check_length(len(known), MAX_WORDS, truncate=self.truncate)
         words = torch.tensor([known[:count] + [0] * (MAX_WORDS - count)], device=self._device)
-        embedding: Tensor = self.s3d.text_module(words)[0]
-        return embedding
+        return self.s3d.text_module(words)[0]
 
     def _demonstration(self, path: Path) -> Tensor:
         """Embedding ``[E]`` of frames spread over the whole video."""
@@ -151,8 +150,7 @@ def from_published(
         options: further arguments of `RoboCLIPModel`.
 
     Raises:
-        CheckpointError: keys are missing, unexpected or misshaped (the message lists them), or the words cannot be
-            read or outnumber the rows.
+        CheckpointError: as `load_state`; or the words cannot be read or outnumber the rows.
     """
     words = read_vocabulary(vocabulary) if isinstance(vocabulary, (str, Path)) else list(vocabulary)
     table = state.get("text_module.word_embd.weight")

@@ -127,8 +127,7 @@ class RobometerModel(OnBackbone, CheckpointMixin):
             options: ``window``, ``frame_size``, ``truncate``.
 
         Raises:
-            CheckpointError: tensors are missing, unexpected, misshaped or not finite (the message lists them); or as
-                the constructor.
+            CheckpointError: as `load_state` and the constructor, or tensors are not finite.
         """
         state = published_layout(state)
         telling = (TABLE, "progress_head.0.weight", "progress_head.4.weight")
@@ -232,8 +231,7 @@ def expected_progress(logits: Tensor) -> Tensor:
 
 
 def _as_dict(config: Any) -> dict[str, Any]:
-    architecture: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
-    return architecture
+    return json.loads(config.to_json_string(use_diff=False))
 
 
 def published_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -241,8 +239,3 @@ def published_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     nested = any(key.startswith("model.model.") for key in state)
     named = {key.removeprefix("model.") if nested else key: value for key, value in state.items()}
     return {key: value for key, value in named.items() if key != "lm_head.weight"}
-
-
-def from_published(state: Mapping[str, Tensor], **options: Any) -> RobometerModel:
-    """Call `RobometerModel.from_published`, for `vlp_gym.models.published.convert`."""
-    return RobometerModel.from_published(state, **options)

@@ -126,12 +126,9 @@ class SPURModel(OnBackbone, CheckpointMixin):
 
     def checkpoint_state(self) -> dict[str, Tensor]:
         """The stored tensors: heads, added tokens, and the adapters or the whole language model."""
-        return {key: value.detach() for key, value in self.state_dict().items() if self._is_stored(key)}
-
-    def _is_stored(self, key: str) -> bool:
-        if not key.startswith("backbone."):
-            return True
-        return ".lora_" in key if self.config["lora_rank"] is not None else ".language_model." in key
+        kept = ".language_model." if self.config["lora_rank"] is None else ".lora_"
+        state = self.state_dict().items()
+        return {key: value.detach() for key, value in state if not key.startswith("backbone.") or kept in key}
 
     def _added(self, number: int, batch: int) -> Part:
         """``<|split_token|>`` (0) or ``<|pref_token|>`` (1) as a sequence of length 1."""

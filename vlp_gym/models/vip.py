@@ -64,8 +64,7 @@ def _goal(instruction: str) -> Tensor:
 def from_published(state: Mapping[str, Tensor]) -> VIPModel:
     """Build the model from a published state, keys under ``module.convnet.``; sizes follow from the tensors.
 
-    Raises:
-        CheckpointError: keys are missing, unexpected or misshaped; the message lists them.
+    Errors as `load_state`.
     """
     weights = without_prefix(state, "module.")
     bias = weights.get("convnet.fc.bias")

@@ -172,8 +172,7 @@ class _Attention(nn.Module):
         query, key, value = self._heads(self.query(queries)), self._heads(self.key(keys)), self._heads(self.value(keys))
         dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, key, value, key_mask[:, None, None], dropout)
-        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
-        return out
+        return self.out(mixed.transpose(1, 2).flatten(2))
 
     def weights(self, queries: Tensor, keys: Tensor, key_mask: Tensor) -> Tensor:
         """Attention weights ``[B, heads, Q, S]``, as in `forward` but without dropout."""
@@ -198,8 +197,7 @@ class _Layer(nn.Module):
 
     def forward(self, queries: Tensor, keys: Tensor, key_mask: Tensor) -> Tensor:
         x = self.norm_attention(queries + self.dropout(self.attention(queries, keys, key_mask)))
-        out: Tensor = self.norm_feed_forward(x + self.dropout(self.feed_forward(x)))
-        return out
+        return self.norm_feed_forward(x + self.dropout(self.feed_forward(x)))
 
 
 def _mean(tokens: Tensor, mask: Tensor) -> Tensor:

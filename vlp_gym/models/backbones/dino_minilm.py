@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlp_gym.errors import CheckpointError
-from vlp_gym.models.backbones.hub import Pretrained
-from vlp_gym.text import check_length, normalize_instruction
+from vlp_gym.models.backbones.hub import Pretrained, mean_word
 
 FRAME_ENCODER = "facebook/dinov2-base"
 TEXT_ENCODER = "sentence-transformers/all-MiniLM-L12-v2"
@@ -28,19 +27,13 @@ class DinoMiniLMBackbone(nn.Module):
         frame_size: side of the square that frames are cropped to, in pixels, divisible by the patch size (14).
         truncate: truncate sentences over the text encoder's limit instead of raising.
 
-    Attributes:
-        frame_size: (H, W) in pixels, the encoder's input.
-        frame_dim: width of a frame token.
-        text_dim: width of a text token.
-        restorable: always True: the two names restore the same weights, so a checkpoint need not store them.
-
     Raises:
         MissingExtraError: transformers is not installed.
         CheckpointError: weights cannot be loaded, are incomplete, or are of another architecture.
         ValueError: the frame size is not a multiple of the patch size.
     """
 
-    restorable = True
+    restorable = True  # the two names restore the same weights
     frozen = True
 
     def __init__(
@@ -102,16 +95,7 @@ class DinoMiniLMBackbone(nn.Module):
     @torch.no_grad()
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
         """Encode B sentences as float ``[B, 1, text_dim]``; raises InstructionError, see `vlp_gym.text`."""
-        sentences = [normalize_instruction(instruction) for instruction in instructions]
-        for sentence in sentences:
-            check_length(len(self.tokenizer(sentence).input_ids), self.max_tokens, truncate=self.truncate)
-        inputs = self.tokenizer(
-            sentences, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
-        ).to(self.language.device)
-        real = inputs["attention_mask"].unsqueeze(-1)
-        total = (self.language(**inputs).last_hidden_state * real).sum(1, keepdim=True)
-        mean: Tensor = total / real.sum(1, keepdim=True)
-        return mean
+        return mean_word(self.language, self.tokenizer, instructions, self.max_tokens, truncate=self.truncate)
 
 
 def _encoder(name: str) -> Pretrained:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from vlp_gym.errors import CheckpointError, MissingExtraError, import_extra, reason
+from vlp_gym.text import check_length, normalize_instruction
 
 
 @dataclass(frozen=True)
@@ -55,3 +59,19 @@ class Pretrained:
             raise CheckpointError(
                 f"{self.name}: {self.absent.format(part)} ({reason(error)}). {self.advice}"
             ) from error
+
+
+def mean_word(model: Any, tokenizer: Any, instructions: Sequence[str], limit: int, *, truncate: bool) -> Tensor:
+    """Encode B sentences as the mean over a BERT's tokens without padding, float ``[B, 1, D]``.
+
+    Raises:
+        InstructionError: a sentence is blank, or over the limit of tokens and ``truncate`` is False.
+    """
+    sentences = [normalize_instruction(instruction) for instruction in instructions]
+    for ids in tokenizer(sentences, verbose=False)["input_ids"]:
+        check_length(len(ids), limit, truncate=truncate)
+    inputs = tokenizer(sentences, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+    words, real = (inputs[key].to(model.device) for key in ("input_ids", "attention_mask"))
+    states: Tensor = model(input_ids=words, attention_mask=real).last_hidden_state
+    weights = real.to(states.dtype).unsqueeze(-1)
+    return (states * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True)

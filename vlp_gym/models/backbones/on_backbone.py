@@ -16,18 +16,15 @@ class OnBackbone(nn.Module):
     @property
     def frame_size(self) -> tuple[int, int]:
         """(H, W) in pixels after the backbone's resize."""
-        size: tuple[int, int] = self.backbone.frame_size
-        return size
+        return self.backbone.frame_size
 
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
         """Encode B sentences as the backbone's text tokens, float ``[B, L, D_l]``; padding rows are exactly zero."""
-        tokens: Tensor = self.backbone.encode_text(instructions)
-        return tokens
+        return self.backbone.encode_text(instructions)
 
     def encode_frames(self, frames: Tensor) -> Tensor:
         """Encode N frames, uint8 ``[N, H, W, 3]`` of any size, as the backbone's tokens, float ``[N, K, D_v]``."""
-        tokens: Tensor = self.backbone.encode_frames(frames)
-        return tokens
+        return self.backbone.encode_frames(frames)
 
     def checkpoint_state(self) -> dict[str, Tensor]:
         """The stored tensors: all but the weights of a backbone that can be restored by its name."""

@@ -68,11 +68,6 @@ class OpenClipBackbone(OpenClip):
     Args:
         name, pretrained, frame_size, truncate: see `OpenClip`, also for errors.
         trainable: train the weights. Otherwise they are frozen and stay in eval mode.
-
-    Attributes:
-        frame_dim: width of a patch token.
-        text_dim: width of a text token.
-        restorable: True if name and pretrained restore the same weights, so that a checkpoint need not store them.
     """
 
     def __init__(
@@ -86,7 +81,7 @@ class OpenClipBackbone(OpenClip):
     ) -> None:
         super().__init__(name, pretrained, frame_size, truncate=truncate)
         self.trainable = trainable
-        self.restorable = pretrained is not None and not trainable
+        self.restorable = pretrained is not None and not trainable  # by name and pretrained
         self.model.requires_grad_(trainable)
         self.train(trainable)
         with torch.no_grad():  # towers store their widths under five different names; one tiny forward pass gives them
@@ -134,8 +129,7 @@ class OpenClipBackbone(OpenClip):
         output = self.model.forward_intermediates(
             text=tokens, text_indices=1, normalize_intermediates=True, intermediates_only=True
         )
-        words: Tensor = output["text_intermediates"][-1]
-        return words
+        return output["text_intermediates"][-1]
 
 
 def _count_tokens(tokenizer: Any, sentence: str) -> int:

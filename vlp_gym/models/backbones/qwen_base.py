@@ -31,12 +31,7 @@ def qwen(name: str) -> Pretrained:
 
 
 def load_base(name: str, kind: Kind, precision: Precision) -> tuple[Any, Any]:
-    """Load the pretrained model without its language head, and its tokenizer.
-
-    Args:
-        name: hub id or local folder.
-        kind: required architecture.
-        precision: dtype of the weights.
+    """Load the pretrained model of a kind without its language head, and its tokenizer.
 
     Raises:
         CheckpointError: it cannot be loaded, is of another kind, or lacks weights.

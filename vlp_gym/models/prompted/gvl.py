@@ -85,9 +85,7 @@ class GVLModel(PromptedModel):
     def values(self, video: NDArray[np.uint8], instruction: str) -> NDArray[np.float64]:
         """The value of every frame of a finished video, from one question about all frames, as in the paper.
 
-        Args:
-            video: uint8 ``[T, H, W, 3]``; T is limited by the pictures that the chat model accepts at once.
-            instruction: the task.
+        T of the video, uint8 ``[T, H, W, 3]``, is limited by the pictures that the chat model accepts at once.
 
         Returns:
             Values in [0, 1], float64 ``[T]``; see `vlp_gym.evaluation.curation` for their use.

@@ -58,14 +58,9 @@ class TOPRewardModel(PromptedModel):
         return Scores(preference=torch.tensor(answers, device=frames.device))
 
     def values(self, video: NDArray[np.uint8], instruction: str) -> NDArray[np.float64]:
-        """The value at every frame of a finished video, from the frames up to it: one question per frame.
+        """Log-probabilities, float64 ``[T]``, at every frame of a finished video, from one question for each.
 
-        Args:
-            video: uint8 ``[T, H, W, 3]``; T is limited by the pictures that the chat model accepts at once.
-            instruction: the task.
-
-        Returns:
-            Log-probabilities, at most 0, float64 ``[T]``.
+        T of the video, uint8 ``[T, H, W, 3]``, is limited by the pictures that the chat model accepts at once.
         """
         sentence, shown = normalize_instruction(instruction), self.resize(video)
         return np.array(self.concurrently(self._ask, [(shown[: t + 1], sentence) for t in range(len(shown))]))
