@@ -276,26 +276,14 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> Non
         CheckpointError: keys are missing or unexpected, or tensors do not fit; the message lists them.
     """
     expected = stored_state(model)
-    faults = []
-    if missing := sorted(expected.keys() - state.keys()):
-        faults.append(f"missing {_listed(missing)}")
-    if extra := sorted(state.keys() - expected.keys()):
-        faults.append(f"unexpected {_listed(extra)}")
-    shapes = [
-        f"{name} is {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in state and state[name].shape != tensor.shape
+    pairs = [(name, state[name], tensor) for name, tensor in expected.items() if name in state]
+    faults = [
+        ("missing ", sorted(expected.keys() - state.keys())),
+        ("unexpected ", sorted(state.keys() - expected.keys())),
+        ("", [f"{key} is {tuple(x.shape)} instead of {tuple(y.shape)}" for key, x, y in pairs if x.shape != y.shape]),
+        ("", [f"{key} is {x.dtype} instead of {y.dtype}" for key, x, y in pairs if not _same_kind(x, y)]),
     ]
-    kinds = [
-        f"{name} is {state[name].dtype} instead of {tensor.dtype}"
-        for name, tensor in expected.items()
-        if name in state
-        and state[name].dtype != tensor.dtype
-        and not (state[name].is_floating_point() and tensor.is_floating_point())
-    ]
-    faults += [_listed(entries) for entries in (shapes, kinds) if entries]
-    if faults:
-        found = "; ".join(faults)
+    if found := "; ".join(fault + _listed(keys) for fault, keys in faults if keys):
         raise CheckpointError(f"{where}: made for another architecture than this {type(model).__name__}: {found}")
     cast = {name: state[name].to(tensor.dtype) for name, tensor in expected.items()}
     if isinstance(model, Restoring):
@@ -307,6 +295,10 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> Non
         )
     else:
         model.load_state_dict(cast, strict=False)  # checked above; tensors that no checkpoint stores stay
+
+
+def _same_kind(x: Tensor, y: Tensor) -> bool:
+    return x.dtype == y.dtype or (x.is_floating_point() and y.is_floating_point())
 
 
 def _listed(names: list[str], limit: int = 8) -> str:

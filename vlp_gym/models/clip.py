@@ -31,13 +31,11 @@ class ClipTowers(OpenClip):
             pictures = cropped_pictures(frames, self.frame_size[0], self.frame_size[0], self.mean.device)
         else:
             pictures = square_pictures(frames, self.frame_size, self.mean.device)
-        features: Tensor = self.model.encode_image((pictures - self.mean) / self.std)
-        return F.normalize(features, dim=-1)[:, None]
+        return F.normalize(self.model.encode_image((pictures - self.mean) / self.std), dim=-1)[:, None]
 
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
         """Encode B sentences as unit vectors, float ``[B, 1, D]``; errors as `tokenize`."""
-        features: Tensor = self.model.encode_text(self.tokenize(instructions)[0])
-        return F.normalize(features, dim=-1)[:, None]
+        return F.normalize(self.model.encode_text(self.tokenize(instructions)[0]), dim=-1)[:, None]
 
 
 class ClipReward(CosineModel, nn.Module):

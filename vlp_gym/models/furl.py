@@ -53,6 +53,7 @@ class FuRLModel(CosineModel, nn.Module, CheckpointMixin):
 
             base = load_reward_model(base)
         self.base: Any = base
+        self.frame_size = base.frame_size
         if isinstance(base, nn.Module):
             base.requires_grad_(False).eval()
         frame = self.encode_frames(torch.zeros(1, *base.frame_size, 3, dtype=torch.uint8))  # for the widths
@@ -65,11 +66,6 @@ class FuRLModel(CosineModel, nn.Module, CheckpointMixin):
         """Put new heads on the model of this name."""
         with torch.random.fork_rng(devices=[]):
             return cls(spec)
-
-    @property
-    def frame_size(self) -> tuple[int, int]:
-        """(H, W) in pixels after the base's resize."""
-        return self.base.frame_size
 
     def train(self, mode: bool = True) -> FuRLModel:
         """Switch the heads to training mode, not the frozen base."""

@@ -118,8 +118,7 @@ class R3MModel(OnResNet, CheckpointMixin):
         """
         seen = frames[:, :, 0]
         inputs = torch.cat([seen[:, :1].expand_as(seen), seen, text.expand(-1, seen.shape[1], -1)], dim=-1)
-        values: Tensor = self.lang_rew["pred"](inputs).squeeze(-1)
-        return frame_scores(values, mask)
+        return frame_scores(self.lang_rew["pred"](inputs).squeeze(-1), mask)
 
 
 def from_published(state: Mapping[str, Tensor], **options: Any) -> R3MModel:

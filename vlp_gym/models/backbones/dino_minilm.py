@@ -81,8 +81,7 @@ class DinoMiniLMBackbone(nn.Module):
             height, width = size
         top, left = round((height - side) / 2), round((width - side) / 2)
         images = images[..., top : top + side, left : left + side]
-        tokens: Tensor = self.vision(pixel_values=(images - 0.5) / 0.5).last_hidden_state
-        return tokens[:, :1]
+        return self.vision(pixel_values=(images - 0.5) / 0.5).last_hidden_state[:, :1]
 
     def encode_frozen(self, frames: Tensor) -> Tensor:
         """The frozen part of `encode_frames`: all of it."""

@@ -41,8 +41,7 @@ class OnResNet(nn.Module):
     def encode_frames(self, frames: Tensor) -> Tensor:
         """Encode N frames, uint8 ``[N, H, W, 3]`` of any size, float ``[N, 1, D]``."""
         pictures = cropped_pictures(frames, 256, self.frame_size[0], self.mean.device)
-        features: Tensor = self.convnet((pictures - self.mean) / self.std)
-        return features[:, None]
+        return self.convnet((pictures - self.mean) / self.std)[:, None]
 
 
 def resnet_layers(state: dict[str, Tensor]) -> int:

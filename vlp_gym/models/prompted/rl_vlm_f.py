@@ -66,12 +66,9 @@ class RLVLMFModel(PromptedModel):
         return Scores(preference=1.0 - 2.0 * worse)
 
     def prefer(self, a: Tensor, b: Tensor, text: Tensor) -> Tensor:
-        """P(a > b | text), float32 ``[B]`` of 0, 0.5 (no preference) and 1.
+        """P(a > b | text), float32 ``[B]`` of 0, 0.5 (no preference) and 1; see `PairwiseModel.prefer`.
 
-        Args:
-            a: pixels of the first videos, ``[B, T, K, 3]``; the last frame is shown as Image 1.
-            b: pixels of the second videos, ``[B, T', K, 3]``; the last frame is shown as Image 2.
-            text: code points, ``[B, L, 1]``.
+        The last frames are shown, that of a as Image 1, that of b as Image 2.
         """
         return self._chances(a[:, -1], b[:, -1], text)
 

@@ -9,9 +9,8 @@ import argparse
 import pickle
 import warnings
 from collections.abc import Callable, Mapping
-from importlib import import_module
-from operator import attrgetter
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import safetensors.torch
@@ -56,8 +55,7 @@ def convert(system: str, source: str | Path, out: str | Path, **options: Any) ->
         raise ValueError(f"system: expected one of {sorted(CONVERTERS)}, got {system!r}")
     source = Path(source)
     state = read_published(source, system)
-    module, _, name = CONVERTERS[system].partition(":")
-    from_published: Callable[..., nn.Module] = attrgetter(name)(import_module(module))
+    from_published: Callable[..., nn.Module] = resolve_name(CONVERTERS[system])
     try:
         with torch.random.fork_rng(devices=[]):  # random weights are drawn, then replaced
             model = from_published(state, **options)
