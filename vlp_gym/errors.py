@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 
 class VLPError(Exception):
     """Base class of vlp_gym's exceptions."""
@@ -33,6 +36,29 @@ class DatasetError(VLPError):
 
 class MissingExtraError(VLPError, ImportError):
     """An optional dependency is not installed; the message names the extra to install."""
+
+
+def import_extra(module: str, what: str, extra: str) -> Any:
+    """Import an optional package, or one of its modules.
+
+    Args:
+        module: its name, such as "PIL.Image".
+        what: what needs it, the beginning of the message.
+        extra: the extra of vlp_gym that installs it.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        import_module(module.partition(".")[0])
+        return import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(f'{what}: pip install "vlp_gym[{extra}]"') from error
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error's message; its type if there is none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def add_note(error: BaseException, note: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vlp_gym.errors import DatasetError, MissingExtraError
+from vlp_gym.errors import DatasetError, import_extra
 from vlp_gym.storage import write_atomic
 from vlp_gym.viz import COLOURS, FAINT, new_figure, style
 
@@ -194,8 +194,4 @@ def _encode_gif(pictures: Iterator[NDArray[np.uint8]], fps: float) -> bytes:
 
 
 def _av() -> Any:
-    try:
-        import av
-    except ImportError as error:
-        raise MissingExtraError('reading and writing videos needs PyAV: pip install "vlp_gym[viz]"') from error
-    return av
+    return import_extra("av", "reading and writing videos needs PyAV", "viz")

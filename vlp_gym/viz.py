@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vlp_gym.errors import MissingExtraError
+from vlp_gym.errors import import_extra
 from vlp_gym.storage import write_atomic
 
 if TYPE_CHECKING:
@@ -269,11 +269,7 @@ def attention_overlay(frame: NDArray[np.uint8], attention: ArrayLike, *, opacity
 
 
 def _matplotlib() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingExtraError('drawing needs matplotlib: pip install "vlp_gym[viz]"') from error
-    return matplotlib
+    return import_extra("matplotlib", "drawing needs matplotlib", "viz")
 
 
 def new_figure(width: float, height: float, *, dpi: int = DPI) -> Figure:

@@ -23,7 +23,8 @@ open_clip = pytest.importorskip("open_clip")
 
 from tiny_clip import MEAN, STD, add_mini_clips, random_frames, unit  # noqa: E402  # needs the line above
 
-from vlp_gym.models.clip import CLIPModel, ClipTowers, cosine, parse_clip_name  # noqa: E402
+from vlp_gym.models.clip import CLIPModel, ClipTowers, parse_clip_name  # noqa: E402
+from vlp_gym.models.cosine import cosine  # noqa: E402
 
 SENTENCES = ["press the button", "open the drawer slowly"]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from vlp_gym.models.embedding import EmbeddingModel, cosine_scores
+from vlp_gym.models.cosine import CosineModel
+from vlp_gym.models.embedding import EmbeddingModel
 from vlp_gym.models.protocol import RewardModel
 from vlp_gym.models.registry import load_reward_model
 from vlp_gym.testing import check_reward_model
@@ -37,7 +38,7 @@ def test_the_reward_is_the_cosine_and_the_preference_its_mean_over_real_frames()
     text /= np.linalg.norm(text, axis=-1, keepdims=True)
     mask = np.array([[False, True, True, True], [True] * 4])
     expected = np.stack([[frame @ text[b] for frame in video[b]] for b in range(2)])
-    scores = cosine_scores(
+    scores = CosineModel().score(
         torch.tensor(video, dtype=torch.float32)[:, :, None],
         torch.tensor(text, dtype=torch.float32)[:, None],
         torch.tensor(mask),
@@ -60,7 +61,7 @@ def test_embeddings_have_unit_length_and_differ():
 
 def test_rounding_does_not_leave_the_range():
     long = torch.full((1, 1, 1, 3), 0.5774)  # of length 1.00008
-    assert cosine_scores(long, long[0], torch.ones(1, 1, dtype=torch.bool)).progress.item() == 1.0
+    assert CosineModel().score(long, long[0], torch.ones(1, 1, dtype=torch.bool)).progress.item() == 1.0
 
 
 def test_float_pixels_are_the_same_frames():

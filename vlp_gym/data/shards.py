@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from vlp_gym.data.trajectory import VARIANT_KINDS, Trajectory
-from vlp_gym.errors import DatasetError, MissingExtraError
+from vlp_gym.errors import DatasetError, import_extra
 
 FORMAT_VERSION = 2
 JPEG_QUALITY = 95
@@ -240,11 +240,7 @@ def _task_of(file: Path) -> str:
 
 
 def _import_libraries() -> tuple[Any, Any]:
-    try:
-        import datasets
-        import pyarrow.parquet  # comes with datasets
-
-        datasets.disable_progress_bars()  # one bar for the whole collection is enough
-    except ImportError as error:
-        raise MissingExtraError('reading and writing datasets needs: pip install "vlp_gym[train]"') from error
-    return datasets, pyarrow.parquet
+    names = ("datasets", "pyarrow.parquet")
+    datasets, parquet = (import_extra(name, "reading and writing datasets needs", "train") for name in names)
+    datasets.disable_progress_bars()  # one bar for the whole collection is enough
+    return datasets, parquet

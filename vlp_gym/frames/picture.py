@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vlp_gym.errors import MissingExtraError
+from vlp_gym.errors import import_extra
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 MAX_PIXELS = 64_000_000  # a PNG of 20 kB can decode to more, at several bytes per pixel
@@ -22,10 +22,7 @@ def read_picture(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
             which would be clipped at 255; the message is only the reason.
         MissingExtraError: Pillow is not installed.
     """
-    try:
-        from PIL import Image, ImageOps
-    except ImportError as error:
-        raise MissingExtraError('pictures need Pillow: pip install "vlp_gym[prompt]"') from error
+    Image, ImageOps = (import_extra(f"PIL.{name}", "pictures need Pillow", "prompt") for name in ("Image", "ImageOps"))
     limit = f"expected at most {MAX_PIXELS // 10**6} megapixels"
     try:
         if not Path(path).is_file():  # reading a pipe or a device may never end

@@ -23,7 +23,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.error import ClosedEnvironmentError
 
-from vlp_gym.errors import MissingExtraError
+from vlp_gym.errors import import_extra
 
 if TYPE_CHECKING:
     import mujoco
@@ -267,10 +267,4 @@ def _fast_quality(model: Any) -> Iterator[None]:
 
 def _import_mujoco() -> Any:
     choose_gl_backend()
-    try:
-        import mujoco
-    except ImportError as error:
-        raise MissingExtraError(
-            'rendering a MuJoCo environment needs mujoco: pip install "vlp_gym[metaworld]"'
-        ) from error
-    return mujoco
+    return import_extra("mujoco", "rendering a MuJoCo environment needs mujoco", "metaworld")

@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 
 from vlp_gym.data.trajectory import AGENT, Trajectory
-from vlp_gym.errors import MissingExtraError
+from vlp_gym.errors import import_extra
 from vlp_gym.metaworld.config import CollectConfig
 from vlp_gym.metaworld.instructions import instructions_for
 from vlp_gym.metaworld.recorder import Recorder
@@ -40,13 +40,10 @@ def agent_rollouts(
     Raises:
         MissingExtraError: without Stable-Baselines3.
     """
-    try:
-        from stable_baselines3 import SAC
-    except ImportError as error:
-        raise MissingExtraError('rollouts of agents need: pip install "vlp_gym[sb3]"') from error
+    sb3 = import_extra("stable_baselines3", "rollouts of agents need", "sb3")
     episodes = _Episodes(env, config, rng)
     decisions = -(-EPISODE_STEPS // config.stride)  # in an episode
-    agent = SAC(
+    agent = sb3.SAC(
         "MlpPolicy",
         VLPRewardWrapper(episodes, instructions_for(task)[0], config.agent_model),
         learning_rate=1e-3,

@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from vlp_gym.errors import MissingExtraError
+from vlp_gym.errors import import_extra
 from vlp_gym.frames.rendering import FastRender, Quality, choose_gl_backend, roll_camera
 from vlp_gym.metaworld.splits import full_name
 
@@ -171,9 +171,5 @@ def _full_name(task: str) -> str:
 
 def _import_metaworld() -> Any:
     choose_gl_backend()
-    try:
-        import metaworld
-        import metaworld.env_dict
-    except ImportError as error:
-        raise MissingExtraError('Meta-World is not installed: pip install "vlp_gym[metaworld]"') from error
-    return metaworld
+    import_extra("metaworld.env_dict", "Meta-World is not installed", "metaworld")
+    return import_extra("metaworld", "Meta-World is not installed", "metaworld")

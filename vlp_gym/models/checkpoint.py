@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from torch import Tensor, nn
 
-from vlp_gym.errors import CheckpointError
+from vlp_gym.errors import CheckpointError, reason
 from vlp_gym.storage import read_document, read_pair, write_atomic, write_pair
 
 FORMAT_VERSION = 1
@@ -92,12 +92,7 @@ def read_model_config(folder: str | Path) -> dict[str, Any]:
 
 
 def load_checkpoint(model_class: type[ModelT], folder: str | Path, *, device: str | torch.device = "cpu") -> ModelT:
-    """Build a model from a checkpoint folder, in eval mode; global random generators stay untouched.
-
-    Args:
-        model_class: the class whose ``model_type`` the folder has.
-        folder: written by `save_checkpoint`.
-        device: device of the model.
+    """Build a model from a folder of `save_checkpoint`, in eval mode; global random generators stay untouched.
 
     Raises:
         CheckpointError: anything is wrong with the folder.
@@ -178,14 +173,7 @@ class CheckpointMixin(PyTorchModelHubMixin, library_name="vlp_gym", license="mit
     ) -> str | None:
         """Save the model, see `save_checkpoint`; a ``README.md`` is added if there is none.
 
-        Args:
-            save_directory: the folder.
-            dtype: type in which floating-point weights are stored; None keeps theirs.
-            config: must be None; the model's own ``config`` is written.
-            repo_id: for ``push_to_hub``; the folder's name by default.
-            push_to_hub: also upload.
-            model_card_kwargs: for the hub's model card template.
-            push_to_hub_kwargs: for `push_to_hub`.
+        The other arguments are those of the hub's method, but ``config`` must be None: the model's own is written.
         """
         if config is not None:
             raise ValueError("config: expected None, the model's own config is written")
@@ -247,8 +235,7 @@ def fetch_folder(folder_or_id: str | Path, **download: Any) -> Path:
     try:
         folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES, **download))
     except Exception as error:  # httpx, requests, the hub's own and OSError, depending on the version and the network
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{name}: no such folder, and the hub did not deliver it ({reason})") from error
+        raise CheckpointError(f"{name}: no such folder, and the hub did not deliver it ({reason(error)})") from error
     if missing := [file for file in _HUB_FILES if not (folder / file).is_file()]:
         raise CheckpointError(
             f"{name}: this hub repository has no {' and no '.join(missing)}; pickle files (.bin, .pt) are never loaded"
@@ -289,26 +276,14 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> Non
         CheckpointError: keys are missing or unexpected, or tensors do not fit; the message lists them.
     """
     expected = stored_state(model)
-    faults = []
-    if missing := sorted(expected.keys() - state.keys()):
-        faults.append(f"missing {_listed(missing)}")
-    if extra := sorted(state.keys() - expected.keys()):
-        faults.append(f"unexpected {_listed(extra)}")
-    shapes = [
-        f"{name} is {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in state and state[name].shape != tensor.shape
+    pairs = [(name, state[name], tensor) for name, tensor in expected.items() if name in state]
+    faults = [
+        ("missing ", sorted(expected.keys() - state.keys())),
+        ("unexpected ", sorted(state.keys() - expected.keys())),
+        ("", [f"{key} is {tuple(x.shape)} instead of {tuple(y.shape)}" for key, x, y in pairs if x.shape != y.shape]),
+        ("", [f"{key} is {x.dtype} instead of {y.dtype}" for key, x, y in pairs if not _same_kind(x, y)]),
     ]
-    kinds = [
-        f"{name} is {state[name].dtype} instead of {tensor.dtype}"
-        for name, tensor in expected.items()
-        if name in state
-        and state[name].dtype != tensor.dtype
-        and not (state[name].is_floating_point() and tensor.is_floating_point())
-    ]
-    faults += [_listed(entries) for entries in (shapes, kinds) if entries]
-    if faults:
-        found = "; ".join(faults)
+    if found := "; ".join(fault + _listed(keys) for fault, keys in faults if keys):
         raise CheckpointError(f"{where}: made for another architecture than this {type(model).__name__}: {found}")
     cast = {name: state[name].to(tensor.dtype) for name, tensor in expected.items()}
     if isinstance(model, Restoring):
@@ -320,6 +295,10 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> Non
         )
     else:
         model.load_state_dict(cast, strict=False)  # checked above; tensors that no checkpoint stores stay
+
+
+def _same_kind(x: Tensor, y: Tensor) -> bool:
+    return x.dtype == y.dtype or (x.is_floating_point() and y.is_floating_point())
 
 
 def _listed(names: list[str], limit: int = 8) -> str:

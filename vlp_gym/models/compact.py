@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlp_gym.models.backbones.hashed_words import HashedWords
+from vlp_gym.models.backbones.on_backbone import OnBackbone
 from vlp_gym.models.backbones.small import SmallBackbone
 from vlp_gym.models.checkpoint import CheckpointMixin
 from vlp_gym.models.protocol import History, Scores
@@ -60,7 +61,7 @@ DIRECTIONS = 16  # D: numbers of the sentence that the progress head sees
 VERB_DROPOUT = 0.05  # word dropout; low, as a sentence without its verb has no direction
 
 
-class CompactRewardModel(nn.Module, CheckpointMixin):
+class CompactRewardModel(OnBackbone, CheckpointMixin):
     """A small factorised reward model; see the module's docstring, and `RewardModel` for its methods.
 
     Args:
@@ -99,7 +100,6 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
         self.window, self.history = window, history
         self.quality_weight, self.motion_weight = quality_weight, motion_weight
         self.relevance_shift = relevance_shift
-        self.frame_size = (image_size, image_size)
         self.backbone = SmallBackbone(image_size, channels, buckets, truncate=truncate)
         self.pair = nn.Linear(2 * channels, hidden)
         side = image_size // 16
@@ -136,10 +136,6 @@ class CompactRewardModel(nn.Module, CheckpointMixin):
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
         """Encode B sentences as one token each, float ``[B, 1, D]``: the topic and the direction, concatenated."""
         return torch.cat([self.backbone.encode_text(instructions), self.verbs(instructions)], 2)
-
-    def encode_frames(self, frames: Tensor) -> Tensor:
-        """Encode uint8 frames ``[N, H, W, 3]`` as ``[N, K, channels]``, K = (image_size / 16)^2."""
-        return self.backbone.encode_frames(frames)
 
     def encode_in_context(self, frames: Tensor, first: Tensor) -> Tensor:
         """See `ContextualModel`; returns float ``[N, 1, hidden + 2 * channels]``."""

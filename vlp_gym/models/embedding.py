@@ -13,26 +13,10 @@ from torch import Tensor, nn
 
 from vlp_gym.models.backbones.small import TOKEN_PIXELS, SmallBackbone
 from vlp_gym.models.checkpoint import CheckpointMixin
-from vlp_gym.models.protocol import History, Scores, frame_scores
+from vlp_gym.models.cosine import CosineModel
 
 
-def cosine_scores(frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
-    """``r_t = cos(v_t, l)`` of unit embeddings; the reward of a frame depends on no other frame.
-
-    Args:
-        frames: float ``[B, T, 1, E]``, unit length.
-        text: float ``[B, 1, E]``, unit length.
-        mask: bool ``[B, T]``, True where the frame is real.
-
-    Returns:
-        Scores with ``progress``, float ``[B, T]`` in [-1, 1], and ``preference``, float ``[B]``, its mean over the
-        real frames.
-    """
-    cosine = (frames[:, :, 0].float() * text.float()).sum(-1).clamp(-1, 1)  # rounding must not leave the range
-    return frame_scores(cosine, mask)
-
-
-class EmbeddingModel(nn.Module, CheckpointMixin):
+class EmbeddingModel(CosineModel, nn.Module, CheckpointMixin):
     """A frame encoder and a text encoder of a few hundred thousand weights; a `RewardModel`, ``r = cos(v_t, l)``.
 
     The convolutional grid is not pooled, because a manipulation reward depends on where the hand is. Its channels are
@@ -49,9 +33,6 @@ class EmbeddingModel(nn.Module, CheckpointMixin):
     """
 
     model_type = "embedding"
-    window = 8
-    history: History = "sliding"
-    value_range = (-1.0, 1.0)
 
     def __init__(
         self,
@@ -90,10 +71,6 @@ class EmbeddingModel(nn.Module, CheckpointMixin):
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Encode float pixels ``[N, 3, *frame_size]`` in [0, 1] (augmented frames), float ``[N, 1, E]``."""
         return self._embed(self.backbone.encode_pixels(pixels))
-
-    def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
-        """The cosine of each frame and the sentence; see `cosine_scores`."""
-        return cosine_scores(frames, text, mask)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         return F.normalize(self.frame_head(tokens), dim=-1)[:, None]

@@ -170,10 +170,7 @@ class EnsembleModel(nn.Module, CheckpointMixin):
 def _rank(values: Tensor, quantiles: Tensor, bounds: tuple[float, float]) -> Tensor:
     """Share of calibration values below each value, float32 in [0, 1]; uncalibrated, the position between the bounds.
 
-    Args:
-        values: any shape.
-        quantiles: float64 ``[Q]``, sorted, at equal steps from 0 to 1; all equal before calibration.
-        bounds: smallest and largest possible value.
+    The quantiles, float64 ``[Q]``, are at equal steps from 0 to 1; they are all equal before calibration.
     """
     if quantiles[-1] > quantiles[0]:
         # The first of equal quantiles: a frequent value ranks above smaller values only.

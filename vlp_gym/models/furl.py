@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlp_gym.models.checkpoint import CheckpointMixin
-from vlp_gym.models.protocol import History, RewardModel, Scores, frame_scores
+from vlp_gym.models.cosine import CosineModel
+from vlp_gym.models.protocol import RewardModel, Scores, frame_scores
 from vlp_gym.objectives.furl import goal_ranking_loss, success_ranking_loss
 
 
-class FuRLModel(nn.Module, CheckpointMixin):
+class FuRLModel(CosineModel, nn.Module, CheckpointMixin):
     """FuRL (Fu et al. 2024): the cosine of the frame and sentence embeddings after a learned head on each.
 
     The paper's reward is ``(success - 1) + 0.05 * cosine`` with the environment's sparse success. Give the environment
@@ -44,9 +45,6 @@ class FuRLModel(nn.Module, CheckpointMixin):
     """
 
     model_type = "furl"
-    window = 8
-    history: History = "sliding"
-    value_range = (-1.0, 1.0)
 
     def __init__(self, base: str | RewardModel, *, widths: Sequence[int] = (256, 64)) -> None:
         super().__init__()
@@ -55,6 +53,7 @@ class FuRLModel(nn.Module, CheckpointMixin):
 
             base = load_reward_model(base)
         self.base: Any = base
+        self.frame_size = base.frame_size
         if isinstance(base, nn.Module):
             base.requires_grad_(False).eval()
         frame = self.encode_frames(torch.zeros(1, *base.frame_size, 3, dtype=torch.uint8))  # for the widths
@@ -67,12 +66,6 @@ class FuRLModel(nn.Module, CheckpointMixin):
         """Put new heads on the model of this name."""
         with torch.random.fork_rng(devices=[]):
             return cls(spec)
-
-    @property
-    def frame_size(self) -> tuple[int, int]:
-        """(H, W) in pixels after the base's resize."""
-        size: tuple[int, int] = self.base.frame_size
-        return size
 
     def train(self, mode: bool = True) -> FuRLModel:
         """Switch the heads to training mode, not the frozen base."""
@@ -97,16 +90,7 @@ class FuRLModel(nn.Module, CheckpointMixin):
         return F.cosine_similarity(self.image_head(frames.to(dtype)), self.text_head(text.to(dtype)), dim=-1)
 
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
-        """The cosine of every frame.
-
-        Args:
-            frames: the base's embeddings, float ``[B, T, 1, D]``.
-            text: the base's embeddings, float ``[B, 1, D']``.
-            mask: bool ``[B, T]``, True where the frame is real.
-
-        Returns:
-            Scores with ``progress``, float ``[B, T]`` in [-1, 1], and its mean as ``preference``, float ``[B]``.
-        """
+        """See `CosineModel.score`; here frames ``[B, T, 1, D]`` and text ``[B, 1, D']`` come before the heads."""
         return frame_scores(self.values(frames[:, :, 0], text).clamp(-1, 1), mask)  # a cosine can round to over 1
 
     def checkpoint_state(self) -> dict[str, Tensor]:

@@ -15,9 +15,7 @@ from vlp_gym.text import normalize_instruction
 def read_goal_image(instruction: str) -> Tensor | None:
     """Read the picture that an instruction names, uint8 RGB ``[H, W, 3]`` on the CPU; None if it is a sentence.
 
-    Args:
-        instruction: a sentence, or the path of a ``.png``, ``.jpg`` or ``.jpeg`` file, see `read_picture`; "~" is the
-            home folder.
+    A path ends in ``.png``, ``.jpg`` or ``.jpeg``, see `read_picture`; "~" is the home folder.
 
     Raises:
         InstructionError: it is empty, or ends like the path of a picture that is missing or cannot be read.

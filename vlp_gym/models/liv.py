@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlp_gym.models.checkpoint import CheckpointMixin, load_state
-from vlp_gym.models.clip import ClipTowers, cosine
+from vlp_gym.models.clip import ClipReward, ClipTowers
 from vlp_gym.models.goal_images import read_goal_image
-from vlp_gym.models.protocol import History, Scores, frame_scores
 from vlp_gym.models.published.convert import without_prefix
 
 _NOT_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}  # entries of OpenAI's state dicts
 
 
-class LIVModel(nn.Module, CheckpointMixin):
+class LIVModel(ClipReward, CheckpointMixin):
     """``r = cos(v_t, l)`` with LIV's joint space (Ma et al. 2023); the goal is a sentence or a picture.
 
     A goal picture is named by its path, see `read_goal_image`. The shorter side of a frame is resized to 224 pixels
@@ -28,15 +28,10 @@ class LIVModel(nn.Module, CheckpointMixin):
     """
 
     model_type = "liv"
-    window = 8
-    history: History = "sliding"
-    value_range = (-1.0, 1.0)
     needs_goal = False
 
     def __init__(self, *, architecture: str = "RN50-quickgelu", truncate: bool = False) -> None:
-        super().__init__()
-        self.clip = ClipTowers(architecture, None, crop=True, truncate=truncate)
-        self.frame_size = self.clip.frame_size
+        super().__init__(ClipTowers(architecture, None, crop=True, truncate=truncate))
 
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
         """Encode B goals, sentences or paths of pictures, as unit vectors, float ``[B, 1, D]``.
@@ -50,34 +45,18 @@ class LIVModel(nn.Module, CheckpointMixin):
         """Encode N goal pictures like frames, uint8 ``[N, H, W, 3]`` as float ``[N, 1, D]``."""
         return self.encode_frames(frames)
 
-    def encode_frames(self, frames: Tensor) -> Tensor:
-        """Encode N frames, uint8 ``[N, H, W, 3]`` of any size, as unit vectors, float ``[N, 1, D]``."""
-        return self.clip.encode_frames(frames)
-
-    def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
-        """The cosine of each frame and the goal, ``[B, T]`` in [-1, 1]; shapes as in `RewardModel`."""
-        return frame_scores(cosine(frames[:, :, 0], text), mask)
-
     def _encode(self, instruction: str) -> Tensor:
         picture = read_goal_image(instruction)
         return self.clip.encode_text([instruction]) if picture is None else self.encode_goals(picture[None])
 
 
-def from_published(
-    state: Mapping[str, Tensor], *, architecture: str = "RN50-quickgelu", truncate: bool = False
-) -> LIVModel:
+def from_published(state: Mapping[str, Tensor], **options: Any) -> LIVModel:
     """Build the model from a published state: CLIP's keys under ``module.model.``, ``module.`` or ``model.``.
 
-    Args:
-        state: tensors by name; half precision becomes float32.
-        architecture: see `LIVModel`.
-        truncate: see `LIVModel`.
-
-    Raises:
-        CheckpointError: keys are missing, unexpected or misshaped; the message lists them.
+    Half precision becomes float32. Options are those of `LIVModel`; errors as `load_state`.
     """
     weights = without_prefix(without_prefix(state, "module."), "model.")
-    model = LIVModel(architecture=architecture, truncate=truncate)
+    model = LIVModel(**options)
     renamed = {f"clip.model.{key}": value for key, value in weights.items() if key not in _NOT_WEIGHTS}
     load_state(model, renamed, "LIV")
     return model

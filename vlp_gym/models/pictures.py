@@ -1,4 +1,8 @@
-"""Image preprocessing for published encoders: resize, crop, scale."""
+"""Image preprocessing for published encoders: resize, crop, scale.
+
+Frames are uint8 ``[N, H, W, 3]``, or TypeError is raised; they are moved to the device as bytes, and become float32
+pictures ``[N, 3, H, W]`` in [0, 1] there.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +17,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def square_pictures(frames: Tensor, size: tuple[int, int], device: torch.device) -> Tensor:
-    """Resize whole frames, bicubic and antialiased; no crop, because the object may be at the edge.
-
-    Args:
-        frames: uint8 ``[N, H, W, 3]``; moved to the device as bytes.
-        size: (height, width) to resize to, in pixels.
-        device: device of the result.
-
-    Returns:
-        float32 ``[N, 3, *size]`` in [0, 1].
-
-    Raises:
-        TypeError: the frames are not uint8 ``[N, H, W, 3]``.
-    """
+    """Resize whole frames to (H, W) pixels, bicubic and antialiased; no crop, as the object may be at the edge."""
     pictures = _channels_first(frames, device)
     if pictures.shape[-2:] != size:
         pictures = F.interpolate(pictures, size, mode="bicubic", antialias=True, align_corners=False)
@@ -39,16 +31,10 @@ def cropped_pictures(frames: Tensor, resize: int, crop: int, device: torch.devic
     Frames of ``crop`` x ``crop`` count as already cropped, as in R3M's and VIP's code.
 
     Args:
-        frames: uint8 ``[N, H, W, 3]``; moved to the device as bytes.
+        frames: uint8 ``[N, H, W, 3]``.
         resize: length of the shorter side after the resize, in pixels, at least `crop`.
         crop: side of the square, in pixels.
         device: device of the result.
-
-    Returns:
-        float32 ``[N, 3, crop, crop]`` in [0, 1].
-
-    Raises:
-        TypeError: the frames are not uint8 ``[N, H, W, 3]``.
     """
     pictures = _channels_first(frames, device)
     height, width = pictures.shape[-2:]

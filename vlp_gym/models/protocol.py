@@ -146,14 +146,6 @@ def value_range(model: RewardModel) -> tuple[float, float]:
 
 
 def frame_scores(values: Tensor, mask: Tensor) -> Scores:
-    """Scores of a model that only gives each frame a value.
-
-    Args:
-        values: float ``[B, T]``.
-        mask: bool ``[B, T]``, True where the frame is real.
-
-    Returns:
-        The values as progress, their mean over the real frames as preference.
-    """
+    """Frame values, float ``[B, T]``, as progress, and their mean where the mask ``[B, T]`` is True as preference."""
     real = mask.to(values.dtype)
     return Scores(preference=(values * real).sum(1) / real.sum(1), progress=values)

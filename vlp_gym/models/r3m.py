@@ -9,25 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlp_gym.errors import CheckpointError, MissingExtraError
-from vlp_gym.models.backbones.resnet import make_resnet, resnet_layers
+from vlp_gym.errors import CheckpointError, import_extra
+from vlp_gym.models.backbones.hub import mean_word
+from vlp_gym.models.backbones.resnet import OnResNet, resnet_layers
 from vlp_gym.models.checkpoint import CheckpointMixin, load_state
-from vlp_gym.models.pictures import IMAGENET_MEAN, IMAGENET_STD, cropped_pictures, per_channel
 from vlp_gym.models.protocol import History, Scores, frame_scores
 from vlp_gym.models.published.convert import without_prefix
-from vlp_gym.text import check_length, normalize_instruction
 
 TOKENIZER = "distilbert-base-uncased"
 HEAD_DIM = 64  # width of DistilBERT's attention heads, at every model width
 _POSITION_IDS = "lang_enc.model.embeddings.position_ids"  # 0, 1, 2, ...; stored by some versions of transformers
 
 
-class R3MModel(nn.Module, CheckpointMixin):
+class R3MModel(OnResNet, CheckpointMixin):
     """R3M's language reward ``G(e_0, e_t, l)``, any real number (Nair et al. 2022, video-language alignment).
 
     An MLP takes the embeddings of the episode's first frame, of the current frame and of the sentence, the mean over
-    DistilBERT's tokens without padding. The shorter side of a frame is resized to 256 pixels and the centre 224 x 224
-    cropped; frames of 224 x 224 stay unchanged.
+    DistilBERT's tokens without padding. Frames are resized and cropped as `OnResNet` says; D is 512, for ResNet-50
+    2048.
 
     Args:
         resnet: layers of the ResNet, 18, 34 or 50.
@@ -46,12 +45,8 @@ class R3MModel(nn.Module, CheckpointMixin):
     model_type = "r3m"
     window = 8
     history: History = "prefix"
-    frame_size = (224, 224)
     value_range = (-float("inf"), float("inf"))
     anchored = True
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -67,10 +62,9 @@ class R3MModel(nn.Module, CheckpointMixin):
         tokenizer: str = TOKENIZER,
         truncate: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(resnet)
         self.truncate = truncate
-        transformers = _transformers()
-        self.convnet = make_resnet(resnet)
+        transformers = import_extra("transformers", "R3M needs transformers", "vlm")
         dim = self.convnet.fc.in_features
         self.convnet.fc = nn.Identity()
         distilbert = transformers.DistilBertConfig(
@@ -86,15 +80,15 @@ class R3MModel(nn.Module, CheckpointMixin):
         for _ in range(3):
             layers += [nn.Linear(hidden, hidden), nn.ReLU()]
         self.lang_rew = nn.ModuleDict({"pred": nn.Sequential(*layers, nn.Linear(hidden, 1))})
-        self.register_buffer("mean", per_channel(IMAGENET_MEAN), persistent=False)
-        self.register_buffer("std", per_channel(IMAGENET_STD), persistent=False)
 
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer; raises `CheckpointError` if it cannot be loaded."""
+        from transformers import AutoTokenizer
+
         name, words = self.config["tokenizer"], self.config["vocabulary"]
         try:
-            tokenizer = _transformers().AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"R3M's tokenizer {name!r} could not be loaded, neither from a local folder nor from the hub: {error}\n"
@@ -114,21 +108,8 @@ class R3MModel(nn.Module, CheckpointMixin):
             InstructionError: a sentence is blank, or too long and ``truncate`` is False.
             CheckpointError: the tokenizer cannot be loaded.
         """
-        sentences = [normalize_instruction(instruction) for instruction in instructions]
         limit = self.config["text_length"]
-        for ids in self.tokenizer(sentences, verbose=False)["input_ids"]:
-            check_length(len(ids), limit, truncate=self.truncate)
-        tokens = self.tokenizer(sentences, padding=True, truncation=True, max_length=limit, return_tensors="pt")
-        words, real = (tokens[key].to(self.mean.device) for key in ("input_ids", "attention_mask"))
-        embeddings: Tensor = self.lang_enc["model"](input_ids=words, attention_mask=real).last_hidden_state
-        weights = real.to(embeddings.dtype).unsqueeze(-1)
-        return (embeddings * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
-
-    def encode_frames(self, frames: Tensor) -> Tensor:
-        """Encode uint8 frames ``[N, H, W, 3]`` of any size, float ``[N, 1, D]``; D is 512, for ResNet-50 2048."""
-        pictures = cropped_pictures(frames, 256, self.frame_size[0], self.mean.device)
-        features: Tensor = self.convnet((pictures - self.mean) / self.std)
-        return features[:, None]
+        return mean_word(self.lang_enc["model"], self.tokenizer, instructions, limit, truncate=self.truncate)
 
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
         """The language reward of each frame, float ``[B, T]``, unbounded; shapes as in `RewardModel`.
@@ -137,31 +118,25 @@ class R3MModel(nn.Module, CheckpointMixin):
         """
         seen = frames[:, :, 0]
         inputs = torch.cat([seen[:, :1].expand_as(seen), seen, text.expand(-1, seen.shape[1], -1)], dim=-1)
-        values: Tensor = self.lang_rew["pred"](inputs).squeeze(-1)
-        return frame_scores(values, mask)
+        return frame_scores(self.lang_rew["pred"](inputs).squeeze(-1), mask)
 
 
-def from_published(state: Mapping[str, Tensor], *, tokenizer: str = TOKENIZER, truncate: bool = False) -> R3MModel:
-    """Build the model from a published state, keys under ``module.``; sizes follow from the tensors.
+def from_published(state: Mapping[str, Tensor], **options: Any) -> R3MModel:
+    """Build the model from a published state; sizes follow from the tensors.
 
-    Args:
-        state: tensors by name, ``convnet.*``, ``lang_enc.model.*`` and ``lang_rew.pred.*``.
-        tokenizer: see `R3MModel`.
-        truncate: see `R3MModel`.
-
-    Raises:
-        CheckpointError: keys are missing, unexpected or misshaped; the message lists them.
+    Keys are ``convnet.*``, ``lang_enc.model.*`` and ``lang_rew.pred.*``, under ``module.``. Options are the tokenizer
+    and ``truncate`` of `R3MModel`; errors as `load_state`.
     """
     weights = without_prefix(state, "module.")
     positions = weights.get(_POSITION_IDS)
     if positions is not None and torch.equal(positions.flatten(), torch.arange(positions.numel())):
         del weights[_POSITION_IDS]
-    model = R3MModel(resnet=resnet_layers(weights), **_text_sizes(weights), tokenizer=tokenizer, truncate=truncate)
+    model = R3MModel(resnet=resnet_layers(weights), **_text_sizes(weights), **options)
     load_state(model, weights, "R3M")
     return model
 
 
-def _text_sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:
+def _text_sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """Sizes of the text model from its tensors; the published size where one is missing, which loading reports."""
 
     def rows(key: str, otherwise: int) -> int:
@@ -180,11 +155,3 @@ def _text_sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:
         "vocabulary": rows(f"{bert}embeddings.word_embeddings.weight", 30522),
         "text_length": rows(f"{bert}embeddings.position_embeddings.weight", 512),
     }
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingExtraError('R3M needs transformers: pip install "vlp_gym[vlm]"') from error
-    return transformers

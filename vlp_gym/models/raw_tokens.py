@@ -35,11 +35,7 @@ def windows_shown(
 ) -> list[tuple[NDArray[np.uint8], str]]:
     """The real frames, uint8 ``[t, H, W, 3]``, and the sentence of each of B windows.
 
-    Args:
-        frames: from `pixel_tokens`, float16 ``[B, T, H * W, 3]``.
-        text: from `code_points`, float32 ``[B, L, 1]``.
-        mask: bool ``[B, T]``, True where the frame is real.
-        frame_size: (H, W) in pixels.
+    Windows are as in `RewardModel.score`; frames come from `pixel_tokens`, text from `code_points`.
     """
     rows = zip(tokens_to_images(frames, frame_size), mask.cpu().numpy(), tokens_to_sentences(text), strict=True)
     return [(images[real], sentence) for images, real, sentence in rows]

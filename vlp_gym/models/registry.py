@@ -6,9 +6,9 @@ import difflib
 import os
 from collections.abc import Iterable
 from contextvars import ContextVar
-from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
 import torch
@@ -102,7 +102,7 @@ def load_reward_model(name: str | os.PathLike[str], *, device: str | torch.devic
     if colon and family in _FAMILIES:
         if _in_checkpoint.get():
             check_storable([text])
-        model: Any = _class(_FAMILIES[family][0]).from_spec(spec)
+        model: Any = resolve_name(_FAMILIES[family][0]).from_spec(spec)
         if isinstance(model, torch.nn.Module):
             model.to(device).eval()
         return model
@@ -156,7 +156,7 @@ def load_folder(folder: str | Path, *, device: str | torch.device = "cpu") -> An
         raise CheckpointError(f"{folder}: expected a model_type of {sorted(_CLASSES)}, got {model_type!r}")
     outer = _in_checkpoint.set(True)
     try:
-        return load_checkpoint(_class(_CLASSES[model_type]), folder, device=device)
+        return load_checkpoint(resolve_name(_CLASSES[model_type]), folder, device=device)
     finally:
         _in_checkpoint.reset(outer)
 
@@ -180,11 +180,6 @@ def available_models() -> list[ModelInfo]:
     others = [ModelInfo(name, point.value, "entry point") for name, point in sorted(_entry_points().items())]
     families = [ModelInfo(f"{name}:...", "made when named", text) for name, (_, text) in _FAMILIES.items()]
     return shipped + families + others
-
-
-def _class(path: str) -> Any:
-    module, _, attribute = path.partition(":")
-    return getattr(import_module(module), attribute)
 
 
 def _shipped_folder(name: str) -> Path:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vlp_gym.models.backbones.dino_minilm import FRAME_ENCODER, TEXT_ENCODER, DinoMiniLMBackbone
+from vlp_gym.models.backbones.on_backbone import OnBackbone
 from vlp_gym.models.backbones.small import SmallBackbone
 from vlp_gym.models.checkpoint import CheckpointMixin, load_state
 from vlp_gym.models.protocol import History, Scores
@@ -18,7 +19,7 @@ CELL = 32  # numbers that `SmallGrid` keeps of each grid cell
 UNUSED = "class_token"  # a parameter of the authors' network that it never uses
 
 
-class ReWiNDModel(nn.Module, CheckpointMixin):
+class ReWiNDModel(OnBackbone, CheckpointMixin):
     """ReWiND's progress model (Zhang et al. 2025, section 3.2 and the authors' code); a `RewardModel`.
 
     The embeddings of the sentence and of the frames, projected linearly, form one sequence. In a causal transformer
@@ -95,41 +96,18 @@ class ReWiNDModel(nn.Module, CheckpointMixin):
             nn.Linear(hidden // 2, 1),
         )
 
-    @property
-    def frame_size(self) -> tuple[int, int]:
-        """(H, W) in pixels after the backbone's resize."""
-        return self.backbone.frame_size
-
-    def encode_text(self, instructions: Sequence[str]) -> Tensor:
-        """Encode B sentences as one token each, float ``[B, 1, D_l]``."""
-        return self.backbone.encode_text(instructions)
-
-    def encode_frames(self, frames: Tensor) -> Tensor:
-        """Encode N frames, uint8 ``[N, H, W, 3]`` of any size, as one token each, float ``[N, 1, D_v]``."""
-        return self.backbone.encode_frames(frames)
-
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
-        """Score windows: progress at each frame, and the logit of the newest frame's as preference.
+        """Score windows; arguments as in `RewardModel.score`, with one token per frame and per sentence.
 
-        Args:
-            frames: frame tokens, float ``[B, T, 1, D_v]``.
-            text: text tokens, float ``[B, 1, D_l]``.
-            mask: bool ``[B, T]``, True where the frame is real. The others are not attended to, and their progress is
-                meaningless; the first frame's bias goes to the first real frame.
+        Masked frames are not attended to, and their progress is meaningless; the first frame's bias goes to the first
+        real frame.
 
         Returns:
-            Scores with ``progress``, float32 ``[B, T]`` in [0, 1], and ``preference``, float32 ``[B]``.
+            Scores with ``progress`` at each frame, float32 ``[B, T]`` in [0, 1], and ``preference``, float32 ``[B]``,
+            the logit of the newest frame's.
         """
         logits = self._logits(frames.squeeze(2), text, mask).float()
         return Scores(preference=logits[:, -1], progress=torch.sigmoid(logits))
-
-    def checkpoint_state(self) -> dict[str, Tensor]:
-        """The stored tensors: all but the weights of frozen encoders."""
-        return {
-            name: value.detach()
-            for name, value in self.state_dict().items()
-            if not (self.backbone.restorable and name.startswith("backbone."))
-        }
 
     def _logits(self, frames: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         """Progress logits ``[B, T]`` of frames ``[B, T, D_v]``."""
@@ -144,19 +122,13 @@ class ReWiNDModel(nn.Module, CheckpointMixin):
         padding = torch.cat([mask.new_zeros(batch, 1), ~mask], 1)
         # is_causal=None would compare the mask with a causal one on the host and synchronise with the device.
         states = self.transformer(sequence, later, padding, is_causal=False)
-        logits: Tensor = self.progress_head(states[:, 1:]).squeeze(-1)
-        return logits
+        return self.progress_head(states[:, 1:]).squeeze(-1)
 
 
 def from_published(state: Mapping[str, Tensor], **options: Any) -> ReWiNDModel:
-    """Build the model from one of the authors' checkpoints, in eval mode.
+    """Build the model from one of the authors' checkpoints, in eval mode; names may begin with "module." or "model.".
 
-    Args:
-        state: tensors by name; names may begin with "module." or "model.".
-        options: passed to `ReWiNDModel`; its defaults are the paper's.
-
-    Raises:
-        CheckpointError: the encoders cannot be loaded, or keys are missing, unexpected or misshaped.
+    Options are those of `ReWiNDModel`, whose defaults are the paper's; errors as its constructor and `load_state`.
     """
     net = without_prefix(without_prefix(state, "module."), "model.")
     model = ReWiNDModel(**options)
@@ -214,5 +186,4 @@ class SmallGrid(nn.Module):
 
     def tokens(self, grid: Tensor) -> Tensor:
         """The trained part of `encode_frames`: ``[N, K, channels]`` from `encode_frozen` as ``[N, 1, frame_dim]``."""
-        token: Tensor = self.cell(grid).flatten(1).unsqueeze(1)
-        return token
+        return self.cell(grid).flatten(1).unsqueeze(1)

@@ -93,15 +93,9 @@ class RoboCLIPModel(nn.Module, CheckpointMixin):
         return pixel_tokens(frames.to(self._device), self.frame_size)
 
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
-        """The dot product of each window's clip with its instruction.
+        """The dot product of each window's clip with its instruction as ``preference``, float32 ``[B]``.
 
-        Args:
-            frames: pixels, float ``[B, T, K, 3]`` in 0 to 255.
-            text: instruction embeddings, float ``[B, 1, E]``.
-            mask: bool ``[B, T]``, True where the frame is real.
-
-        Returns:
-            Scores with ``preference``, float32 ``[B]``; ``progress`` and ``relevance`` are None.
+        Arguments as in `RewardModel.score`: pixels ``[B, T, K, 3]`` in 0 to 255, embeddings ``[B, 1, E]``.
         """
         return Scores(preference=(self.embed_clips(frames, mask) * text[:, 0]).sum(1).float())
 
@@ -130,8 +124,7 @@ class RoboCLIPModel(nn.Module, CheckpointMixin):
             )
         count = check_length(len(known), MAX_WORDS, truncate=self.truncate)
         words = torch.tensor([known[:count] + [0] * (MAX_WORDS - count)], device=self._device)
-        embedding: Tensor = self.s3d.text_module(words)[0]
-        return embedding
+        return self.s3d.text_module(words)[0]
 
     def _demonstration(self, path: Path) -> Tensor:
         """Embedding ``[E]`` of frames spread over the whole video."""
@@ -157,8 +150,7 @@ def from_published(
         options: further arguments of `RoboCLIPModel`.
 
     Raises:
-        CheckpointError: keys are missing, unexpected or misshaped (the message lists them), or the words cannot be
-            read or outnumber the rows.
+        CheckpointError: as `load_state`; or the words cannot be read or outnumber the rows.
     """
     words = read_vocabulary(vocabulary) if isinstance(vocabulary, (str, Path)) else list(vocabulary)
     table = state.get("text_module.word_embd.weight")

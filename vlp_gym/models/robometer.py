@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlp_gym.errors import CheckpointError
-from vlp_gym.models.backbones.qwen_base import Precision, import_transformers, load_config, load_tokenizer
+from vlp_gym.errors import CheckpointError, import_extra
+from vlp_gym.models.backbones.on_backbone import OnBackbone
+from vlp_gym.models.backbones.qwen_base import NEEDS, Precision, qwen
 from vlp_gym.models.backbones.qwen_vl import QwenVL, prediction_head
 from vlp_gym.models.checkpoint import CheckpointMixin, load_state
 from vlp_gym.models.protocol import History, Scores
@@ -32,7 +33,7 @@ AFTER = "Now predict the preference between the two trajectories.<|pref_token|>"
 TABLE = "model.language_model.embed_tokens.weight"
 
 
-class RobometerModel(nn.Module, CheckpointMixin):
+class RobometerModel(OnBackbone, CheckpointMixin):
     """Robometer (arXiv 2603.02115), used with published weights; a `RewardModel` without relevance.
 
     The token sequence follows the authors' repository with ``use_multi_image`` and ``use_per_frame_progress_token``,
@@ -79,11 +80,12 @@ class RobometerModel(nn.Module, CheckpointMixin):
         truncate: bool = False,
     ) -> None:
         super().__init__()
-        transformers = import_transformers()
-        tokenizer = load_tokenizer(base)
+        tokenizer = qwen(base).tokenizer()
+        import transformers
+
         tokenizer.add_tokens(list(ADDED_TOKENS), special_tokens=True)
         if architecture is None:
-            config = load_config(base, "qwen3_vl")
+            config = qwen(base).config("qwen3_vl")
             config.text_config.vocab_size = len(tokenizer)
         else:
             config = transformers.Qwen3VLConfig.from_dict(architecture)
@@ -92,7 +94,7 @@ class RobometerModel(nn.Module, CheckpointMixin):
             raise CheckpointError(
                 f"expected an embedding of {len(tokenizer)} rows for the tokenizer of {base}, got {rows}"
             )
-        self.config["architecture"] = json.loads(config.to_json_string(use_diff=False))
+        self.config["architecture"] = _as_dict(config)
         self.window = window
         model = transformers.AutoModel.from_config(config, dtype=getattr(torch, dtype))
         self.backbone = QwenVL(model, tokenizer, frame_size, truncate=truncate)
@@ -125,18 +127,14 @@ class RobometerModel(nn.Module, CheckpointMixin):
             options: ``window``, ``frame_size``, ``truncate``.
 
         Raises:
-            CheckpointError: tensors are missing, unexpected, misshaped or not finite (the message lists them); or as
-                the constructor.
+            CheckpointError: as `load_state` and the constructor, or tensors are not finite.
         """
         state = published_layout(state)
         telling = (TABLE, "progress_head.0.weight", "progress_head.4.weight")
         if missing := [key for key in telling if key not in state]:
             raise CheckpointError(f"not a Robometer checkpoint: missing {', '.join(missing)}")
-        if config is None:
-            config = load_config(base, "qwen3_vl")
-        architecture = (
-            dict(config) if isinstance(config, Mapping) else json.loads(config.to_json_string(use_diff=False))
-        )
+        config = qwen(base).config("qwen3_vl") if config is None else config
+        architecture = dict(config) if isinstance(config, Mapping) else _as_dict(config)
         rows, width = state[TABLE].shape[0], state["progress_head.0.weight"].shape[-1]
         text = {**architecture["text_config"], "vocab_size": rows}
         if text.get("hidden_size") != width:
@@ -146,9 +144,7 @@ class RobometerModel(nn.Module, CheckpointMixin):
             )
         if dtype is None:
             dtype = "bfloat16" if state[TABLE].dtype == torch.bfloat16 else "float32"
-        import_transformers()
-        from transformers.initialization import no_init_weights
-
+        no_init_weights = import_extra("transformers.initialization", NEEDS, "vlm").no_init_weights
         with torch.random.fork_rng(devices=[]), no_init_weights():  # drawing four billion weights takes a minute
             model = cls(
                 base, architecture={**architecture, "text_config": text},
@@ -159,11 +155,6 @@ class RobometerModel(nn.Module, CheckpointMixin):
         load_state(model, state, "the Robometer checkpoint")
         return model.eval()
 
-    @property
-    def frame_size(self) -> tuple[int, int]:
-        """(H, W) in pixels, the input of the vision tower."""
-        return self.backbone.frame_size
-
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
         """Token ids + 1 of the prompts for one video and for two, float32 ``[B, L, 2]``; padding is zero."""
         sentences = self.backbone.sentences(instructions)
@@ -172,20 +163,12 @@ class RobometerModel(nn.Module, CheckpointMixin):
         ]
         return self.backbone.pack(*prompts)
 
-    def encode_frames(self, frames: Tensor) -> Tensor:
-        """Vision tokens and their DeepStack features, float ``[N, K, D]``, of uint8 frames ``[N, H, W, 3]``."""
-        return self.backbone.encode_frames(frames)
-
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
-        """Score windows: progress of each frame, and the logit of the last frame's as preference.
-
-        Args:
-            frames: frame tokens, float ``[B, T, K, D]``.
-            text: from `encode_text`, float32 ``[B, L, 2]``.
-            mask: bool ``[B, T]``, True where the frame is real.
+        """Score windows; arguments as in `RewardModel.score`.
 
         Returns:
-            Scores with ``progress``, float32 ``[B, T]`` in [0, 1], and ``preference``, float32 ``[B]``.
+            Scores with ``progress`` of each frame, float32 ``[B, T]`` in [0, 1], and ``preference``, float32 ``[B]``,
+            the logit of the last frame's.
         """
         progress = expected_progress(self.progress_head(self._frame_states(frames, text, mask)))
         return Scores(preference=progress[:, -1].logit(eps=1e-6), progress=progress)
@@ -196,13 +179,7 @@ class RobometerModel(nn.Module, CheckpointMixin):
         return logits.squeeze(-1).sigmoid()
 
     def prefer(self, a: Tensor, b: Tensor, text: Tensor) -> Tensor:
-        """P(a > b | text), float32 ``[B]``, from the pairwise head.
-
-        Args:
-            a: frame tokens of the first videos, float ``[B, T, K, D]``.
-            b: frame tokens of the second videos, float ``[B, T', K, D]``.
-            text: from `encode_text`, float32 ``[B, L, 2]``.
-        """
+        """P(a > b | text), float32 ``[B]``, from the pairwise head; arguments as in `PairwiseModel.prefer`."""
         first, batch = a.shape[1], len(text)
         parts = [
             self.backbone.prompt(text, 1),
@@ -253,13 +230,12 @@ def expected_progress(logits: Tensor) -> Tensor:
     return (logits.softmax(-1) * values).sum(-1).clamp(0, 1)
 
 
+def _as_dict(config: Any) -> dict[str, Any]:
+    return json.loads(config.to_json_string(use_diff=False))
+
+
 def published_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the tensors of either layout to the authors' names; the unused language head is dropped."""
     nested = any(key.startswith("model.model.") for key in state)
     named = {key.removeprefix("model.") if nested else key: value for key, value in state.items()}
     return {key: value for key, value in named.items() if key != "lm_head.weight"}
-
-
-def from_published(state: Mapping[str, Tensor], **options: Any) -> RobometerModel:
-    """Call `RobometerModel.from_published`, for `vlp_gym.models.published.convert`."""
-    return RobometerModel.from_published(state, **options)

@@ -9,20 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp_gym.errors import CheckpointError, MissingExtraError
+from vlp_gym.errors import CheckpointError, import_extra
 from vlp_gym.frames.resize import resize_frames
+from vlp_gym.models.backbones.hub import Pretrained
 from vlp_gym.models.checkpoint import CheckpointMixin
-from vlp_gym.models.embedding import cosine_scores
-from vlp_gym.models.protocol import History, Scores
+from vlp_gym.models.cosine import CosineModel
 from vlp_gym.text import check_length, normalize_instruction
 
+NEEDS = "SigLIP2 with LoRA needs"
 BASE = "google/siglip2-base-patch16-224"
 # The attention of every layer of both towers. Not the pooling head's: PyTorch's attention module reads its output
 # weights directly and would bypass an adapter.
 ADAPTED = r".*\.encoder\.layers\.\d+\.self_attn\.(q_proj|k_proj|v_proj|out_proj)"
 
 
-class SigLIP2Model(nn.Module, CheckpointMixin):
+class SigLIP2Model(CosineModel, nn.Module, CheckpointMixin):
     """A frozen SigLIP2 with low-rank adapters in its attention; a `RewardModel`, ``r = cos(v_t, l)``.
 
     Before training the adapters add nothing. A checkpoint stores only the adapters (5 MB); the base comes from the hub
@@ -41,19 +42,13 @@ class SigLIP2Model(nn.Module, CheckpointMixin):
     """
 
     model_type = "siglip2-lora"
-    window = 8
-    history: History = "sliding"
-    value_range = (-1.0, 1.0)
 
     def __init__(self, *, base: str = BASE, rank: int = 16, alpha: float = 32, truncate: bool = False) -> None:
         super().__init__()
         self.truncate = truncate
-        try:
-            import peft
-        except ImportError as error:
-            raise MissingExtraError('SigLIP2 with LoRA needs: pip install "vlp_gym[vlm]"') from error
+        peft = import_extra("peft", NEEDS, "vlm")
         model, self.tokenizer = _pretrained(base)
-        adapters = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=ADAPTED)  # type: ignore[arg-type]
+        adapters = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=ADAPTED)
         self.model: Any = peft.inject_adapter_in_model(adapters, model)  # freezes all that is not an adapter
         side = int(model.config.vision_config.image_size)
         self.frame_size = (side, side)
@@ -82,33 +77,24 @@ class SigLIP2Model(nn.Module, CheckpointMixin):
         pixels = pixels.to(weights.dtype) / 127.5 - 1  # mean 0.5, standard deviation 0.5
         return F.normalize(self.model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)[:, None]
 
-    def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
-        """The cosine of each frame and the sentence; see `cosine_scores`."""
-        return cosine_scores(frames, text, mask)
-
     def checkpoint_state(self) -> dict[str, Tensor]:
         """The stored tensors: the adapters."""
         return {key: value.detach() for key, value in self.state_dict().items() if ".lora_" in key}
 
 
-def _pretrained(base: str) -> tuple[Any, Any]:
+def _pretrained(name: str) -> tuple[Any, Any]:
     """The base model in float32, and its tokenizer."""
-    try:
-        from transformers import AutoConfig, AutoTokenizer, SiglipModel
-    except ImportError as error:
-        raise MissingExtraError('SigLIP2 with LoRA needs: pip install "vlp_gym[vlm]"') from error
-    try:
-        kind = AutoConfig.from_pretrained(base, trust_remote_code=False).model_type
-        if kind != "siglip":
-            raise CheckpointError(
-                f"{base}: expected a SigLIP or SigLIP2 of one fixed resolution (model_type 'siglip'), got {kind!r}; "
-                f"take {BASE} or another -patch16-NNN"
-            )
-        model = SiglipModel.from_pretrained(base, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
-        return model, AutoTokenizer.from_pretrained(base, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    base = Pretrained(
+        name,
+        NEEDS,
+        "the pretrained base is not there",
+        f"Download it where there is a network (hf download {name}), or pass base= the folder of a copy; the embedding "
+        "model trains and loads without any download",
+    )
+    kind = base.config().model_type
+    if kind != "siglip":
         raise CheckpointError(
-            f"{base}: the pretrained base is not there ({reason}). Download it where there is a network (hf download "
-            f"{base}), or pass base= the folder of a copy; the embedding model trains and loads without any download"
-        ) from error
+            f"{name}: expected a SigLIP or SigLIP2 of one fixed resolution (model_type 'siglip'), got {kind!r}; "
+            f"take {BASE} or another -patch16-NNN"
+        )
+    return base.weights("SiglipModel", dtype=torch.float32)[0], base.tokenizer()

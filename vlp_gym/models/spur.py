@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vlp_gym.errors import MissingExtraError
+from vlp_gym.errors import import_extra
+from vlp_gym.models.backbones.on_backbone import OnBackbone
 from vlp_gym.models.backbones.qwen_base import Precision, load_base
 from vlp_gym.models.backbones.qwen_vl import Part, QwenVL, prediction_head
 from vlp_gym.models.checkpoint import CheckpointMixin
@@ -18,7 +19,7 @@ PROMPT = "<|im_start|>user\nThe task for the robot is '{}'.\n"
 ADAPTED = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-class SPURModel(nn.Module, CheckpointMixin):
+class SPURModel(OnBackbone, CheckpointMixin):
     """The SPUR reward model (SPUR, section 3); a `RewardModel` without relevance.
 
     The language model reads the task, video 1, ``<|split_token|>``, video 2, ``<|pref_token|>`` (eq. 1). The preference
@@ -81,11 +82,6 @@ class SPURModel(nn.Module, CheckpointMixin):
         self.progress_head = prediction_head(width, 1, dropout)
         self.preference_head = prediction_head(width, 1, dropout)
 
-    @property
-    def frame_size(self) -> tuple[int, int]:
-        """(H, W) in pixels, the input of the vision tower."""
-        return self.backbone.frame_size
-
     def gradient_checkpointing_enable(self) -> None:
         """Recompute activations in the backward pass: slower, far less memory."""
         model = self.backbone.model
@@ -96,32 +92,18 @@ class SPURModel(nn.Module, CheckpointMixin):
         """Token ids + 1 of the prompts, float32 ``[B, L, 1]``; padding is zero. `score` embeds them."""
         return self.backbone.pack([PROMPT.format(sentence) for sentence in self.backbone.sentences(instructions)])
 
-    def encode_frames(self, frames: Tensor) -> Tensor:
-        """Vision tokens, float ``[N, K, H]``, of uint8 frames ``[N, H, W, 3]`` of any size."""
-        return self.backbone.encode_frames(frames)
-
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
-        """Score windows: progress of each frame, and the logit of the last frame's as preference.
-
-        Args:
-            frames: frame tokens, float ``[B, T, K, H]``.
-            text: from `encode_text`, float32 ``[B, L, 1]``.
-            mask: bool ``[B, T]``, True where the frame is real.
+        """Score windows; arguments as in `RewardModel.score`.
 
         Returns:
-            Scores with ``progress``, float32 ``[B, T]`` in [0, 1], and ``preference``, float32 ``[B]``.
+            Scores with ``progress`` of each frame, float32 ``[B, T]`` in [0, 1], and ``preference``, float32 ``[B]``,
+            the logit of the last frame's.
         """
         logits = self.progress_logits(frames, text, mask)
         return Scores(preference=logits[:, -1], progress=logits.sigmoid())
 
     def prefer(self, a: Tensor, b: Tensor, text: Tensor) -> Tensor:
-        """P(a > b | text), float32 ``[B]``, from the pairwise head; P(a > b) + P(b > a) need not be 1.
-
-        Args:
-            a: frame tokens of the first videos, float ``[B, T, K, H]``.
-            b: frame tokens of the second videos, float ``[B, T', K, H]``.
-            text: from `encode_text`, float32 ``[B, L, 1]``.
-        """
+        """P(a > b | text), float32 ``[B]``, from the pairwise head; arguments as in `PairwiseModel.prefer`."""
         whole_a, whole_b = (torch.ones(video.shape[:2], dtype=torch.bool, device=video.device) for video in (a, b))
         return self.pair_logits(a, b, text, whole_a, whole_b)[1].sigmoid()
 
@@ -144,12 +126,9 @@ class SPURModel(nn.Module, CheckpointMixin):
 
     def checkpoint_state(self) -> dict[str, Tensor]:
         """The stored tensors: heads, added tokens, and the adapters or the whole language model."""
-        return {key: value.detach() for key, value in self.state_dict().items() if self._is_stored(key)}
-
-    def _is_stored(self, key: str) -> bool:
-        if not key.startswith("backbone."):
-            return True
-        return ".lora_" in key if self.config["lora_rank"] is not None else ".language_model." in key
+        kept = ".language_model." if self.config["lora_rank"] is None else ".lora_"
+        state = self.state_dict().items()
+        return {key: value.detach() for key, value in state if not key.startswith("backbone.") or kept in key}
 
     def _added(self, number: int, batch: int) -> Part:
         """``<|split_token|>`` (0) or ``<|pref_token|>`` (1) as a sequence of length 1."""
@@ -163,10 +142,7 @@ class SPURModel(nn.Module, CheckpointMixin):
 
 def _adapt(language_model: nn.Module, rank: int) -> None:
     """Add adapters to the linear layers, in place; only they are trained, in float32."""
-    try:
-        import peft
-    except ImportError as error:
-        raise MissingExtraError('SPUR with lora_rank needs peft: pip install "vlp_gym[vlm]"') from error
+    peft = import_extra("peft", "SPUR with lora_rank needs peft", "vlm")
     peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=ADAPTED), language_model)
     for name, weight in language_model.named_parameters():
         if ".lora_" in name:

@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlp_gym.errors import InstructionError
-from vlp_gym.models.backbones.resnet import make_resnet, resnet_layers
+from vlp_gym.models.backbones.resnet import OnResNet, resnet_layers
 from vlp_gym.models.checkpoint import CheckpointMixin, load_state
 from vlp_gym.models.goal_images import read_goal_image
-from vlp_gym.models.pictures import IMAGENET_MEAN, IMAGENET_STD, cropped_pictures, per_channel
 from vlp_gym.models.protocol import History, Scores, frame_scores
 from vlp_gym.models.published.convert import without_prefix
 
 
-class VIPModel(nn.Module, CheckpointMixin):
+class VIPModel(OnResNet, CheckpointMixin):
     """``S = -|v_t - v_goal|`` of a ResNet (Ma et al. 2022); goals are pictures only.
 
     The instruction is the path of the goal picture, see `read_goal_image`. The value of a frame is S; VIP's reward of a
-    step is ``S' - S``, the wrapper's ``reward="delta"``. The shorter side of a frame is resized to 256 pixels and the
-    centre 224 x 224 cropped; frames of 224 x 224 stay unchanged.
+    step is ``S' - S``, the wrapper's ``reward="delta"``. Frames are resized and cropped as `OnResNet` says.
 
     Args:
         resnet: layers of the ResNet, 18, 34 or 50; the published one has 50.
@@ -31,18 +29,11 @@ class VIPModel(nn.Module, CheckpointMixin):
     model_type = "vip"
     window = 8
     history: History = "sliding"
-    frame_size = (224, 224)
     value_range = (-float("inf"), 0.0)
     needs_goal = True
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, *, resnet: int = 50, dim: int = 1024) -> None:
-        super().__init__()
-        self.convnet = make_resnet(resnet, num_classes=dim)
-        self.register_buffer("mean", per_channel(IMAGENET_MEAN), persistent=False)
-        self.register_buffer("std", per_channel(IMAGENET_STD), persistent=False)
+        super().__init__(resnet, num_classes=dim)
 
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
         """Encode B goal pictures, given by their paths, float ``[B, 1, D]``.
@@ -55,12 +46,6 @@ class VIPModel(nn.Module, CheckpointMixin):
     def encode_goals(self, frames: Tensor) -> Tensor:
         """Encode N goal pictures like frames, uint8 ``[N, H, W, 3]`` as float ``[N, 1, D]``."""
         return self.encode_frames(frames)
-
-    def encode_frames(self, frames: Tensor) -> Tensor:
-        """Encode N frames, uint8 ``[N, H, W, 3]`` of any size, float ``[N, 1, D]``."""
-        pictures = cropped_pictures(frames, 256, self.frame_size[0], self.mean.device)
-        features: Tensor = self.convnet((pictures - self.mean) / self.std)
-        return features[:, None]
 
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
         """Negative distance of each frame to the goal, float ``[B, T]``, at most 0; shapes as in `RewardModel`."""
@@ -79,8 +64,7 @@ def _goal(instruction: str) -> Tensor:
 def from_published(state: Mapping[str, Tensor]) -> VIPModel:
     """Build the model from a published state, keys under ``module.convnet.``; sizes follow from the tensors.
 
-    Raises:
-        CheckpointError: keys are missing, unexpected or misshaped; the message lists them.
+    Errors as `load_state`.
     """
     weights = without_prefix(state, "module.")
     bias = weights.get("convnet.fc.bias")

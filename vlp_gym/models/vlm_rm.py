@@ -7,17 +7,17 @@ from urllib.parse import parse_qsl
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlp_gym.errors import InstructionError
-from vlp_gym.models.clip import ClipTowers, parse_clip_name
-from vlp_gym.models.protocol import History, Scores, frame_scores
+from vlp_gym.models.clip import ClipReward, ClipTowers, parse_clip_name
+from vlp_gym.models.protocol import Scores, frame_scores
 
 BASELINE = "a robot arm at a table"
 SAME = 1e-4  # distance of two unit vectors that rounding can cause
 
 
-class VLMRMModel(nn.Module):
+class VLMRMModel(ClipReward):
     """Goal-baseline regularised similarity (VLM-RM, Rocamonde et al. 2024, definition 1); see `goal_baseline_reward`.
 
     The instruction is the goal: a sentence that describes the picture when the task is done. It has two tokens: the
@@ -25,7 +25,7 @@ class VLMRMModel(nn.Module):
 
     Args:
         name: an open_clip model.
-        pretrained: its weights; see `ClipTowers`, also for errors.
+        pretrained: its weights; see `OpenClip`, also for errors.
         baseline: a sentence that describes the scene without the task.
         alpha: strength of the regularisation, in [0, 1]; 0 gives CLIP's cosine.
         truncate: truncate sentences over the text tower's limit instead of raising.
@@ -34,11 +34,6 @@ class VLMRMModel(nn.Module):
         ValueError: alpha is not in [0, 1].
         InstructionError: the baseline is blank or too long.
     """
-
-    window = 8
-    history: History = "sliding"
-    # The projection lengthens no vector, and two unit vectors are at most 2 apart.
-    value_range = (-1.0, 1.0)
 
     def __init__(
         self,
@@ -49,12 +44,10 @@ class VLMRMModel(nn.Module):
         alpha: float = 0.5,
         truncate: bool = False,
     ) -> None:
-        super().__init__()
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha: expected a number in [0, 1], got {alpha}")
+        super().__init__(ClipTowers(name, pretrained, truncate=truncate).requires_grad_(False))
         self.baseline, self.alpha = baseline, alpha
-        self.clip = ClipTowers(name, pretrained, truncate=truncate).requires_grad_(False)
-        self.frame_size = self.clip.frame_size
         self.clip.encode_text([baseline])  # raise now, not with the first instruction
 
     @classmethod
@@ -89,12 +82,11 @@ class VLMRMModel(nn.Module):
             )
         return torch.cat([goals, baseline.expand_as(goals)], dim=1)
 
-    def encode_frames(self, frames: Tensor) -> Tensor:
-        """Encode N frames, uint8 ``[N, H, W, 3]`` of any size, as unit vectors, float ``[N, 1, D]``."""
-        return self.clip.encode_frames(frames)
-
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
-        """The regularised similarity of each frame, float ``[B, T]`` in [-1, 1]; shapes as in `RewardModel`."""
+        """The regularised similarity of each frame, float ``[B, T]``; shapes as in `RewardModel`.
+
+        It is in [-1, 1], as the projection lengthens no vector, and two unit vectors are at most 2 apart.
+        """
         return frame_scores(goal_baseline_reward(frames[:, :, 0], text[:, :1], text[:, 1:2], self.alpha), mask)
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlp_gym.models.backbones.on_backbone import OnBackbone
 from vlp_gym.models.checkpoint import CheckpointMixin
 from vlp_gym.models.protocol import History, Scores
 
@@ -38,7 +39,7 @@ class Backbone(Protocol):
         ...
 
 
-class VLPModel(nn.Module, CheckpointMixin):
+class VLPModel(OnBackbone, CheckpointMixin):
     """The VLP preference model ``f(v|l)`` (VLP, section 3.1); a `RewardModel` without progress or relevance.
 
     The tokens of all frames pass through self-attention layers, those of the sentence through separate ones. One cross-
@@ -101,29 +102,8 @@ class VLPModel(nn.Module, CheckpointMixin):
             layers += [nn.Linear(width_in, width_out), nn.ReLU()]
         self.head = nn.Sequential(*layers, nn.Linear(head[-1], 1))
 
-    @property
-    def frame_size(self) -> tuple[int, int]:
-        """(H, W) in pixels after the backbone's resize."""
-        return self.backbone.frame_size
-
-    def encode_text(self, instructions: Sequence[str]) -> Tensor:
-        """Encode B sentences as tokens, float ``[B, L, D_l]``; padding rows are exactly zero."""
-        return self.backbone.encode_text(instructions)
-
-    def encode_frames(self, frames: Tensor) -> Tensor:
-        """Encode N frames, uint8 ``[N, H, W, 3]`` of any size, as tokens, float ``[N, K, D_v]``."""
-        return self.backbone.encode_frames(frames)
-
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
-        """The preference score of each window.
-
-        Args:
-            frames: frame tokens, float ``[B, T, K, D_v]``.
-            text: text tokens, float ``[B, L, D_l]``, padding rows last and zero.
-            mask: bool ``[B, T]``, True where the frame is real.
-
-        Returns:
-            Scores with ``preference``, float32 ``[B]``; ``progress`` and ``relevance`` are None.
+        """The ``preference`` of each window, float32 ``[B]``; arguments as in `RewardModel.score`.
 
         Raises:
             ValueError: with ``temporal_embedding``, more frames than ``window``.
@@ -142,13 +122,7 @@ class VLPModel(nn.Module, CheckpointMixin):
         tokens without padding. Each frame's map is normalised to sum 1, so it does not show which frame is attended
         to; the map of a masked frame is zero.
 
-        Args:
-            frames: frame tokens, float ``[B, T, K, D_v]``, K a square number.
-            text: text tokens, float ``[B, L, D_l]``.
-            mask: bool ``[B, T]``, True where the frame is real.
-
-        Returns:
-            float ``[B, T, h, w]`` with ``h = w = sqrt(K)``.
+        Arguments as in `RewardModel.score`; returns float ``[B, T, h, w]`` with ``h = w = sqrt(K)``.
 
         Raises:
             ValueError: K is not a square number.
@@ -162,14 +136,6 @@ class VLPModel(nn.Module, CheckpointMixin):
         maps = _mean(weights, text_mask).view(batch, length, tokens)
         maps = maps / maps.sum(-1, keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
         return maps.view(batch, length, side, side)
-
-    def checkpoint_state(self) -> dict[str, Tensor]:
-        """The stored tensors: all but the weights of a restorable backbone."""
-        return {
-            key: value.detach()
-            for key, value in self.state_dict().items()
-            if not (self.backbone.restorable and key.startswith("backbone."))
-        }
 
     def _self_attend(self, frames: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Tokens after self-attention, ``[B, T*K, D_v]`` and ``[B, L, D_l]``, and their masks."""
@@ -206,8 +172,7 @@ class _Attention(nn.Module):
         query, key, value = self._heads(self.query(queries)), self._heads(self.key(keys)), self._heads(self.value(keys))
         dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, key, value, key_mask[:, None, None], dropout)
-        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
-        return out
+        return self.out(mixed.transpose(1, 2).flatten(2))
 
     def weights(self, queries: Tensor, keys: Tensor, key_mask: Tensor) -> Tensor:
         """Attention weights ``[B, heads, Q, S]``, as in `forward` but without dropout."""
@@ -232,8 +197,7 @@ class _Layer(nn.Module):
 
     def forward(self, queries: Tensor, keys: Tensor, key_mask: Tensor) -> Tensor:
         x = self.norm_attention(queries + self.dropout(self.attention(queries, keys, key_mask)))
-        out: Tensor = self.norm_feed_forward(x + self.dropout(self.feed_forward(x)))
-        return out
+        return self.norm_feed_forward(x + self.dropout(self.feed_forward(x)))
 
 
 def _mean(tokens: Tensor, mask: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlp_gym.errors import MissingExtraError
+from vlp_gym.errors import import_extra
 from vlp_gym.preferences.human_server import LabelServer, Round
 from vlp_gym.preferences.segments import Segments, Span
 from vlp_gym.text import normalize_instruction
@@ -143,8 +143,4 @@ def _check_frames(segments: Segments) -> None:
 
 
 def _pillow() -> Any:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise MissingExtraError('labels by a person need Pillow: pip install "vlp_gym[viz]"') from error
-    return Image
+    return import_extra("PIL.Image", "labels by a person need Pillow", "viz")

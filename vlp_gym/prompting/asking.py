@@ -21,82 +21,38 @@ Result = TypeVar("Result")
 COUNTERS = ("requests", "retries", "cached", "unparsed", "prompt_tokens", "completion_tokens")
 
 
-class Asking:
-    """The answer cache, retries and counters of one chat model.
+class AskedChat:
+    """Base of a `Chat`: the answer cache, retries and counters around `_complete` and `_first_token`.
 
     Args:
-        model: its name.
+        name: the model.
         parameters: JSON values that affect its answers.
         cache: folder of cached answers; "default", or None for no cache.
         attempts: how often a question is asked until its answer can be parsed.
     """
 
     def __init__(
-        self, model: str, parameters: Mapping[str, Any], *, cache: str | os.PathLike[str] | None, attempts: int
+        self, name: str, parameters: Mapping[str, Any], *, cache: str | os.PathLike[str] | None, attempts: int
     ) -> None:
         if attempts < 1:
             raise ValueError(f"attempts must be at least 1, got {attempts}")
-        self.model, self.parameters, self.attempts = model, dict(parameters), attempts
-        self.cache = PromptCache(cache)
+        self.name = name
+        self._parameters, self._attempts, self._cache = dict(parameters), attempts, PromptCache(cache)
         self._counts: Counter[str] = Counter()
         self._counting = threading.Lock()
         # Rows of a batch are often equal; the second waits for the first one's answer. Questions whose keys share the
         # first byte share a lock, so that the number of locks is fixed.
         self._locks = [threading.Lock() for _ in range(256)]
 
-    def answer(
-        self,
-        content: Content,
-        read: Callable[[str], Result],
-        send: Callable[[Content], str],
-        kind: Sequence[str] = ("text",),
-    ) -> Result:
-        """Return the cached answer, or ask and cache the answer if it can be parsed.
+    def ask(self, content: Content, read: Callable[[str], Result]) -> Result:
+        """See `Chat.ask`."""
+        return self._answer(content, read, self._complete, ("text",))
 
-        Args:
-            content: the question.
-            read: parses the answer, or raises Unparsed.
-            send: asks the model.
-            kind: kind of answer, part of the cache key.
+    def logprobs(self, content: Content, candidates: Sequence[str]) -> list[float]:
+        """See `Chat.logprobs`."""
 
-        Raises:
-            QueryError: no answer can be parsed.
-        """
-        key = question_key(self.model, {**self.parameters, "kind": list(kind)}, content)
-        with self._locks[int(key[:2], 16)]:
-            kept = self.cache.get(key)
-            if kept is not None:
-                try:
-                    value = read(kept)
-                except Unparsed:
-                    pass  # cached by a version with another parser
-                else:
-                    self.count(cached=1)
-                    return value
-            reply, reason = "", ""
-            for attempt in range(1, self.attempts + 1):
-                # A model at temperature 0 repeats itself unless the question changes.
-                again = [] if attempt == 1 else [f"Attempt {attempt}: {reason}. Keep exactly to the format asked for."]
-                leave_if_abandoned()
-                reply = send([*content, *again])
-                try:
-                    value = read(reply)
-                except Unparsed as error:
-                    self.count(unparsed=1)
-                    reason = f"the answer could not be read, because {error}"
-                else:
-                    self.cache.put(key, reply, self.model)
-                    return value
-        times = "once" if self.attempts == 1 else f"{self.attempts} times"
-        raise QueryError(
-            f"{self.model} was asked {times}, and {reason}; it began with {reply[:80]!r}. "
-            "Take a model that follows formats better, or give more attempts"
-        )
-
-    def logprobs(
-        self, content: Content, candidates: Sequence[str], send: Callable[[Content], list[float]]
-    ) -> list[float]:
-        """Like `answer`, for log-probabilities."""
+        def send(content: Content) -> str:
+            return json.dumps(self._first_token(content, candidates))
 
         def read(answer: str) -> list[float]:
             try:
@@ -107,14 +63,60 @@ class Asking:
                 raise Unparsed(f"expected {len(candidates)} finite log-probabilities, got {values}")
             return values
 
-        return self.answer(content, read, lambda content: json.dumps(send(content)), ("logprobs", *candidates))
-
-    def count(self, **increments: int) -> None:
-        """Add to the counters."""
-        with self._counting:
-            self._counts.update(increments)
+        return self._answer(content, read, send, ("logprobs", *candidates))
 
     def stats(self) -> dict[str, float]:
         """The counters by the names in `COUNTERS`."""
         with self._counting:
             return {name: self._counts[name] for name in COUNTERS}
+
+    def _complete(self, content: Content) -> str:
+        """The model's answer."""
+        raise NotImplementedError
+
+    def _first_token(self, content: Content, candidates: Sequence[str]) -> list[float]:
+        """Log-probabilities of the candidates as the first token."""
+        raise NotImplementedError
+
+    def _count(self, **increments: int) -> None:
+        """Add to the counters."""
+        with self._counting:
+            self._counts.update(increments)
+
+    def _answer(
+        self, content: Content, read: Callable[[str], Result], send: Callable[[Content], str], kind: Sequence[str]
+    ) -> Result:
+        """Return the cached answer, or ask with `send` and cache the answer if `read` can parse it.
+
+        The kind of answer is part of the cache's key.
+        """
+        key = question_key(self.name, {**self._parameters, "kind": list(kind)}, content)
+        with self._locks[int(key[:2], 16)]:
+            kept = self._cache.get(key)
+            if kept is not None:
+                try:
+                    value = read(kept)
+                except Unparsed:
+                    pass  # cached by a version with another parser
+                else:
+                    self._count(cached=1)
+                    return value
+            reply, reason = "", ""
+            for attempt in range(1, self._attempts + 1):
+                # A model at temperature 0 repeats itself unless the question changes.
+                again = [] if attempt == 1 else [f"Attempt {attempt}: {reason}. Keep exactly to the format asked for."]
+                leave_if_abandoned()
+                reply = send([*content, *again])
+                try:
+                    value = read(reply)
+                except Unparsed as error:
+                    self._count(unparsed=1)
+                    reason = f"the answer could not be read, because {error}"
+                else:
+                    self._cache.put(key, reply, self.name)
+                    return value
+        times = "once" if self._attempts == 1 else f"{self._attempts} times"
+        raise QueryError(
+            f"{self.name} was asked {times}, and {reason}; it began with {reply[:80]!r}. "
+            "Take a model that follows formats better, or give more attempts"
+        )

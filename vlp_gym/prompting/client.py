@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from vlp_gym.errors import MissingExtraError, QueryError
-from vlp_gym.prompting.asking import Asking
+from vlp_gym.errors import QueryError, import_extra
+from vlp_gym.prompting.asking import AskedChat
 from vlp_gym.prompting.cache import DEFAULT
 from vlp_gym.prompting.content import Content, Image, png_bytes
 from vlp_gym.prompting.failures import Failure, NoCompletion, diagnose, masked
@@ -28,7 +28,7 @@ RETRY_AFTER_CAP_S = 60.0
 MOST_TOKENS = 10**9  # per request; larger counts are ignored as nonsense
 
 
-class ChatClient:
+class ChatClient(AskedChat):
     """Chat through the `openai` package; the API key comes from OPENAI_API_KEY and is never written or shown.
 
     Requests are retried if they time out, are refused temporarily (408, 409, 429), fail in the server (5xx) or return
@@ -82,35 +82,19 @@ class ChatClient:
             ("completion_price", completion_price, 0),
         ):
             _require(name, value, least=least)
-        self.name = model
         self.timeout_s, self.max_retries, self.backoff_s = timeout_s, max_retries, backoff_s
-        self._options = {
-            name: value
-            for name, value in (("temperature", temperature), ("max_tokens", max_tokens))
-            if value is not None
-        }
-        self._asking = Asking(model, self._options, cache=cache, attempts=attempts)
+        options = {"temperature": temperature, "max_tokens": max_tokens}
+        self._options = {name: value for name, value in options.items() if value is not None}
+        super().__init__(model, self._options, cache=cache, attempts=attempts)
         self._limit = RateLimit(requests_per_minute)
         self._prices = {"prompt_tokens": prompt_price, "completion_tokens": completion_price}
         self._random = random.Random()  # not the global generator: a retry must not change the agent's draws
         self._client = _open(base_url, timeout_s)
         self.base_url = str(self._client.base_url).rstrip("/")
 
-    def ask(self, content: Content, read: Callable[[str], Result]) -> Result:
-        """See `Chat.ask`."""
-        return self._asking.answer(content, read, self._complete)
-
-    def logprobs(self, content: Content, candidates: Sequence[str]) -> list[float]:
-        """See `Chat.logprobs`; uses the 20 most likely first tokens, the protocol's maximum.
-
-        Tokens that differ from a candidate only in white space count for it. A candidate that is not among the 20 gets
-        an upper bound: the smallest of their probabilities, or the mass they leave if that is less.
-        """
-        return self._asking.logprobs(content, candidates, lambda content: self._first_token(content, candidates))
-
     def stats(self) -> dict[str, float]:
         """Counters "requests", "retries" among them, "cached" and "unparsed" answers, tokens; "dollars" with prices."""
-        counts = self._asking.stats()
+        counts = super().stats()
         if any(self._prices.values()):
             counts["dollars"] = sum(price * counts[name] for name, price in self._prices.items()) / 1e6
         return counts
@@ -123,6 +107,11 @@ class ChatClient:
         return self._request(content, self._options, _text)
 
     def _first_token(self, content: Content, candidates: Sequence[str]) -> list[float]:
+        """From the 20 most likely first tokens, the protocol's maximum.
+
+        Tokens that differ from a candidate only in white space count for it. A candidate that is not among the 20 gets
+        an upper bound: the smallest of their probabilities, or the mass they leave if that is less.
+        """
         options = {**self._options, "max_tokens": 1, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
         top = self._request(content, options, _top_logprobs)
         if not top:
@@ -140,7 +129,7 @@ class ChatClient:
         for attempt in range(self.max_retries + 1):
             self._limit.wait()
             leave_if_abandoned()
-            self._asking.count(requests=1, retries=int(attempt > 0))
+            self._count(requests=1, retries=int(attempt > 0))
             try:
                 completion = self._client.chat.completions.create(model=self.name, messages=messages, **options)
                 self._count_tokens(completion)
@@ -158,7 +147,7 @@ class ChatClient:
     def _count_tokens(self, completion: Any) -> None:
         usage = getattr(completion, "usage", None)
         counts = {name: getattr(usage, name, 0) for name in ("prompt_tokens", "completion_tokens")}
-        self._asking.count(**{name: n for name, n in counts.items() if type(n) is int and 0 <= n <= MOST_TOKENS})
+        self._count(**{name: n for name, n in counts.items() if type(n) is int and 0 <= n <= MOST_TOKENS})
 
     def _wait_s(self, attempt: int, retry_after_s: float | None) -> float:
         if retry_after_s is not None:
@@ -272,10 +261,7 @@ def _part(part: str | Image) -> dict[str, Any]:
 
 
 def _open(base_url: str | None, timeout_s: float) -> Any:
-    try:
-        import openai
-    except ImportError as error:
-        raise MissingExtraError('a chat endpoint needs the package openai: pip install "vlp_gym[prompt]"') from error
+    openai = import_extra("openai", "a chat endpoint needs the package openai", "prompt")
     key = os.environ.get("OPENAI_API_KEY", "").strip()  # a key read from a file may end in a line break
     if not (key.isascii() and key.isprintable()):
         raise ValueError("OPENAI_API_KEY holds characters that no header may have; set it again")

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from vlp_gym.errors import MissingExtraError
+from vlp_gym.errors import import_extra
 
 Image: TypeAlias = NDArray[np.uint8]
 """One picture, uint8 ``[H, W, 3]``."""
@@ -70,11 +70,7 @@ def png_bytes(image: Image) -> bytes:
 
 def to_pil(image: Image) -> Any:
     """Convert a picture to a Pillow image."""
-    try:
-        from PIL import Image as PILImage
-    except ImportError as error:
-        raise MissingExtraError('chat models need Pillow: pip install "vlp_gym[prompt]"') from error
-    return PILImage.fromarray(np.ascontiguousarray(image))
+    return import_extra("PIL.Image", "chat models need Pillow", "prompt").fromarray(np.ascontiguousarray(image))
 
 
 def identity(content: Content) -> list[list[Any]]:

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlp_gym.errors import CheckpointError, MissingExtraError, QueryError
-from vlp_gym.prompting.asking import Asking
+from vlp_gym.errors import CheckpointError, MissingExtraError, QueryError, import_extra
+from vlp_gym.prompting.asking import AskedChat
 from vlp_gym.prompting.cache import DEFAULT
 from vlp_gym.prompting.content import Content, to_pil
 from vlp_gym.prompting.workers import leave_if_abandoned
 
-Result = TypeVar("Result")
 
-
-class LocalChat:
+class LocalChat(AskedChat):
     """A vision-language model with a chat template, such as Qwen2.5-VL; greedy decoding, one question at a time.
 
     Code of the repository is never run (``trust_remote_code`` is off), and only safetensors weights are read.
@@ -50,7 +48,6 @@ class LocalChat:
     ) -> None:
         if max_tokens is None or max_tokens < 1:
             raise ValueError(f"max_tokens of a local model must be at least 1, got {max_tokens}")
-        self.name = f"local/{model}"
         self.max_tokens = max_tokens
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -58,27 +55,15 @@ class LocalChat:
         self._device = device
         # The model in a folder may be replaced; cached answers must belong to these weights.
         parameters = {"dtype": dtype, "max_tokens": max_tokens, "weights": _fingerprint(model, self._model)}
-        self._asking = Asking(self.name, parameters, cache=cache, attempts=attempts)
+        super().__init__(f"local/{model}", parameters, cache=cache, attempts=attempts)
         self._lock = threading.Lock()  # the threads of a batch take turns
-
-    def ask(self, content: Content, read: Callable[[str], Result]) -> Result:
-        """See `Chat.ask`."""
-        return self._asking.answer(content, read, self._generate)
-
-    def logprobs(self, content: Content, candidates: Sequence[str]) -> list[float]:
-        """See `Chat.logprobs`; a candidate's tokens with and without a leading space both count."""
-        return self._asking.logprobs(content, candidates, lambda content: self._first_token(content, candidates))
-
-    def stats(self) -> dict[str, float]:
-        """Counters; "requests" are model calls, "retries" is 0."""
-        return self._asking.stats()
 
     def close(self) -> None:
         """Release the weights; the model cannot be used afterwards."""
         self._model = None
 
     @torch.inference_mode()
-    def _generate(self, content: Content) -> str:
+    def _complete(self, content: Content) -> str:
         from transformers import StoppingCriteriaList
 
         inputs = self._inputs(content)
@@ -92,17 +77,18 @@ class LocalChat:
                 do_sample=False,
                 stopping_criteria=StoppingCriteriaList([_go_on_if_awaited]),
             )
-        self._asking.count(requests=1, prompt_tokens=length, completion_tokens=output.shape[1] - length)
+        self._count(requests=1, prompt_tokens=length, completion_tokens=output.shape[1] - length)
         return str(self._processor.batch_decode(output[:, length:], skip_special_tokens=True)[0])
 
     @torch.inference_mode()
     def _first_token(self, content: Content, candidates: Sequence[str]) -> list[float]:
+        """A candidate's tokens with and without a leading space both count."""
         inputs = self._inputs(content)
         ids = [self._token_ids(candidate) for candidate in candidates]
         with self._lock:
             leave_if_abandoned()
             logits: Tensor = self._model(**inputs).logits[0, -1]
-        self._asking.count(requests=1, prompt_tokens=inputs["input_ids"].shape[1])
+        self._count(requests=1, prompt_tokens=inputs["input_ids"].shape[1])
         logprobs = logits.double().log_softmax(-1)
         return [min(float(logprobs[row].logsumexp(0)), 0.0) for row in ids]
 
@@ -136,16 +122,11 @@ def _go_on_if_awaited(ids: Tensor, scores: Any, **_: Any) -> Tensor:
 
 
 def _load(name: str, device: str, dtype: str) -> tuple[Any, Any]:
-    try:
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-    except ImportError as error:
-        raise MissingExtraError(
-            'a local chat model needs the package transformers: pip install "vlp_gym[vlm]"'
-        ) from error
+    transformers = import_extra("transformers", "a local chat model needs the package transformers", "vlm")
     try:
         # False, not omitted: transformers would ask on the terminal whether to run the repository's code.
-        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
-        model: Any = AutoModelForImageTextToText.from_pretrained(
+        processor = transformers.AutoProcessor.from_pretrained(name, trust_remote_code=False)
+        model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
             name, dtype=dtype, use_safetensors=True, trust_remote_code=False
         )
     except ImportError as error:  # a model may need more, such as torchvision

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vlp_gym.errors import CheckpointError, MissingExtraError
+from vlp_gym.errors import CheckpointError, import_extra
 from vlp_gym.models.checkpoint import save_checkpoint, stored_config
 from vlp_gym.storage import write_atomic
 from vlp_gym.training.recipe import Loss, Recipe, Stage, TrainConfig
@@ -47,14 +47,11 @@ def train(
         FloatingPointError: if the loss is not finite.
         MissingExtraError: without accelerate.
     """
-    try:
-        from accelerate import Accelerator, DistributedDataParallelKwargs
-    except ImportError as error:
-        raise MissingExtraError('training needs: pip install "vlp_gym[train]"') from error
+    accelerate = import_extra("accelerate", "training needs", "train")
     folder = Path(folder)
     # A stage may train a few weights only: DistributedDataParallel would wait for the others' gradients for ever.
-    resting = DistributedDataParallelKwargs(find_unused_parameters=True)
-    accelerator = Accelerator(mixed_precision=config.precision, kwargs_handlers=[resting])
+    resting = accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = accelerate.Accelerator(mixed_precision=config.precision, kwargs_handlers=[resting])
     generator = torch.Generator().manual_seed(config.seed + accelerator.process_index)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99))

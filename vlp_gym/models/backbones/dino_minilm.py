@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp_gym.errors import CheckpointError, MissingExtraError
-from vlp_gym.text import check_length, normalize_instruction
+from vlp_gym.errors import CheckpointError
+from vlp_gym.models.backbones.hub import Pretrained, mean_word
 
 FRAME_ENCODER = "facebook/dinov2-base"
 TEXT_ENCODER = "sentence-transformers/all-MiniLM-L12-v2"
@@ -28,19 +27,13 @@ class DinoMiniLMBackbone(nn.Module):
         frame_size: side of the square that frames are cropped to, in pixels, divisible by the patch size (14).
         truncate: truncate sentences over the text encoder's limit instead of raising.
 
-    Attributes:
-        frame_size: (H, W) in pixels, the encoder's input.
-        frame_dim: width of a frame token.
-        text_dim: width of a text token.
-        restorable: always True: the two names restore the same weights, so a checkpoint need not store them.
-
     Raises:
         MissingExtraError: transformers is not installed.
         CheckpointError: weights cannot be loaded, are incomplete, or are of another architecture.
         ValueError: the frame size is not a multiple of the patch size.
     """
 
-    restorable = True
+    restorable = True  # the two names restore the same weights
     frozen = True
 
     def __init__(
@@ -52,14 +45,10 @@ class DinoMiniLMBackbone(nn.Module):
         truncate: bool = False,
     ) -> None:
         super().__init__()
-        try:
-            import transformers
-        except ImportError as error:
-            raise MissingExtraError('DINOv2 and MiniLM need: pip install "vlp_gym[vlm]"') from error
-        self.vision = _load(transformers.Dinov2Model, "dinov2", frame_encoder)
-        self.language = _load(transformers.BertModel, "bert", text_encoder, add_pooling_layer=False)
-        with _explained(text_encoder):
-            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(text_encoder, trust_remote_code=False)
+        vision, language = _encoder(frame_encoder), _encoder(text_encoder)
+        self.vision = _whole(vision, "dinov2", "Dinov2Model")
+        self.language = _whole(language, "bert", "BertModel", add_pooling_layer=False)
+        self.tokenizer: Any = language.tokenizer()
         patch = self.vision.config.patch_size
         if frame_size < patch or frame_size % patch:
             raise ValueError(f"frame_size: expected a multiple of {patch} pixels, got {frame_size}")
@@ -92,8 +81,7 @@ class DinoMiniLMBackbone(nn.Module):
             height, width = size
         top, left = round((height - side) / 2), round((width - side) / 2)
         images = images[..., top : top + side, left : left + side]
-        tokens: Tensor = self.vision(pixel_values=(images - 0.5) / 0.5).last_hidden_state
-        return tokens[:, :1]
+        return self.vision(pixel_values=(images - 0.5) / 0.5).last_hidden_state[:, :1]
 
     def encode_frozen(self, frames: Tensor) -> Tensor:
         """The frozen part of `encode_frames`: all of it."""
@@ -106,47 +94,23 @@ class DinoMiniLMBackbone(nn.Module):
     @torch.no_grad()
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
         """Encode B sentences as float ``[B, 1, text_dim]``; raises InstructionError, see `vlp_gym.text`."""
-        sentences = [normalize_instruction(instruction) for instruction in instructions]
-        for sentence in sentences:
-            check_length(len(self.tokenizer(sentence).input_ids), self.max_tokens, truncate=self.truncate)
-        inputs = self.tokenizer(
-            sentences, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
-        ).to(self.language.device)
-        real = inputs["attention_mask"].unsqueeze(-1)
-        total = (self.language(**inputs).last_hidden_state * real).sum(1, keepdim=True)
-        mean: Tensor = total / real.sum(1, keepdim=True)
-        return mean
+        return mean_word(self.language, self.tokenizer, instructions, self.max_tokens, truncate=self.truncate)
 
 
-@contextmanager
-def _explained(name: str) -> Iterator[None]:
-    """Turn the errors of ``transformers`` for a missing model into a helpful `CheckpointError`."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{name}: neither a folder with such a model nor one that the hub delivered ({reason}). It is downloaded "
-            "once and then cached: connect this machine once, or give the path of a folder. "
-            'backbone="small" and the model "vlp-compact" work offline.'
-        ) from error
+def _encoder(name: str) -> Pretrained:
+    return Pretrained(
+        name,
+        "DINOv2 and MiniLM need",
+        "neither a folder with such a model nor one that the hub delivered",
+        "It is downloaded once and then cached: connect this machine once, or give the path of a folder. "
+        'backbone="small" and the model "vlp-compact" work offline.',
+    )
 
 
-def _load(model_class: Any, expected: str, name: str, **options: Any) -> Any:
+def _whole(encoder: Pretrained, kind: str, model_class: str, **options: Any) -> Any:
     """Load a pretrained model in float32, and check that no weight is missing."""
-    import transformers
-
-    with _explained(name):
-        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-    if config.model_type != expected:
-        raise CheckpointError(f"{name}: expected a model of type {expected!r}, got {config.model_type!r}")
-    with _explained(name):
-        model, report = model_class.from_pretrained(
-            name, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
-        )
-    # transformers only warns about these and uses random weights.
-    if absent := sorted(str(key) for entry in ("missing_keys", "mismatched_keys") for key in report[entry]):
-        raise CheckpointError(
-            f"{name}: expected all weights of a {model_class.__name__}, these are not there: {absent}"
-        )
+    encoder.config(kind)
+    model, absent = encoder.weights(model_class, **options)
+    if absent:
+        raise CheckpointError(f"{encoder.name}: expected all weights of a {model_class}, these are not there: {absent}")
     return model.float()

@@ -1,4 +1,4 @@
-"""Token sequences from any open_clip model: patches of frames, words of sentences."""
+"""Any open_clip model, and its token sequences: patches of frames, words of sentences."""
 
 from __future__ import annotations
 
@@ -9,16 +9,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from vlp_gym.errors import CheckpointError, MissingExtraError
-from vlp_gym.models.pictures import square_pictures
+from vlp_gym.errors import CheckpointError, MissingExtraError, import_extra
+from vlp_gym.models.pictures import per_channel, square_pictures
 from vlp_gym.text import check_length, normalize_instruction
 
 
-class OpenClipBackbone(nn.Module):
-    """The token sequences of a CLIP model before its pooling, as VLP section 3.1 uses them.
-
-    Patch tokens are those of the last layer after the tower's final LayerNorm, without the class token; a ResNet
-    tower gives the cells of its last feature map. Text tokens are those of the last layer after its LayerNorm.
+class OpenClip(nn.Module):
+    """An open_clip model with its tokenizer and the statistics of its pictures.
 
     Args:
         name: an open_clip model, see ``open_clip.list_models()``. A tag made with QuickGELU (OpenAI's are) gets it.
@@ -26,14 +23,10 @@ class OpenClipBackbone(nn.Module):
             ``.safetensors`` file (for OpenAI's weights give a ``-quickgelu`` name then); or None for random weights.
         frame_size: side of the square that frames are resized to, in pixels; None takes the model's default (224 for
             ViT-B-16). Other sizes interpolate the position embedding, which only ViT towers have.
-        trainable: train the weights. Otherwise they are frozen and stay in eval mode.
         truncate: truncate sentences over the text tower's limit instead of raising.
 
     Attributes:
-        frame_size: (H, W) in pixels, the tower's input.
-        frame_dim: width of a patch token.
-        text_dim: width of a text token.
-        restorable: True if name and pretrained restore the same weights, so that a checkpoint need not store them.
+        frame_size: (H, W) in pixels, the image tower's input.
 
     Raises:
         MissingExtraError: open_clip, or a package that this model's tokenizer needs, is not installed.
@@ -44,6 +37,39 @@ class OpenClipBackbone(nn.Module):
     mean: Tensor
     std: Tensor
 
+    def __init__(self, name: str, pretrained: str | None, frame_size: int | None = None, *, truncate: bool) -> None:
+        super().__init__()
+        self.truncate = truncate
+        self.model, self.tokenizer = load_open_clip(name, pretrained, frame_size)
+        self.context_length: int = self.model.context_length
+        size = self.model.visual.image_size
+        self.frame_size: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
+        self.register_buffer("mean", per_channel(self.model.visual.image_mean), persistent=False)
+        self.register_buffer("std", per_channel(self.model.visual.image_std), persistent=False)
+
+    def tokenize(self, instructions: Sequence[str]) -> tuple[Tensor, list[int]]:
+        """Token ids of B sentences, int64 ``[B, context_length]``, and their numbers of tokens without padding.
+
+        Raises:
+            InstructionError: a sentence is blank, or over the text tower's limit and ``truncate`` is False.
+        """
+        sentences = [normalize_instruction(instruction) for instruction in instructions]
+        counts = [_count_tokens(self.tokenizer, sentence) for sentence in sentences]
+        lengths = [check_length(count, self.context_length, truncate=self.truncate) for count in counts]
+        return self.tokenizer(sentences, context_length=self.context_length).to(self.mean.device), lengths
+
+
+class OpenClipBackbone(OpenClip):
+    """The token sequences of a CLIP model before its pooling, as VLP section 3.1 uses them.
+
+    Patch tokens are those of the last layer after the tower's final LayerNorm, without the class token; a ResNet
+    tower gives the cells of its last feature map. Text tokens are those of the last layer after its LayerNorm.
+
+    Args:
+        name, pretrained, frame_size, truncate: see `OpenClip`, also for errors.
+        trainable: train the weights. Otherwise they are frozen and stay in eval mode.
+    """
+
     def __init__(
         self,
         name: str = "ViT-B-16",
@@ -53,18 +79,10 @@ class OpenClipBackbone(nn.Module):
         trainable: bool = False,
         truncate: bool = False,
     ) -> None:
-        super().__init__()
-        self.name = name
-        self.truncate = truncate
+        super().__init__(name, pretrained, frame_size, truncate=truncate)
         self.trainable = trainable
-        self.restorable = pretrained is not None and not trainable
-        self.model, self.tokenizer = load_open_clip(name, pretrained, frame_size)
+        self.restorable = pretrained is not None and not trainable  # by name and pretrained
         self.model.requires_grad_(trainable)
-        self.context_length: int = self.model.context_length
-        size = self.model.visual.image_size
-        self.frame_size: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
-        for key, value in (("mean", self.model.visual.image_mean), ("std", self.model.visual.image_std)):
-            self.register_buffer(key, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
         self.train(trainable)
         with torch.no_grad():  # towers store their widths under five different names; one tiny forward pass gives them
             self.frame_dim: int = self._patches(torch.zeros(1, 3, *self.frame_size)).shape[-1]
@@ -90,13 +108,9 @@ class OpenClipBackbone(nn.Module):
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
         """Text tokens, float ``[B, context_length, text_dim]``, start and end tokens included; padding rows are zero.
 
-        Raises:
-            InstructionError: a sentence is blank, or over the text tower's limit and ``truncate`` is False.
+        Errors as `tokenize`.
         """
-        sentences = [normalize_instruction(instruction) for instruction in instructions]
-        counts = [count_tokens(self.tokenizer, sentence) for sentence in sentences]
-        lengths = [check_length(count, self.context_length, truncate=self.truncate) for count in counts]
-        tokens = self.tokenizer(sentences, context_length=self.context_length).to(self.mean.device)
+        tokens, lengths = self.tokenize(instructions)
         # Not `tokens != 0`: in CLIP's vocabulary 0 is both the padding and "!".
         real = torch.arange(self.context_length) < torch.tensor(lengths)[:, None]
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
@@ -115,11 +129,10 @@ class OpenClipBackbone(nn.Module):
         output = self.model.forward_intermediates(
             text=tokens, text_indices=1, normalize_intermediates=True, intermediates_only=True
         )
-        words: Tensor = output["text_intermediates"][-1]
-        return words
+        return output["text_intermediates"][-1]
 
 
-def count_tokens(tokenizer: Any, sentence: str) -> int:
+def _count_tokens(tokenizer: Any, sentence: str) -> int:
     """Number of tokens of one sentence, untruncated, with an open_clip tokenizer."""
     if hasattr(tokenizer, "encode"):  # open_clip's BPE: without start and end
         return len(tokenizer.encode(sentence)) + 2
@@ -127,14 +140,8 @@ def count_tokens(tokenizer: Any, sentence: str) -> int:
 
 
 def load_open_clip(name: str, pretrained: str | None, frame_size: int | None) -> tuple[Any, Any]:
-    """Load an open_clip model, float32 on the CPU, and its tokenizer; arguments and errors as `OpenClipBackbone`."""
-    try:
-        import open_clip
-    except ImportError as error:
-        raise MissingExtraError(
-            'an open_clip backbone needs the package open_clip: pip install "vlp_gym[clip]"'
-        ) from error
-
+    """Load an open_clip model, float32 on the CPU, and its tokenizer; arguments and errors as `OpenClip`."""
+    open_clip = import_extra("open_clip", "an open_clip backbone needs the package open_clip", "clip")
     config = open_clip.get_model_config(name) if name in open_clip.list_models() else None
     if config is None:
         raise ValueError(f"open_clip knows no model {name!r}; open_clip.list_models() lists its names")

@@ -46,12 +46,7 @@ def rotary_positions(mask: Tensor, offset: Tensor, advance: Tensor) -> Tensor:
 
     A word has the same position on all three axes and advances it by one. The tokens of an image at position p have
     temporal p, height p + row, width p + column; the next slot is at p + max(rows, columns). Empty slots do not count,
-    so padding changes no position.
-
-    Args:
-        mask: bool ``[B, S]``, False where the slot is empty.
-        offset: int64 ``[3, S]``, see `Part`.
-        advance: int64 ``[S]``, see `Part`.
+    so padding changes no position. The arguments are those of a `Part`.
     """
     steps = advance * mask
     start = steps.cumsum(1) - steps

@@ -64,8 +64,7 @@ class S3DG(nn.Module):
 
     def forward(self, video: Tensor) -> Tensor:
         """Embed clips, float ``[B, 3, T, H, W]`` in [0, 1], T, H and W even, as float ``[B, E]``, not normalised."""
-        embedding: Tensor = self.fc(self.features(video).mean((2, 3, 4)))
-        return embedding
+        return self.fc(self.features(video).mean((2, 3, 4)))
 
     def features(self, video: Tensor) -> Tensor:
         """Last feature map of clips ``[B, 3, T, H, W]``, ``[B, C, T / 8, H / 32, W / 32]``, rounded up."""
@@ -159,8 +158,7 @@ class TextModule(nn.Module):
 
     def forward(self, words: Tensor) -> Tensor:
         """Embed word ids, int64 ``[B, 16]``, as float ``[B, E]``."""
-        embedding: Tensor = self.fc2(F.relu(self.fc1(self.word_embd(words))).amax(1))
-        return embedding
+        return self.fc2(F.relu(self.fc1(self.word_embd(words))).amax(1))
 
 
 def space_to_depth(video: Tensor) -> Tensor:

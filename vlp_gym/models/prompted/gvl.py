@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vlp_gym.frames.resize import resize_frames
-from vlp_gym.models.pictures import square
-from vlp_gym.models.protocol import History, Scores
-from vlp_gym.models.raw_tokens import code_points, pixel_tokens, tokens_to_sentences, windows_shown
+from vlp_gym.models.prompted.base import PromptedModel
+from vlp_gym.models.protocol import Scores
+from vlp_gym.models.raw_tokens import windows_shown
 from vlp_gym.prompting.content import Chat, Image
 from vlp_gym.prompting.parse import parse_percentages
 from vlp_gym.prompting.shots import Example, check_example, load_examples
-from vlp_gym.prompting.spec import Options, open_chat
-from vlp_gym.prompting.workers import concurrently
+from vlp_gym.prompting.spec import Options
+from vlp_gym.text import normalize_instruction
 
 FORMAT = "Frame {i}: Frame Description: {}, Task Completion Percentages: {}%"
 
 
-class GVLModel:
+class GVLModel(PromptedModel):
     """Generative Value Learning (GVL, section 3 and appendix B); a `RewardModel`, one question per window.
 
     The chat model sees the first frame, stated to be at 0 %, and then the others in random order (eq. 3), because in
@@ -40,15 +39,10 @@ class GVLModel:
     video of one frame needs no question.
 
     Args:
-        chat: the chat model.
+        chat, frame_size, max_concurrency: see `PromptedModel`.
         examples: frames, uint8 ``[T, H, W, 3]``, and percentages in [0, 100] of videos of any task with known progress;
             each is shown shuffled (eq. 4).
         window: T, frames per question, the first one included.
-        frame_size: (H, W) in pixels of the frames shown; one number means a square.
-        max_concurrency: questions asked at a time.
-
-    Raises (in use):
-        QueryError: there is no answer, or none that can be parsed.
 
     Example:
         >>> model = GVLModel.from_spec("qwen2.5-vl?base_url=http://127.0.0.1:8000/v1&cache=none")
@@ -56,7 +50,8 @@ class GVLModel:
         (16, 'prefix')
     """
 
-    history: History = "prefix"
+    # A folder, see `vlp_gym.prompting.shots.load_examples`.
+    options: ClassVar[Options] = {**PromptedModel.options, "examples": load_examples}
 
     def __init__(
         self,
@@ -69,31 +64,9 @@ class GVLModel:
     ) -> None:
         if window < 2 or max_concurrency < 1:
             raise ValueError(f"expected window >= 2 and max_concurrency >= 1, got {window} and {max_concurrency}")
-        self.chat, self.window, self.max_concurrency = chat, window, max_concurrency
-        self.frame_size = square(frame_size)
+        super().__init__(chat, frame_size, max_concurrency)
+        self.window = window
         self._examples = [part for example in examples for part in self._show(*example)]
-
-    @classmethod
-    def from_spec(cls, spec: str) -> GVLModel:
-        """Build from "MODEL?option=value&..."; see `vlp_gym.prompting.open_chat`.
-
-        Further options: ``examples`` (a folder, see `vlp_gym.prompting.shots.load_examples`), ``window``,
-        ``frame_size``, ``max_concurrency``.
-
-        Raises:
-            ValueError: an option is unknown or its value invalid.
-        """
-        kinds: Options = {"examples": load_examples, "window": int, "frame_size": int, "max_concurrency": int}
-        chat, options = open_chat(spec, kinds)
-        return cls(chat, **options)
-
-    def encode_text(self, instructions: Sequence[str]) -> Tensor:
-        """Code points of B sentences, float ``[B, L, 1]``; padding is zero."""
-        return code_points(instructions)
-
-    def encode_frames(self, frames: Tensor) -> Tensor:
-        """Resized pixels of uint8 frames ``[N, H, W, 3]`` of any size, float16 ``[N, K, 3]``."""
-        return pixel_tokens(frames, self.frame_size)
 
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
         """Ask about each window of pixels ``[B, T, K, 3]``; padding is not shown and has progress 0.
@@ -102,8 +75,7 @@ class GVLModel:
             Scores with ``progress``, float32 ``[B, T]`` in [0, 1], and ``preference``, float32 ``[B]``, that of the
             newest frame.
         """
-        rows = windows_shown(frames, text, mask, self.frame_size)
-        answers = concurrently(lambda row: self._ask(*row), rows, self.max_concurrency)
+        answers = self.concurrently(self._ask, windows_shown(frames, text, mask, self.frame_size))
         progress = torch.zeros(mask.shape)
         for values, real, answer in zip(progress, mask.cpu(), answers, strict=True):
             values[real] = torch.from_numpy(answer).float()
@@ -113,15 +85,12 @@ class GVLModel:
     def values(self, video: NDArray[np.uint8], instruction: str) -> NDArray[np.float64]:
         """The value of every frame of a finished video, from one question about all frames, as in the paper.
 
-        Args:
-            video: uint8 ``[T, H, W, 3]``; T is limited by the pictures that the chat model accepts at once.
-            instruction: the task.
+        T of the video, uint8 ``[T, H, W, 3]``, is limited by the pictures that the chat model accepts at once.
 
         Returns:
             Values in [0, 1], float64 ``[T]``; see `vlp_gym.evaluation.curation` for their use.
         """
-        (sentence,) = tokens_to_sentences(code_points([instruction]))
-        return self._ask(self._resize(video), sentence)
+        return self._ask(self.resize(video), normalize_instruction(instruction))
 
     def _ask(self, frames: NDArray[np.uint8], instruction: str) -> NDArray[np.float64]:
         """Values in [0, 1], float64 ``[T]``, of frames in temporal order."""
@@ -159,14 +128,11 @@ class GVLModel:
     def _show(self, frames: NDArray[np.uint8], percentages: Sequence[float]) -> list[Any]:
         """Prompt parts of an example, shuffled."""
         check_example(frames, percentages)
-        shown = self._resize(frames)
+        shown = self.resize(frames)
         parts: list[Any] = []
         for index in shuffled(shown, ""):
             parts += ["Example frame:", shown[index], f"Task Completion Percentages: {percentages[index]:.4g}%"]
         return parts
-
-    def _resize(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return resize_frames(torch.from_numpy(np.ascontiguousarray(frames)), self.frame_size).numpy()
 
 
 def shuffled(frames: NDArray[np.uint8], instruction: str) -> NDArray[np.int64]:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vlp_gym.models.pictures import square
-from vlp_gym.models.protocol import History, Scores
-from vlp_gym.models.raw_tokens import code_points, pixel_tokens, tokens_to_images, tokens_to_sentences
+from vlp_gym.models.prompted.base import PromptedModel
+from vlp_gym.models.protocol import Scores
+from vlp_gym.models.raw_tokens import tokens_to_images, tokens_to_sentences
 from vlp_gym.prompting.content import Chat, Image
 from vlp_gym.prompting.parse import parse_choice, parse_text
-from vlp_gym.prompting.spec import open_chat
-from vlp_gym.prompting.workers import concurrently
+from vlp_gym.prompting.spec import Options
 
 CHANCES = {0: 1.0, 1: 0.0, -1: 0.5}  # answer -> P(the first picture is better)
 
 
-class RLVLMFModel:
+class RLVLMFModel(PromptedModel):
     """Preferences from a two-stage prompt (RL-VLM-F, section 4); a `RewardModel` with a pairwise head.
 
     First the model describes both pictures and how they differ with regard to the goal; then, from this description
@@ -39,12 +38,8 @@ class RLVLMFModel:
     reward and costs two questions per step.
 
     Args:
-        chat: the chat model.
-        frame_size: (H, W) in pixels of the frames shown; one number means a square.
+        chat, frame_size: see `PromptedModel`.
         max_concurrency: pairs asked about at a time.
-
-    Raises (in use):
-        QueryError: there is no answer, or none that can be parsed.
 
     Example:
         >>> model = RLVLMFModel.from_spec("qwen2.5-vl?base_url=http://127.0.0.1:8000/v1&cache=none")
@@ -53,32 +48,12 @@ class RLVLMFModel:
     """
 
     window = 2  # the episode's first frame and the newest one
-    history: History = "prefix"
+    options: ClassVar[Options] = {"frame_size": int, "max_concurrency": int}
 
     def __init__(self, chat: Chat, *, frame_size: int | tuple[int, int] = 224, max_concurrency: int = 8) -> None:
         if max_concurrency < 1:
             raise ValueError(f"max_concurrency must be at least 1, got {max_concurrency}")
-        self.chat, self.frame_size, self.max_concurrency = chat, square(frame_size), max_concurrency
-
-    @classmethod
-    def from_spec(cls, spec: str) -> RLVLMFModel:
-        """Build from "MODEL?option=value&..."; see `vlp_gym.prompting.open_chat`.
-
-        Further options: ``frame_size``, ``max_concurrency``.
-
-        Raises:
-            ValueError: an option is unknown or its value invalid.
-        """
-        chat, options = open_chat(spec, {"frame_size": int, "max_concurrency": int})
-        return cls(chat, **options)
-
-    def encode_text(self, instructions: Sequence[str]) -> Tensor:
-        """Code points of B sentences, float ``[B, L, 1]``; padding is zero."""
-        return code_points(instructions)
-
-    def encode_frames(self, frames: Tensor) -> Tensor:
-        """Resized pixels of uint8 frames ``[N, H, W, 3]`` of any size, float16 ``[N, K, 3]``."""
-        return pixel_tokens(frames, self.frame_size)
+        super().__init__(chat, frame_size, max_concurrency)
 
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
         """Compare the last frame of each window of pixels ``[B, T, K, 3]`` with its first real one.
@@ -91,21 +66,17 @@ class RLVLMFModel:
         return Scores(preference=1.0 - 2.0 * worse)
 
     def prefer(self, a: Tensor, b: Tensor, text: Tensor) -> Tensor:
-        """P(a > b | text), float32 ``[B]`` of 0, 0.5 (no preference) and 1.
+        """P(a > b | text), float32 ``[B]`` of 0, 0.5 (no preference) and 1; see `PairwiseModel.prefer`.
 
-        Args:
-            a: pixels of the first videos, ``[B, T, K, 3]``; the last frame is shown as Image 1.
-            b: pixels of the second videos, ``[B, T', K, 3]``; the last frame is shown as Image 2.
-            text: code points, ``[B, L, 1]``.
+        The last frames are shown, that of a as Image 1, that of b as Image 2.
         """
         return self._chances(a[:, -1], b[:, -1], text)
 
     def _chances(self, first: Tensor, second: Tensor, text: Tensor) -> Tensor:
         """P(the first picture is better), ``[B]``, of pixels ``[B, K, 3]``."""
         pictures = (tokens_to_images(side, self.frame_size) for side in (first, second))
-        rows = list(zip(*pictures, tokens_to_sentences(text), strict=True))
-        chances = concurrently(lambda row: CHANCES[self._ask(*row)], rows, self.max_concurrency)
-        return torch.tensor(chances, device=first.device)
+        choices = self.concurrently(self._ask, zip(*pictures, tokens_to_sentences(text), strict=True))
+        return torch.tensor([CHANCES[choice] for choice in choices], device=first.device)
 
     def _ask(self, first: Image, second: Image, instruction: str) -> int:
         if np.array_equal(first, second):

@@ -9,8 +9,8 @@ import argparse
 import pickle
 import warnings
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import safetensors.torch
@@ -28,7 +28,7 @@ CONVERTERS = {
     "vip": "vlp_gym.models.vip:from_published",
     "r3m": "vlp_gym.models.r3m:from_published",
     "roboclip": "vlp_gym.models.roboclip:from_published",
-    "robometer": "vlp_gym.models.robometer:from_published",
+    "robometer": "vlp_gym.models.robometer:RobometerModel.from_published",
     "rewind": "vlp_gym.models.rewind:from_published",
 }
 _STATE_KEYS = ("model_state_dict", "state_dict")  # keys of the tensors in files that do not use the system's name
@@ -55,8 +55,7 @@ def convert(system: str, source: str | Path, out: str | Path, **options: Any) ->
         raise ValueError(f"system: expected one of {sorted(CONVERTERS)}, got {system!r}")
     source = Path(source)
     state = read_published(source, system)
-    module, _, name = CONVERTERS[system].partition(":")
-    from_published: Callable[..., nn.Module] = getattr(import_module(module), name)
+    from_published: Callable[..., nn.Module] = resolve_name(CONVERTERS[system])
     try:
         with torch.random.fork_rng(devices=[]):  # random weights are drawn, then replaced
             model = from_published(state, **options)

@@ -1,0 +1,77 @@
+"""Models for `transformers` from the hub or a folder: configs, tokenizers and safetensors weights, but never code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from vlp_gym.errors import CheckpointError, MissingExtraError, import_extra, reason
+from vlp_gym.text import check_length, normalize_instruction
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A pretrained model, downloaded once and then cached.
+
+    Args:
+        name: hub id or folder.
+        needs: the beginning of the message if transformers is not installed.
+        absent: message if a part cannot be loaded; "{}" stands for "config.json", "tokenizer" or "weights".
+        advice: what to do then.
+
+    Raises (in use):
+        MissingExtraError: transformers, or a package that this model needs, is not installed.
+        CheckpointError: a part cannot be loaded.
+    """
+
+    name: str
+    needs: str
+    absent: str
+    advice: str
+
+    def config(self, kind: str | None = None) -> Any:
+        """The `transformers.PretrainedConfig`; raises `CheckpointError` if its model_type is not the required kind."""
+        config = self._load("config.json", "AutoConfig")
+        if kind is not None and config.model_type != kind:
+            raise CheckpointError(f"{self.name}: expected a model of type {kind!r}, got {config.model_type!r}")
+        return config
+
+    def tokenizer(self) -> Any:
+        """The tokenizer."""
+        return self._load("tokenizer", "AutoTokenizer")
+
+    def weights(self, model_class: str, **options: Any) -> tuple[Any, list[str]]:
+        """The model, and the names of missing or misshaped weights, which transformers leaves random with a warning."""
+        model, report = self._load("weights", model_class, use_safetensors=True, output_loading_info=True, **options)
+        return model, sorted({str(key) for entry in ("missing_keys", "mismatched_keys") for key in report[entry]})
+
+    def _load(self, part: str, loader: str, **options: Any) -> Any:
+        transformers = import_extra("transformers", self.needs, "vlm")
+        try:
+            # False, not omitted: transformers would ask on the terminal whether to run the repository's code.
+            return getattr(transformers, loader).from_pretrained(self.name, trust_remote_code=False, **options)
+        except ImportError as error:
+            raise MissingExtraError(f'{self.name}: {error}; pip install "vlp_gym[vlm]"') from error
+        except Exception as error:  # the hub's, the parsers' and OSError, depending on the version and the network
+            raise CheckpointError(
+                f"{self.name}: {self.absent.format(part)} ({reason(error)}). {self.advice}"
+            ) from error
+
+
+def mean_word(model: Any, tokenizer: Any, instructions: Sequence[str], limit: int, *, truncate: bool) -> Tensor:
+    """Encode B sentences as the mean over a BERT's tokens without padding, float ``[B, 1, D]``.
+
+    Raises:
+        InstructionError: a sentence is blank, or over the limit of tokens and ``truncate`` is False.
+    """
+    sentences = [normalize_instruction(instruction) for instruction in instructions]
+    for ids in tokenizer(sentences, verbose=False)["input_ids"]:
+        check_length(len(ids), limit, truncate=truncate)
+    inputs = tokenizer(sentences, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+    words, real = (inputs[key].to(model.device) for key in ("input_ids", "attention_mask"))
+    states: Tensor = model(input_ids=words, attention_mask=real).last_hidden_state
+    weights = real.to(states.dtype).unsqueeze(-1)
+    return (states * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
