@@ -84,7 +84,7 @@ def test_unknown_name_suggests_a_near_one() -> None:
 
 @pytest.mark.parametrize("path", [*registry._CLASSES.values(), *(path for path, _ in registry._FAMILIES.values())])
 def test_every_system_is_where_the_registry_says(path: str) -> None:
-    model_class = registry._class(path)
+    model_class = registry.resolve_name(path)
     names = {name for name, place in registry._CLASSES.items() if place == path}
     assert names <= {model_class.model_type} if names else callable(model_class.from_spec)
 
