@@ -45,8 +45,9 @@ def encode_trajectory(trajectory: Trajectory) -> dict[str, Any]:
         raise DatasetError(f"{trajectory.name}: expected variants of {', '.join(VARIANT_KINDS)}, got {unknown}")
     return {
         "format_version": FORMAT_VERSION,
-        **{name: _as_lists(value) for name, value in vars(trajectory).items() if name != "frames"},
+        **{name: getattr(trajectory, name) for name in (*_PLAIN, "opposite", "sibling")},
         "frames": encoded,
+        **{name: _as_lists(value) for name, value in vars(trajectory).items() if name != "frames"},
         "positions": trajectory.positions.reshape(-1, 6).tolist(),
         "variants": {kind: list(trajectory.variants.get(kind, ())) for kind in VARIANT_KINDS},
     }
