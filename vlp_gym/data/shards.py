@@ -73,11 +73,11 @@ def decode_trajectory(row: dict[str, Any]) -> Trajectory:
     if len({image.shape for image in images}) != 1:
         raise DatasetError(f"{_name(row)}: frames of several sizes")
     kinds = {**_SERIES, **dict.fromkeys(_TABLES, "float32")}
-    arrays = {name: np.asarray(row[name], kind) for name, kind in kinds.items() if row.get(name) is not None}
-    arrays |= {"frames": np.stack(images), "positions": arrays["positions"].reshape(-1, 2, 3)}
+    fields: dict[str, Any] = {name: row[name] for name in _PLAIN}
+    fields |= {name: np.asarray(row[name], kind) for name, kind in kinds.items() if row.get(name) is not None}
+    fields |= {"frames": np.stack(images), "positions": fields["positions"].reshape(-1, 2, 3)}
     return Trajectory(
-        **{name: row[name] for name in _PLAIN},
-        **arrays,
+        **fields,
         sentences=tuple(row.get("sentences") or ()),
         held_out=tuple(row.get("held_out") or ()),
         opposite=row.get("opposite"),

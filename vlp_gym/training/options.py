@@ -98,15 +98,11 @@ def check_at_least(least: float, **values: float) -> None:
     """Raise ValueError if an option, given under its field name, is below `least`."""
     for name, value in values.items():
         if not value >= least:
-            raise ValueError(f"{_flag(name)}: expected at least {least}, got {value}")
+            raise ValueError(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
 
 
 def check_share(**values: float) -> None:
     """Raise ValueError if an option, given under its field name, is outside [0, 1]."""
     for name, value in values.items():
         if not 0 <= value <= 1:
-            raise ValueError(f"{_flag(name)}: expected a share from 0 to 1, got {value}")
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+            raise ValueError(f"--{name.replace('_', '-')}: expected a share from 0 to 1, got {value}")

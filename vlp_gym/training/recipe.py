@@ -13,6 +13,7 @@ from torch import Tensor, nn
 Loss = Callable[[nn.Module, Any, torch.Generator], dict[str, Tensor]]
 """(model, batch, generator on the CPU) -> "loss" to minimise and its named parts, all scalars."""
 _B = TypeVar("_B", bound="Batch")
+_M = TypeVar("_M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -88,4 +89,23 @@ class Recipe(ABC):
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
-        """ "loss" to minimise and its named parts, all scalars; `generator` is on the CPU."""
+        """Losses of a batch.
+
+        Args:
+            model: the model, in the training mode of the stage.
+            batch: a batch of this recipe, on the model's device.
+            generator: draws the augmentation, on the CPU.
+
+        Returns:
+            "loss" to minimise and its named parts, all scalars.
+
+        Raises:
+            TypeError: for a model of another system.
+        """
+
+
+def expect_model(model: nn.Module, kind: type[_M]) -> _M:
+    """The model, if it is of class `kind`; raises TypeError for any other."""
+    if not isinstance(model, kind):
+        raise TypeError(f"expected a {kind.__name__}, got {type(model).__name__}")
+    return model

@@ -109,9 +109,17 @@ def load_training_state(
             _, index, key = name.split(".", 2)
             state.setdefault(int(index), {})[key] = tensor
     generators = generators or {}
-    _check_model(model, weights, where)
-    _check_optimizer(optimizer, document["optimizer"], groups, where)
-    _check_generators(generators, document["numpy_generators"], tensors, where)
+    if differing := differing_weights(stored_state(model), weights):
+        raise CheckpointError(f"{where}: made for another model; these weights differ: {', '.join(differing[:8])}")
+    own = (type(optimizer).__name__, [len(group["params"]) for group in optimizer.param_groups])
+    saved = (document["optimizer"], [len(group["params"]) for group in groups])
+    if own != saved:
+        raise CheckpointError(
+            f"{where}: made for {saved[0]} with {saved[1]} parameters in its groups, got {own[0]} with {own[1]}"
+        )
+    named = {name.removeprefix("rng.named.") for name in tensors if name.startswith("rng.named.")}
+    if set(generators) != (names := named | document["numpy_generators"].keys()):
+        raise CheckpointError(f"{where}: expected the generators {sorted(names)}, got {sorted(generators)}")
 
     load_state(model, weights, str(where))
     optimizer.load_state_dict({"state": state, "param_groups": groups})
@@ -132,28 +140,6 @@ def differing_weights(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) ->
     """Sorted names of the tensors that are in only one of two state dicts or differ in shape."""
     shapes = [{name: tuple(tensor.shape) for name, tensor in weights.items()} for weights in (own, other)]
     return sorted(name for name in shapes[0].keys() | shapes[1].keys() if shapes[0].get(name) != shapes[1].get(name))
-
-
-def _check_model(model: nn.Module, weights: Mapping[str, Tensor], where: Path) -> None:
-    if differing := differing_weights(stored_state(model), weights):
-        raise CheckpointError(f"{where}: made for another model; these weights differ: {', '.join(differing[:8])}")
-
-
-def _check_optimizer(optimizer: Optimizer, kind: str, groups: list[dict[str, Any]], where: Path) -> None:
-    own = (type(optimizer).__name__, [len(group["params"]) for group in optimizer.param_groups])
-    saved = (kind, [len(group["params"]) for group in groups])
-    if own != saved:
-        raise CheckpointError(
-            f"{where}: made for {saved[0]} with {saved[1]} parameters in its groups, got {own[0]} with {own[1]}"
-        )
-
-
-def _check_generators(
-    generators: Mapping[str, Any], numpy_states: Mapping[str, Any], tensors: Mapping[str, Tensor], where: Path
-) -> None:
-    saved = {*numpy_states, *(name.removeprefix("rng.named.") for name in tensors if name.startswith("rng.named."))}
-    if set(generators) != saved:
-        raise CheckpointError(f"{where}: expected the generators {sorted(saved)}, got {sorted(generators)}")
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ from vlp_gym.objectives.progress import pairwise_ranking_loss, progress_loss
 from vlp_gym.objectives.relevance import balanced_match_loss, text_to_video_loss, video_to_text_loss
 from vlp_gym.training.augment import augment_clips, mirror_clips
 from vlp_gym.training.options import check_at_least
-from vlp_gym.training.recipe import Stage
+from vlp_gym.training.recipe import Stage, expect_model
 from vlp_gym.training.recipes.clips import ClipBatch, ClipOptions, ClipRecipe, ClipSampler
 
 VALUE_MARGIN = 0.1  # least difference in reward rank between two ordered frames
@@ -72,37 +72,23 @@ class CompactRecipe(ClipRecipe):
 
     def __init__(self, sampler: ClipSampler, relevance_steps: int = 400) -> None:
         super().__init__(sampler)
-        self.relevance_steps = relevance_steps
-        self.settings["relevance_steps"] = relevance_steps
+        self.relevance_steps = self.settings["relevance_steps"] = relevance_steps
 
     def stages(self, model: nn.Module, steps: int) -> list[Stage]:
-        """The second stage leaves progress and quality unchanged; raises TypeError for another model."""
-        model = _compact(model)
+        """See `Recipe.stages`; the second stage leaves progress and quality unchanged."""
+        model = expect_model(model, CompactRewardModel)
         relevance = Stage(
             self.relevance_steps, relevance_loss, model.relevance_parameters(), resting=[model.backbone.stem]
         )
         return [Stage(steps, self.loss), relevance]
 
     def loss(self, model: nn.Module, batch: ClipBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        """See `compact_loss`."""
         return compact_loss(model, batch, generator)
 
 
 def compact_loss(model: nn.Module, batch: ClipBatch, generator: torch.Generator) -> dict[str, Tensor]:
-    """Loss of the first stage: progress, quality and a little relevance on augmented clips.
-
-    Args:
-        model: a `CompactRewardModel`.
-        batch: the clips.
-        generator: draws the augmentation, on the CPU.
-
-    Returns:
-        "loss" to minimise and its unweighted parts.
-
-    Raises:
-        TypeError: for any other model.
-    """
-    model = _compact(model)
+    """Loss of the first stage: progress, quality and a little relevance on augmented clips; see `Recipe.loss`."""
+    model = expect_model(model, CompactRewardModel)
     batch = mirror_clips(batch, generator)
     tokens = model.backbone.encode_pixels(augment_clips(batch.frames.flatten(0, 1), generator))
     progress, relevance = _parts(model, batch, tokens)
@@ -111,16 +97,10 @@ def compact_loss(model: nn.Module, batch: ClipBatch, generator: torch.Generator)
 
 
 def relevance_loss(model: nn.Module, batch: ClipBatch, generator: torch.Generator) -> dict[str, Tensor]:
-    """Loss of the second stage: the relevance alone on unaugmented clips; see `compact_loss`."""
-    model = _compact(model)
+    """Loss of the second stage: the relevance alone on unaugmented clips; see `Recipe.loss`."""
+    model = expect_model(model, CompactRewardModel)
     progress, relevance = _parts(model, batch, model.encode_frames(batch.frames.flatten(0, 2)))
     return {"loss": _weighted_sum(relevance), **progress, **relevance}
-
-
-def _compact(model: nn.Module) -> CompactRewardModel:
-    if not isinstance(model, CompactRewardModel):
-        raise TypeError(f"expected a CompactRewardModel, got {type(model).__name__}")
-    return model
 
 
 def _parts(model: CompactRewardModel, batch: ClipBatch, tokens: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

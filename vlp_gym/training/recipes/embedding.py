@@ -201,12 +201,7 @@ class EmbeddingRecipe(Recipe):
     def loss(self, model: nn.Module, batch: EmbeddingBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """The objective, and the share of samples whose sentence is closer to frame j than to frame i.
 
-        A model with ``encode_pixels``, which trains from scratch, gets augmented frames.
-
-        Args:
-            model: an `EmbeddingModel` or `SigLIP2Model`.
-            batch: the samples.
-            generator: draws the augmentation.
+        An `EmbeddingModel`, which trains from scratch, gets augmented frames; a `SigLIP2Model` does not.
         """
         size, count = batch.frames.shape[:2]
         encode: Any = model

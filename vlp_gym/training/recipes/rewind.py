@@ -19,7 +19,7 @@ from vlp_gym.models.rewind import ReWiNDModel, SmallGrid
 from vlp_gym.objectives.rewind import rewind_loss
 from vlp_gym.training.augment import augment_clips
 from vlp_gym.training.options import TrainOptions, check_at_least, check_share
-from vlp_gym.training.recipe import Batch, Recipe
+from vlp_gym.training.recipe import Batch, Recipe, expect_model
 
 FRAMES_AT_ONCE = 64  # frames per call of a frozen encoder
 SHORTEST = 3  # least frames of a clip (the authors' code)
@@ -132,11 +132,9 @@ class RewindRecipe(Recipe):
                 raise ValueError(f"{name}: expected a probability in [0, 1], got {share}")
         if clips < 1:
             raise ValueError(f"clips: expected at least 1, got {clips}")
-        self.demonstrations: dict[str, list[Trajectory]] = {task: [] for task in sorted({t.task for t in trajectories})}
-        for trajectory in trajectories:
-            if trajectory.tier == "expert" and trajectory.success.any() and len(trajectory.frames) >= SHORTEST:
-                self.demonstrations[trajectory.task].append(trajectory)
-        self.tasks = list(self.demonstrations)
+        self.tasks = sorted({trajectory.task for trajectory in trajectories})
+        experts = [t for t in trajectories if t.tier == "expert" and t.success.any() and len(t.frames) >= SHORTEST]
+        self.demonstrations = {task: [expert for expert in experts if expert.task == task] for task in self.tasks}
         if len(self.tasks) < 2:
             raise ValueError(f"expected trajectories of at least two tasks, got {self.tasks}")
         if lacking := [task for task, found in self.demonstrations.items() if not found]:
@@ -161,7 +159,7 @@ class RewindRecipe(Recipe):
     @torch.no_grad()
     def prepare(self, model: nn.Module, *, progress_bar: bool = True) -> None:
         """Encode every demonstration with frozen encoders; does nothing with trained ones."""
-        backbone = _rewind(model).backbone
+        backbone = expect_model(model, ReWiNDModel).backbone
         self._encoded = None
         if not backbone.frozen:
             return
@@ -177,7 +175,6 @@ class RewindRecipe(Recipe):
         self._encoded = encoded
 
     def batch(self, number: int) -> RewindBatch:
-        """Batch `number` of the endless sequence of this seed."""
         rng = np.random.default_rng([self.seed, number])
         frames, masks, progress, matched, instructions = [], [], [], [], []
         for _ in range(self.clips):
@@ -208,17 +205,8 @@ class RewindRecipe(Recipe):
         )
 
     def loss(self, model: nn.Module, batch: RewindBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        """See `rewind_loss`; ``matched`` and ``mismatched`` add up to ``loss``.
-
-        Args:
-            model: a `ReWiNDModel`.
-            batch: the clips.
-            generator: draws the augmentation.
-
-        Raises:
-            TypeError: for any other model.
-        """
-        model = _rewind(model)
+        """See `rewind_loss`; ``matched`` and ``mismatched`` add up to ``loss``."""
+        model = expect_model(model, ReWiNDModel)
         backbone, clips, time = model.backbone, *batch.mask.shape
         frames = batch.frames.flatten(0, 1)
         if frames.dtype != torch.uint8:
@@ -233,12 +221,6 @@ class RewindRecipe(Recipe):
         assert scores.progress is not None
         parts = rewind_loss(scores.progress, batch.progress, batch.mask, batch.matched)
         return {"loss": parts.total, "matched": parts.matched, "mismatched": parts.mismatched}
-
-
-def _rewind(model: nn.Module) -> ReWiNDModel:
-    if not isinstance(model, ReWiNDModel):
-        raise TypeError(f"expected a ReWiNDModel, got {type(model).__name__}")
-    return model
 
 
 def clip_frames(

@@ -184,7 +184,6 @@ class SPURRecipe(Recipe):
         }  # fmt: skip
 
     def batch(self, number: int) -> PairBatch:
-        """Batch `number` of the endless sequence of this seed."""
         rng = np.random.default_rng([self.seed, number])
         strategies = rng.choice(len(STRATEGIES), self.batch_size, p=self.ratios)
         frames, masks, targets, labels, sentences = [], [], [], [], []

@@ -12,6 +12,7 @@ from vlp_gym.data.trajectory import Trajectory
 from vlp_gym.models.vlp import VLPModel
 from vlp_gym.objectives.preference import vlp_loss
 from vlp_gym.training.augment import augment_clips
+from vlp_gym.training.recipe import expect_model
 from vlp_gym.training.recipes.clips import ClipBatch, ClipOptions, ClipRecipe, ClipSampler
 
 NEGATIVES = 4  # videos of other tasks (VLP, table 8)
@@ -61,31 +62,22 @@ class VLPRecipe(ClipRecipe):
 
         The preferred clip has the better tier or, if a tier is unknown, the larger reward. Pairs of unknown order are
         left out of the intra-task term.
-
-        Args:
-            model: a `VLPModel`.
-            batch: the clips.
-            generator: draws the clips and the augmentation, on the CPU.
-
-        Raises:
-            TypeError: for any other model.
         """
-        if not isinstance(model, VLPModel):
-            raise TypeError(f"expected a VLPModel, got {type(model).__name__}")
+        live = expect_model(model, VLPModel)
         groups, clips, time = batch.frames.shape[:3]
         device = batch.frames.device
         chosen = torch.argsort(torch.rand(groups, clips, generator=generator), 1)[:, :2].to(device)
         rows = torch.arange(groups, device=device)[:, None]
         pixels = augment_clips(batch.frames[rows, chosen].flatten(0, 1), generator)
         frames = (pixels.permute(0, 2, 3, 1) * 255).round().to(torch.uint8)
-        a, b = model.encode_frames(frames).unflatten(0, (groups, 2, time)).unbind(1)
-        text = model.encode_text(batch.instructions)
+        a, b = live.encode_frames(frames).unflatten(0, (groups, 2, time)).unbind(1)
+        text = live.encode_text(batch.instructions)
         mask = torch.ones(groups, time, dtype=torch.bool, device=device)
         tier, paid = (values[rows, chosen] for values in (batch.tier, batch.segment_return))
         better = torch.where(tier.isnan().any(1), paid[:, 0] - paid[:, 1], tier[:, 0] - tier[:, 1])  # NaN: unknown
 
         def score(video: Tensor, sentence: Tensor) -> Tensor:
-            return model.score(video, sentence, mask).preference
+            return live.score(video, sentence, mask).preference
 
         score_a, score_b = score(a, text), score(b, text)
         foreign = text.roll(1, 0)
