@@ -1,4 +1,4 @@
-"""The sub-commands of `vlp-gym`: each function's signature is its options, its docstring the help.
+"""The sub-commands of `vlp-gym`: a function's signature defines the options, its docstring the help.
 
-Everything heavy is imported inside the functions, so that `--help` answers at once.
+Heavy imports are inside the functions, so that `--help` is fast.
 """

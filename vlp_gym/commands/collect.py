@@ -29,49 +29,46 @@ def collect(
     workers: int | None = None,
     push_to_hub: str | None = None,
 ) -> None:
-    """Collect rollouts of three tiers of skill (MTVLP); the same command again goes on where it stopped.
+    """Collect rollouts of three tiers of skill (MTVLP); repeat the command to resume.
 
     Args:
-        source: where the rollouts come from.
-        out: folder for the parquet shards, one a task and tier.
-        tasks: such as button-press-v3 door-close-v3; all 50 by default.
-        per_tier: rollouts of each task and tier; may be 0 beside others.
-        tiers: which of the three these are.
-        near_miss: also so many rollouts a task that aim beside the object.
-        explore: also so many rollouts a task that wander about the workspace and the object, as learning agents do.
-        agent: also so many rollouts a task of an agent that learns from a reward model (minutes a task).
-        agent_model: the reward model that it learns from.
-        stride: environment steps between two stored frames.
-        size: side of the stored square frames in pixels; 224 for models as large as CLIP.
-        camera: corner, corner2, corner3, corner4, topview, behindGripper or gripperPOV. The same seed with
-            another camera shows the same rollouts from there.
-        varied_share: share of the rollouts with another camera, light and colours, from 0 to 1.
-        random_start: let the hand start at a random place of the workspace, not always at the task's own.
-        seed: of everything; two collections with the same seed are equal.
-        workers: processes; one a core by default.
-        push_to_hub: dataset on the Hugging Face hub, as org/name, that the shards are uploaded to.
+        source: simulator to collect from.
+        out: folder for the parquet shards, one per task and tier.
+        tasks: tasks to collect, such as button-press-v3 door-close-v3; default: all 50.
+        per_tier: rollouts per task and tier; may be 0 if other rollouts are collected.
+        tiers: the tiers of skill that --per-tier counts.
+        near_miss: additional rollouts per task that aim beside the object.
+        explore: additional rollouts per task that wander around the workspace and the object, as learning agents do.
+        agent: additional rollouts per task of an agent trained on a reward model (takes minutes per task).
+        agent_model: the reward model for --agent.
+        stride: environment steps between stored frames.
+        size: side length in pixels of the stored square frames; 224 suits CLIP and larger models.
+        camera: corner, corner2, corner3, corner4, topview, behindGripper or gripperPOV. Another camera with the same
+            seed shows the same rollouts.
+        varied_share: share of rollouts, in [0, 1], with random camera pose, light and colours.
+        random_start: start the hand at a random position instead of the task's own.
+        seed: seeds all random draws; equal seeds give equal collections.
+        workers: worker processes; default: one per core.
+        push_to_hub: upload the shards to this dataset (org/name) on the Hugging Face hub.
     """
     from vlp_gym.metaworld.collect import collect_metaworld
     from vlp_gym.metaworld.config import CollectConfig
     from vlp_gym.metaworld.splits import known_task
 
     counts = {"per-tier": per_tier, "near-miss": near_miss, "explore": explore, "agent": agent}
-    for name, value in counts.items():
-        if value < 0:
-            raise ValueError(f"--{name}: expected at least 0, got {value}")
+    positive = {"stride": stride, "workers": 1 if workers is None else workers}
+    for least, values in ((0, counts), (1, positive)):
+        for name, value in values.items():
+            if value < least:
+                raise ValueError(f"--{name}: expected at least {least}, got {value}")
     if not any(counts.values()):
         raise ValueError(f"expected something to collect: one of --{', --'.join(counts)} over 0")
-    if stride < 1:
-        raise ValueError(f"--stride: expected at least 1, got {stride}")
     if not 16 <= size <= 1024:
         raise ValueError(f"--size: expected 16 to 1024 pixels, got {size}")
     if not 0 <= varied_share <= 1:
         raise ValueError(f"--varied-share: expected 0 to 1, got {varied_share}")
-    if workers is not None and workers < 1:
-        raise ValueError(f"--workers: expected at least 1, got {workers}")
-    # An unknown task or model is refused before anything is written.
     names = [known_task(task) for task in tasks]
-    if agent:
+    if agent:  # an unknown model is an error before anything is written
         from vlp_gym.models.registry import load_reward_model
 
         load_reward_model(agent_model)

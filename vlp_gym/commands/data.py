@@ -1,4 +1,4 @@
-"""The rollouts that commands read, and which of their tasks a split trains on and is judged on."""
+"""Loads rollouts for the commands, and names the training and evaluation tasks of a split."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ SplitName = Literal["vlp", "ml45", "all", "data"]
 
 
 def load(*folders: Path, tasks: Sequence[str] = ()) -> list[Trajectory]:
-    """All trajectories of folders, with the sentences of Meta-World's tasks where they carry none.
+    """All trajectories of folders; Meta-World tasks without sentences get theirs.
 
     Args:
-        folders: with parquet shards.
-        tasks: only these, all by default; the version of a Meta-World task may be left out.
+        folders: folders with parquet shards.
+        tasks: load only these; default: all. The suffix -v3 of a Meta-World task may be omitted.
 
     Raises:
         DatasetError: see `stream_trajectories`.
@@ -26,13 +26,13 @@ def load(*folders: Path, tasks: Sequence[str] = ()) -> list[Trajectory]:
     from vlp_gym.metaworld.sentences import with_sentences
     from vlp_gym.metaworld.splits import full_name
 
-    there = shard_tasks(*folders)
-    names = [full_name(task) if full_name(task) in there else task for task in tasks]
+    known = shard_tasks(*folders)
+    names = [full_name(task) if full_name(task) in known else task for task in tasks]
     return [with_sentences(trajectory) for trajectory in load_trajectories(*folders, tasks=names or None)]
 
 
 def training_tasks(split: SplitName, folders: Sequence[Path]) -> tuple[str, ...]:
-    """The tasks that a split of Meta-World trains on; of "data" all that the folders have."""
+    """The training tasks of a Meta-World split; for "data" all tasks in the folders."""
     from vlp_gym.data.shards import shard_tasks
     from vlp_gym.metaworld.splits import train_tasks
 
@@ -40,7 +40,7 @@ def training_tasks(split: SplitName, folders: Sequence[Path]) -> tuple[str, ...]
 
 
 def judged_tasks(split: SplitName, folder: Path) -> tuple[str, ...]:
-    """The tasks that a split of Meta-World is judged on; of "data" all that the folder has."""
+    """The evaluation tasks of a Meta-World split; for "data" all tasks in the folder."""
     from vlp_gym.data.shards import shard_tasks
     from vlp_gym.metaworld import splits
 

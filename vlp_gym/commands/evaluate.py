@@ -17,16 +17,16 @@ def evaluate(
     seed: int = 0,
     pairs_per_task: int = 500,
 ) -> None:
-    """Judge a reward model on the held-out tasks of a split: JSON, a Markdown table and a picture.
+    """Evaluate a reward model on the held-out tasks of a split; writes JSON, a Markdown table and a plot.
 
     Args:
         model: a shipped name (see `vlp-gym models`), a checkpoint folder, or a hub id org/name.
-        data: folder that `vlp-gym collect` filled, best with another seed than the training's.
-        split: vlp and ml45 judge the five tasks of Meta-World that each holds out; all judges the 50; data judges every
-            task of the folder, whatever it is.
-        out: folder for the report; runs/eval/MODEL-SPLIT by default.
-        seed: of every draw.
-        pairs_per_task: pairs for scripted ITP, IVP and ILP.
+        data: folder from `vlp-gym collect`, preferably with another seed than the training data.
+        split: evaluation tasks. vlp and ml45 are the five Meta-World tasks that each holds out; all is all 50 tasks;
+            data is every task in the folder.
+        out: folder for the report; default: runs/eval/MODEL-SPLIT.
+        seed: seeds all random draws.
+        pairs_per_task: pairs per task for scripted ITP, IVP and ILP.
     """
     from vlp_gym.data.shards import shard_path
     from vlp_gym.evaluation.evaluate import evaluate as judge
@@ -47,7 +47,7 @@ def evaluate(
         live, trajectories, tasks=tasks, split_name=split, seed=seed, device=device, pairs_per_task=pairs_per_task
     )
     result["settings"]["model"] = model
-    # The last part of a path or hub id; all of a name with a family, whose tag alone would not tell models apart.
+    # The last part of a path or hub id; the whole name if it has a family, because its tag alone is ambiguous.
     name = re.sub(r"[^\w.-]+", "-", model if ":" in model else Path(model).name)
     out = Path("runs") / "eval" / f"{name}-{split}" if out is None else out
     paths = write_report(result, out)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
     from vlp_gym.preferences.labelers import Kind
     from vlp_gym.preferences.segments import Segments
 
-UNDECIDED = 0.01  # a pairwise model's P(first > second) so near to 0.5 is skipped
-_BLOCK = 10  # pairs that a model is asked about at a time
+UNDECIDED = 0.01  # a pairwise model's label this close to 0.5 is skipped
+_BLOCK = 10  # pairs that a model labels between two saves
 
 
 def label(
@@ -34,31 +35,32 @@ def label(
     port: int = 0,
     browser: bool = True,
 ) -> None:
-    """Label pairs of stored segments: you on a page in your browser, a reward model, or the environment's own rewards.
+    """Label pairs of stored segments by hand on a web page, by a reward model, or by the environment's rewards.
 
     For example: vlp-gym label runs/segments --out runs/preferences --human --instruction "press the button"
 
     Args:
-        segments: folder that SegmentStore.save wrote; with SegmentStore(frame_size=224) for a person to look at.
-        out: folder for the labelled pairs, read by PreferenceBuffer.load; those that are there are kept.
-        labels: human, you; scripted, the larger sum of the environment's own rewards; else a reward model: a shipped
-            name (see `vlp-gym models`), a checkpoint folder, or a hub id org/name.
-        human: the same as --labels human.
-        instruction: what is to be done, in one sentence; scripted needs none.
-        kind: of a reward model: preference compares frames spread over each segment, reward the sums of its rewards.
-        pairs: how many to label.
-        sampler: uniform takes any; k-center those that differ most from each other and from those that are labelled;
-            k-means those across two kinds of behaviour.
-        length: steps of a segment; as many as they were recorded for by default.
-        newest: only of so many newest episodes; of all by default.
-        seed: of every draw; the same command again adds other pairs.
-        port: of the page for a person, on this computer alone; a free one by default. From another computer:
+        segments: folder from SegmentStore.save; use SegmentStore(frame_size=224) for labels by hand.
+        out: folder for the labelled pairs, for PreferenceBuffer.load; pairs already there are kept.
+        labels: source of the labels: human for a web page; scripted for the larger sum of environment rewards; or a
+            reward model, as a shipped name (see `vlp-gym models`), a checkpoint folder, or a hub id org/name.
+        human: same as --labels human.
+        instruction: the task in one sentence; not needed for scripted labels.
+        kind: what a reward model compares: preference compares frames spread over each segment, reward compares sums of
+            its rewards.
+        pairs: number of pairs to label.
+        sampler: uniform draws random pairs; k-center draws pairs that differ most from each other and from labelled
+            ones; k-means draws pairs across two clusters of behaviour.
+        length: steps per segment; default: the length they were recorded for.
+        newest: use only this many of the newest episodes; default: all.
+        seed: seeds all random draws; repeating the command adds new pairs.
+        port: port of the web page, on this computer only; default: a free one. From another computer:
             ssh -L PORT:127.0.0.1:PORT HOST.
-        browser: open the page; its address is printed in any case.
+        browser: open the web page; its address is always printed.
     """
     import numpy as np
+    from tqdm import tqdm
 
-    from vlp_gym.models.registry import best_device
     from vlp_gym.preferences.buffer import PreferenceBuffer
     from vlp_gym.preferences.samplers import choose_pairs
     from vlp_gym.preferences.segments import SegmentStore
@@ -77,79 +79,55 @@ def label(
     store = SegmentStore.load(segments)
     store.length = length or store.length
     buffer = PreferenceBuffer.load(out) if (out / "preferences.json").exists() else PreferenceBuffer()
-    buffer.capacity = max(buffer.capacity, len(buffer) + pairs)  # none that is there makes room
+    buffer.capacity = max(buffer.capacity, len(buffer) + pairs)  # new pairs must not replace old ones
     first, second = choose_pairs(
         store, None, pairs, np.random.default_rng([seed, len(buffer)]), sampler=sampler, newest=newest, labelled=buffer
     )
-    # An hour of labels must not be lost to a folder that does not take them.
+    # Pairs of another length, or a folder that cannot be made, must fail before an hour of labelling.
     buffer.add(first, second, np.full(pairs, np.nan))
     out.mkdir(parents=True, exist_ok=True)
     given = np.full(pairs, np.nan)
-    for block, labelled in ask(
-        source, first, second,
-        instruction=instruction, kind=kind, seed=seed, port=port, browser=browser, device=best_device(),
-    ):  # fmt: skip
-        given[block] = labelled
-        buffer.add(first[block], second[block], labelled)
-        buffer.save(out)
+    block = pairs if source in ("human", "scripted") else _BLOCK
+    with (
+        _labeler(source, instruction, kind=kind, seed=seed, port=port, browser=browser) as labeler,
+        tqdm(desc="labelling", unit="pair", total=pairs, disable=block == pairs) as bar,
+    ):
+        for start in range(0, pairs, block):
+            some = slice(start, start + block)
+            given[some] = labeler(first[some], second[some])
+            buffer.add(first[some], second[some], given[some])
+            buffer.save(out)
+            bar.update(len(given[some]))
     print(summary(first, second, given))
     print(f"preferences: {out} ({len(buffer)} pairs)")
 
 
-def ask(
-    source: str,
-    first: Segments,
-    second: Segments,
-    *,
-    instruction: str,
-    kind: Kind,
-    seed: int,
-    port: int,
-    browser: bool,
-    device: str,
-) -> Iterator[tuple[slice, NDArray[np.float64]]]:
-    """Labels of N pairs, in blocks as they come: which pairs, and float64 labels of these.
+@contextmanager
+def _labeler(
+    source: str, instruction: str, *, kind: Kind, seed: int, port: int, browser: bool
+) -> Iterator[Callable[[Segments, Segments], NDArray[np.float64]]]:
+    """The labeler for a source of labels: "human", "scripted", or the name of a reward model."""
+    from vlp_gym.preferences.labelers import ModelLabeler, ScriptedLabeler
 
-    Args:
-        source: "human", "scripted", or the name of a reward model.
-        first, second: N segments each.
-        instruction: what is to be done, for a person or a model.
-        kind: of a model's labels, see `ModelLabeler`.
-        seed: of a scripted teacher.
-        port, browser: of the page for a person, see `HumanLabeler`.
-        device: of a model.
-    """
     if source == "human":
         from vlp_gym.preferences.human import HumanLabeler
 
         with HumanLabeler(instruction, port=port, open_browser=browser) as person:
-            yield slice(None), person(first, second)
-        return
-    if source == "scripted":
-        from vlp_gym.preferences.labelers import ScriptedLabeler
+            yield person
+    elif source == "scripted":
+        yield ScriptedLabeler(seed=seed)
+    else:
+        from vlp_gym.models.protocol import PairwiseModel
+        from vlp_gym.models.registry import best_device, load_reward_model
 
-        yield slice(None), ScriptedLabeler(seed=seed)(first, second)
-        return
-    from tqdm import tqdm
-
-    from vlp_gym.models.protocol import PairwiseModel
-    from vlp_gym.models.registry import load_reward_model
-    from vlp_gym.preferences.labelers import ModelLabeler
-
-    model = load_reward_model(source, device=device)
-    # What a pairwise model cannot decide is no "equal" (RL-VLM-F drops it).
-    margin = UNDECIDED if kind == "preference" and isinstance(model, PairwiseModel) else 0.0
-    labeler = ModelLabeler(model, instruction, kind=kind, margin=margin)
-    with tqdm(desc="labelling", unit="pair", total=len(first)) as bar:
-        for start in range(0, len(first), _BLOCK):
-            block = slice(start, start + _BLOCK)
-            given = labeler(first[block], second[block])
-            yield block, given
-            bar.update(len(given))
+        model = load_reward_model(source, device=best_device())
+        # A pairwise model's undecided pairs are not "equal" (RL-VLM-F drops them).
+        margin = UNDECIDED if kind == "preference" and isinstance(model, PairwiseModel) else 0.0
+        yield ModelLabeler(model, instruction, kind=kind, margin=margin)
 
 
 def summary(first: Segments, second: Segments, labels: NDArray[np.float64]) -> str:
-    """How many labels went where, and how many the environment's own return agrees with."""
+    """Counts of the labels, and their agreement with the environment's return."""
     import numpy as np
 
     from vlp_gym.preferences.labelers import agreement

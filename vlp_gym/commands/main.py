@@ -1,7 +1,4 @@
-"""The command line: collect rollouts, train and evaluate reward models, score a video, label segments, list the models.
-
-The sub-commands are the functions of `vlp_gym.commands`.
-"""
+"""The command line `vlp-gym`; its sub-commands are the functions of `vlp_gym.commands`."""
 
 from __future__ import annotations
 
@@ -33,15 +30,15 @@ RESUMABLE = ("collect", "train")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 2 after an error, 130 after Ctrl-C.
+    """Run the command line and return the exit status: 0, 2 after an error, 130 after Ctrl-C.
 
     Args:
-        arguments: without the program's name; those of this process by default.
+        arguments: command-line arguments without the program's name; default: those of this process.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if not sys.warnoptions:  # other packages' warnings are not for users; -W or PYTHONWARNINGS brings them back
+    if not sys.warnoptions:  # hide other packages' warnings; -W or PYTHONWARNINGS shows them
         warnings.simplefilter("ignore")
-        os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of the worker processes
+        os.environ.setdefault("PYTHONWARNINGS", "ignore")  # for worker processes
     try:
         _run(arguments)
     except KeyboardInterrupt:
@@ -61,7 +58,7 @@ def _run(arguments: Sequence[str]) -> None:
     except ImportError as error:
         raise MissingExtraError(f'the command line needs {error.name}: pip install "vlp_gym[train]"') from error
     if arguments[:1] == ["train"]:
-        train(arguments[1:])  # it has sub-commands of its own
+        train(arguments[1:])  # has sub-commands
         return
     description = "Any Gymnasium environment that can render gets a reward from a sentence."
     tyro.extras.subcommand_cli_from_dict(

@@ -7,7 +7,7 @@ from typing import Literal
 
 
 def models() -> None:
-    """List the reward models that can be named: the shipped ones, and those of other packages."""
+    """List the available reward models, shipped and from other packages."""
     from vlp_gym.models.registry import available_models
 
     rows = [("NAME", "DESCRIPTION", "WHERE")] + [(row.name, row.description, row.where) for row in available_models()]
@@ -26,17 +26,17 @@ def convert(
     tokenizer: str | None = None,
     vocabulary: Path | None = None,
 ) -> None:
-    """Turn a published checkpoint into a folder that every command takes as --model.
+    """Convert a published checkpoint to a folder that every command accepts as --model.
 
-    The file is read as tensors alone: one that would run code is refused. Every key must be there with its shape.
+    Only tensors are read; files that would run code are refused. All keys and shapes must match.
 
     Args:
-        system: whose checkpoint it is.
-        source: the published .pt or .safetensors file; of robometer also a folder of shards.
+        system: model family of the checkpoint.
+        source: the published .pt or .safetensors file; for robometer also a folder of shards.
         out: folder for config.json and model.safetensors.
-        base: of robometer, the folder or hub id of its vision-language model, if not the published one.
-        tokenizer: of r3m, the folder or hub id of DistilBERT's tokenizer, if not the published one.
-        vocabulary: of roboclip, the released s3d_dict.npy.
+        base: for robometer, folder or hub id of its vision-language model; default: the published one.
+        tokenizer: for r3m, folder or hub id of DistilBERT's tokenizer; default: the published one.
+        vocabulary: for roboclip, the released s3d_dict.npy.
     """
     from vlp_gym.models.published.convert import convert as turn
 
@@ -51,15 +51,15 @@ def convert(
 
 
 def calibrate(model: str, /, *, data: tuple[Path, ...], out: Path, tasks: tuple[str, ...] = ()) -> None:
-    """Rank the members of an ensemble by what they say of collected rollouts, and keep that as a checkpoint.
+    """Calibrate an ensemble's members on collected rollouts, so that each is ranked on its own scale, and save it.
 
     For example: vlp-gym calibrate "ensemble:mean|vlp-compact|clip:ViT-B-32/openai" --data data/train --out runs/both
 
     Args:
-        model: as ensemble:mean|MODEL|MODEL or ensemble:min|MODEL|MODEL.
-        data: folders that `vlp-gym collect` filled, of training tasks.
+        model: the ensemble, as ensemble:mean|MODEL|MODEL or ensemble:min|MODEL|MODEL.
+        data: folders from `vlp-gym collect` with training tasks.
         out: folder for the ensemble.
-        tasks: of the data; all by default.
+        tasks: use only these tasks of the data; default: all.
     """
     from vlp_gym.commands.data import load
     from vlp_gym.evaluation.calibration import calibrate as rank

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-GIF_FRAMES = 120  # a longer GIF shows every second, third ... frame: it would weigh hundreds of megabytes
+GIF_FRAMES = 120  # longer GIFs skip frames, to stay below hundreds of megabytes
 
 
 def score(
@@ -19,28 +19,30 @@ def score(
     temperature: float = 1.0,
     out: Path | None = None,
 ) -> None:
-    """Score a video under a sentence: its reward curve as PNG, and drawn beside the video as MP4 and GIF.
+    """Score a video for an instruction; writes the reward curve as PNG, and beside the video as MP4 and GIF.
 
-    With --dataset, score collected rollouts instead, for the uses of GVL: which succeed, which to keep for imitation,
-    and how much each of their steps counts in advantage-weighted regression.
+    With --dataset, score collected rollouts for the uses of GVL: success detection, filtering of demonstrations, and
+    weights of steps for advantage-weighted regression.
 
     Args:
-        video: mp4, mkv, webm, avi, gif ...; at most 2,000 frames.
-        instruction: what is to be done, in one sentence; by default that of each rollout's task.
-        model: a name (see `vlp-gym models`), a checkpoint folder, or a hub id org/name.
-        dataset: folder that `vlp-gym collect` filled, in place of a video.
-        tasks: of the dataset; all by default.
-        threshold: of the value-order correlation over which a rollout is taken for a success.
-        temperature: tau of the steps' weights, exp(tau * change of the value), at most 100.
-        out: folder for curve.png, overlay.mp4 and overlay.gif, or scores.json, scores.md and scores.png;
-            runs/score/NAME by default.
+        video: video file (mp4, mkv, webm, avi, gif ...) of at most 2,000 frames.
+        instruction: the task in one sentence; with --dataset the default is each rollout's own.
+        model: a shipped name (see `vlp-gym models`), a checkpoint folder, or a hub id org/name.
+        dataset: folder from `vlp-gym collect`, instead of a video.
+        tasks: score only these tasks of the dataset; default: all.
+        threshold: value-order correlation from which a rollout counts as a success, in [-1, 1].
+        temperature: tau of the step weights exp(tau * change of value), in [0, 100].
+        out: folder for curve.png, overlay.mp4 and overlay.gif, or for scores.json, scores.md and scores.png; default:
+            runs/score/NAME.
     """
     if (video is None) == (dataset is None):
         raise ValueError("expected a video or --dataset, and not both")
+    from vlp_gym.text import normalize_instruction
+
+    instruction = None if instruction is None else normalize_instruction(instruction)
     if dataset is not None:
-        _score_dataset(
-            dataset, tasks, instruction, model, threshold, temperature, out or Path("runs") / "score" / dataset.name
-        )
+        out = out or Path("runs") / "score" / dataset.name
+        _score_dataset(dataset, tasks, instruction, model, out, threshold, temperature)
         return
     assert video is not None
     from tqdm import tqdm
@@ -49,13 +51,11 @@ def score(
     from vlp_gym.engine.tickets import Ticket
     from vlp_gym.models.registry import best_device, load_reward_model
     from vlp_gym.rewards.shaping import Reward, score_of
-    from vlp_gym.text import normalize_instruction
     from vlp_gym.video import overlay_video, read_video
     from vlp_gym.viz import plot_reward_curves
 
     if instruction is None:
         raise ValueError("--instruction: expected what is to be done in the video, in one sentence")
-    instruction = normalize_instruction(instruction)
     frames = read_video(video)
     engine = QueryEngine(load_reward_model(model, device=best_device()))
     env, text = engine.add_env(), engine.encode_text(instruction)
@@ -66,7 +66,7 @@ def score(
         answer = engine.query([Ticket(env, 0, step)], [frame])[0]
         rewards.append(score_of(kind, answer.preference, answer.progress, answer.relevance))
     label = "preference" if kind == "preference" else "reward"
-    out = Path("runs") / "score" / video.stem if out is None else out
+    out = out or Path("runs") / "score" / video.stem
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / name for name in ("curve.png", "overlay.mp4", "overlay.gif")]
     plot_reward_curves(
@@ -81,13 +81,7 @@ def score(
 
 
 def _score_dataset(
-    dataset: Path,
-    tasks: tuple[str, ...],
-    instruction: str | None,
-    model: str,
-    threshold: float,
-    temperature: float,
-    out: Path,
+    folder: Path, tasks: tuple[str, ...], instruction: str | None, model: str, out: Path, threshold: float, tau: float
 ) -> None:
     import json
 
@@ -95,20 +89,17 @@ def _score_dataset(
     from vlp_gym.evaluation.demonstrations import plot_scores, score_dataset, summarize
     from vlp_gym.models.registry import best_device, load_reward_model
     from vlp_gym.storage import write_atomic
-    from vlp_gym.text import normalize_instruction
 
-    sentence = None if instruction is None else normalize_instruction(instruction)
     device = best_device()
     live = load_reward_model(model, device=device)
     rows = score_dataset(
-        live, load(dataset, tasks=tasks),
-        instruction=sentence, threshold=threshold, temperature=temperature, device=device,
-    )  # fmt: skip
-    settings = {"model": model, "dataset": str(dataset), "threshold": threshold, "temperature": temperature}
+        live, load(folder, tasks=tasks), instruction=instruction, threshold=threshold, temperature=tau, device=device
+    )
+    settings = {"model": model, "dataset": str(folder), "threshold": threshold, "temperature": tau}
     table = summarize(rows, threshold)
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "scores.json", json.dumps({"settings": settings, "videos": rows}, indent=1).encode())
-    write_atomic(out / "scores.md", f"# {model} on {dataset}\n\n{table}\n".encode())
+    write_atomic(out / "scores.md", f"# {model} on {folder}\n\n{table}\n".encode())
     plot_scores(rows, out / "scores.png", threshold=threshold, title=model)
     print(table)
     print(f"written: {' '.join(str(out / f'scores.{kind}') for kind in ('json', 'md', 'png'))}")

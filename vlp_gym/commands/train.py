@@ -16,28 +16,28 @@ if TYPE_CHECKING:
 
 
 def train(arguments: Sequence[str]) -> None:
-    """Train a reward model on the training tasks of a split; the same command again goes on where it stopped.
+    """Train a reward model on the training tasks of a split; repeat the command to resume.
 
     Args:
-        arguments: a system and its options, as typed; without any, the systems are listed.
+        arguments: a system and its options from the command line; without any, the systems are listed.
     """
     import tyro
 
     system = arguments[0] if arguments else "--help"
     systems: dict[str, Callable[..., Any]] = {name: _listed(line) for name, line in available_recipes().items()}
-    if not system.startswith("-"):  # the others are listed only: their recipes need not be imported
+    if not system.startswith("-"):  # only listed otherwise, without importing the recipe
         systems[system] = _parsed(load_options(system))
     options = tyro.extras.subcommand_cli_from_dict(
         systems,
         prog="vlp-gym train",
-        description="Train a reward model; the same command again goes on where it stopped.",
+        description="Train a reward model; repeat the command to resume.",
         args=arguments or ["--help"],
     )
     _train(system, options)
 
 
 def _listed(description: str) -> Callable[[], None]:
-    """A sub-command that is only there for its line of help."""
+    """A sub-command that only provides its line of help."""
 
     def listed() -> None: ...
 
@@ -46,7 +46,7 @@ def _listed(description: str) -> Callable[[], None]:
 
 
 def _parsed(options_class: type[TrainOptions]) -> Callable[[Any], Any]:
-    """A sub-command that makes options of a class; tyro would hide the messages of a bare class in a box."""
+    """A sub-command that parses a class of options; with the bare class, tyro would put its error messages in a box."""
     import tyro
 
     def parsed(options: Any) -> Any:
@@ -78,12 +78,12 @@ def _train(system: str, options: TrainOptions) -> None:
 
 
 def tune(*, model: Path, data: Path, tasks: tuple[str, ...]) -> None:
-    """Choose both weights and the relevance shift of a compact model on tasks that its training left out.
+    """Tune both weights and the relevance shift of a compact model on tasks left out of its training.
 
     Args:
-        model: folder of a compact model that `vlp-gym train compact --leave-out ...` made.
-        data: folder that `vlp-gym collect` filled.
-        tasks: the tasks that were left out, at least two.
+        model: folder of a compact model from `vlp-gym train compact --leave-out ...`.
+        data: folder from `vlp-gym collect`.
+        tasks: the left-out tasks, at least two.
     """
     from vlp_gym.models.checkpoint import load_checkpoint
     from vlp_gym.models.compact import CompactRewardModel
@@ -106,7 +106,7 @@ def _start_from(model: nn.Module, init: str) -> None:
 
     other: Any = load_reward_model(init)
     start: nn.Module = model
-    if type(other) is not type(model):  # of another system, the small encoders, where both have them
+    if type(other) is not type(model):  # another system: copy the small encoders if both have them
         encoders = [next((m for m in each.modules() if isinstance(m, SmallBackbone)), None) for each in (model, other)]
         if encoders[0] is not None and encoders[1] is not None:
             start, other = encoders[0], encoders[1]

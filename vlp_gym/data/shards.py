@@ -1,8 +1,8 @@
-"""Trajectories on disk: parquet shards, one row a trajectory, frames as encoded images.
+"""Trajectories on disk: parquet shards, one row per trajectory, frames as encoded images.
 
-The shards stream, can be read by anything that reads parquet (HF `datasets` shows the frames as pictures), and can be
-pushed to a hub as they are. The column ``format_version`` says which columns a row has; version 1 had neither that
-column nor sentences, observations and actions. A folder may hold shards of both versions.
+Any parquet reader can read and stream the shards (HF `datasets` shows the frames as pictures), and a hub takes them as
+they are. The column ``format_version`` tells which columns a row has: version 1 lacks that column, the sentences,
+observations and actions. A folder may hold shards of both versions.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from vlp_gym.errors import DatasetError, import_extra
 FORMAT_VERSION = 2
 JPEG_QUALITY = 95
 MAX_FRAMES = 2_000
-_BATCH = 32  # rows that are decoded at a time
-_PLAIN = ("task", "tier", "seed", "camera", "stride", "varied")
-_SERIES = ("step", "reward", "success", "episode_reward")
+_BATCH = 32  # rows decoded at a time
+_PLAIN = {"task": "string", "tier": "string", "seed": "int64", "camera": "string", "stride": "int64", "varied": "bool"}
+_SERIES = {"step": "int64", "reward": "float32", "success": "bool", "episode_reward": "float32"}
+_TABLES = ("positions", "observation", "action")  # lists of lists of float32
 
 
 def encode_trajectory(trajectory: Trajectory) -> dict[str, Any]:
-    """One parquet row: the frames as JPEG, the rest as lists.
+    """One parquet row: the frames as JPEG, arrays and tuples as lists.
 
     Raises:
         DatasetError: for an unknown kind of variant.
@@ -42,24 +43,24 @@ def encode_trajectory(trajectory: Trajectory) -> dict[str, Any]:
         encoded.append({"bytes": buffer.getvalue(), "path": None})
     if unknown := sorted(trajectory.variants.keys() - set(VARIANT_KINDS)):
         raise DatasetError(f"{trajectory.name}: expected variants of {', '.join(VARIANT_KINDS)}, got {unknown}")
-    row = {
+    return {
         "format_version": FORMAT_VERSION,
         **{name: getattr(trajectory, name) for name in (*_PLAIN, "opposite", "sibling")},
         "frames": encoded,
-        **{name: getattr(trajectory, name).tolist() for name in _SERIES},
+        **{name: _as_lists(value) for name, value in vars(trajectory).items() if name != "frames"},
         "positions": trajectory.positions.reshape(-1, 6).tolist(),
-        "sentences": list(trajectory.sentences),
-        "held_out": list(trajectory.held_out),
-        "opposite_sentences": [list(group) for group in trajectory.opposite_sentences],
         "variants": {kind: list(trajectory.variants.get(kind, ())) for kind in VARIANT_KINDS},
-        "observation": None if trajectory.observation is None else trajectory.observation.tolist(),
-        "action": None if trajectory.action is None else trajectory.action.tolist(),
     }
-    return row
+
+
+def _as_lists(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_as_lists(entry) for entry in value]
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def decode_trajectory(row: dict[str, Any]) -> Trajectory:
-    """The inverse of `encode_trajectory`; raises DatasetError if the row is not what it claims to be."""
+    """The inverse of `encode_trajectory`; raises DatasetError if the row is not a valid trajectory."""
     from PIL import Image, UnidentifiedImageError
 
     if (version := row.get("format_version", 1)) not in range(1, FORMAT_VERSION + 1):
@@ -71,23 +72,18 @@ def decode_trajectory(row: dict[str, Any]) -> Trajectory:
         raise DatasetError(f"{_name(row)}: a frame cannot be decoded ({error}); collect this shard again") from error
     if len({image.shape for image in images}) != 1:
         raise DatasetError(f"{_name(row)}: frames of several sizes")
-    observation, action = row.get("observation"), row.get("action")
+    kinds = {**_SERIES, **dict.fromkeys(_TABLES, "float32")}
+    fields: dict[str, Any] = {name: row[name] for name in _PLAIN}
+    fields |= {name: np.asarray(row[name], kind) for name, kind in kinds.items() if row.get(name) is not None}
+    fields |= {"frames": np.stack(images), "positions": fields["positions"].reshape(-1, 2, 3)}
     return Trajectory(
-        **{key: row[key] for key in _PLAIN},
-        frames=np.stack(images),
-        step=np.asarray(row["step"], np.int64),
-        reward=np.asarray(row["reward"], np.float32),
-        success=np.asarray(row["success"], bool),
-        episode_reward=np.asarray(row["episode_reward"], np.float32),
-        positions=np.asarray(row["positions"], np.float32).reshape(-1, 2, 3),
+        **fields,
         sentences=tuple(row.get("sentences") or ()),
         held_out=tuple(row.get("held_out") or ()),
         opposite=row.get("opposite"),
         sibling=row.get("sibling"),
         opposite_sentences=tuple(tuple(group) for group in row.get("opposite_sentences") or ()),
         variants={kind: tuple(group) for kind, group in (row.get("variants") or {}).items() if group},
-        observation=None if observation is None else np.asarray(observation, np.float32),
-        action=None if action is None else np.asarray(action, np.float32),
     )
 
 
@@ -96,7 +92,7 @@ def _name(row: dict[str, Any]) -> str:
 
 
 def _check_lengths(row: dict[str, Any]) -> None:
-    """Raise a DatasetError that names the row if what has to be of one length is not."""
+    """Raise a DatasetError that names the row if the lengths of its columns do not match."""
     name = _name(row)
     if not 0 < len(row["frames"]) <= MAX_FRAMES:
         raise DatasetError(f"{name}: expected 1 to {MAX_FRAMES} frames, got {len(row['frames'])}")
@@ -122,43 +118,33 @@ def _check_lengths(row: dict[str, Any]) -> None:
 
 
 def write_shard(trajectories: Sequence[Trajectory], path: Path) -> None:
-    """Write one parquet shard atomically: it is there whole or not at all.
+    """Write one parquet shard atomically.
 
     Raises:
         DatasetError: if a trajectory's arrays differ in length, or it has an unknown kind of variant.
     """
     datasets, _ = _import_libraries()
-    text, number = datasets.Value("string"), datasets.Value("float32")
-    texts, matrix = datasets.Sequence(text), datasets.Sequence(datasets.Sequence(number))
-    features = datasets.Features(
-        {
-            "format_version": datasets.Value("int64"),
-            "task": text,
-            "tier": text,
-            "seed": datasets.Value("int64"),
-            "camera": text,
-            "stride": datasets.Value("int64"),
-            "varied": datasets.Value("bool"),
-            "opposite": text,
-            "sibling": text,
-            "frames": datasets.Sequence(datasets.Image()),
-            "step": datasets.Sequence(datasets.Value("int64")),
-            "reward": datasets.Sequence(number),
-            "success": datasets.Sequence(datasets.Value("bool")),
-            "episode_reward": datasets.Sequence(number),
-            "positions": matrix,
-            "sentences": texts,
-            "held_out": texts,
-            "opposite_sentences": datasets.Sequence(texts),
-            "variants": dict.fromkeys(VARIANT_KINDS, texts),
-            "observation": matrix,
-            "action": matrix,
-        }
-    )
+    value, several = datasets.Value, datasets.Sequence
+    text, table = value("string"), several(several(value("float32")))
+    features = {
+        "format_version": value("int64"),
+        **{name: value(kind) for name, kind in _PLAIN.items()},
+        "opposite": text,
+        "sibling": text,
+        "frames": several(datasets.Image()),
+        **{name: several(value(kind)) for name, kind in _SERIES.items()},
+        "positions": table,
+        "sentences": several(text),
+        "held_out": several(text),
+        "opposite_sentences": several(several(text)),
+        "variants": dict.fromkeys(VARIANT_KINDS, several(text)),
+        "observation": table,
+        "action": table,
+    }
     rows = [encode_trajectory(trajectory) for trajectory in trajectories]
     for row in rows:
         _check_lengths(row)
-    dataset = datasets.Dataset.from_list(rows, features=features)
+    dataset = datasets.Dataset.from_list(rows, features=datasets.Features(features))
     partial = path.with_suffix(f".partial-{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -169,7 +155,7 @@ def write_shard(trajectories: Sequence[Trajectory], path: Path) -> None:
 
 
 def shard_path(folder: Path, task: str, tier: str) -> Path:
-    """Where the shard of one task and tier lies."""
+    """Path of the shard of one task and tier."""
     return folder / "data" / f"{task}-{tier}.parquet"
 
 
@@ -179,7 +165,7 @@ def shard_tasks(*folders: str | Path) -> list[str]:
     Raises:
         DatasetError: if a folder holds no shards.
     """
-    return sorted({_task_of(file) for file in _shard_files([Path(folder) for folder in folders], None)})
+    return sorted({_task_of(file) for file in _shard_files(folders, None)})
 
 
 def stream_trajectories(*folders: str | Path, tasks: Sequence[str] | None = None) -> Iterator[Trajectory]:
@@ -191,7 +177,7 @@ def stream_trajectories(*folders: str | Path, tasks: Sequence[str] | None = None
     """
     _, parquet = _import_libraries()
     with ThreadPoolExecutor(2) as pool:
-        for file in _shard_files([Path(folder) for folder in folders], tasks):
+        for file in _shard_files(folders, tasks):
             try:
                 with parquet.ParquetFile(file) as shard:
                     for batch in shard.iter_batches(_BATCH):
@@ -207,19 +193,17 @@ def stream_trajectories(*folders: str | Path, tasks: Sequence[str] | None = None
 def load_trajectories(
     *folders: str | Path, tasks: Sequence[str] | None = None, progress_bar: bool = True
 ) -> list[Trajectory]:
-    """All trajectories in memory (about 38 kB a frame at 112 px); arguments and errors as `stream_trajectories`."""
+    """All trajectories in memory (about 38 kB per frame at 112 px); arguments and errors as `stream_trajectories`."""
     from tqdm import tqdm
 
-    stream = stream_trajectories(*folders, tasks=tasks)
-    where = " ".join(str(folder) for folder in folders)
-    return list(tqdm(stream, desc=f"reading {where}", unit=" trajectories", disable=not progress_bar, leave=False))
+    stream, reading = stream_trajectories(*folders, tasks=tasks), f"reading {' '.join(map(str, folders))}"
+    return list(tqdm(stream, desc=reading, unit=" trajectories", disable=not progress_bar, leave=False))
 
 
-def _shard_files(folders: Sequence[Path], tasks: Sequence[str] | None) -> list[Path]:
+def _shard_files(folders: Sequence[str | Path], tasks: Sequence[str] | None) -> list[Path]:
     files = []
-    for folder in folders:
-        own = sorted((folder / "data").glob("*.parquet"))
-        if not own:
+    for folder in map(Path, folders):
+        if not (own := sorted((folder / "data").glob("*.parquet"))):
             raise DatasetError(
                 f"{folder}: expected parquet shards in {folder / 'data'}, found none; "
                 f"run: vlp-gym collect metaworld --out {folder}"
@@ -227,12 +211,11 @@ def _shard_files(folders: Sequence[Path], tasks: Sequence[str] | None) -> list[P
         files += own
     if tasks is None:
         return files
-    chosen = [file for file in files if _task_of(file) in tasks]
-    found = {_task_of(file) for file in chosen}
+    found = {_task_of(file) for file in files}
     if missing := [task for task in tasks if task not in found]:
-        where = " ".join(str(folder) for folder in folders)
+        where = " ".join(map(str, folders))
         raise DatasetError(f"{where}: no trajectories of {', '.join(missing)}; run vlp-gym collect with --tasks")
-    return chosen
+    return [file for file in files if _task_of(file) in tasks]
 
 
 def _task_of(file: Path) -> str:

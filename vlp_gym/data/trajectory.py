@@ -1,4 +1,4 @@
-"""A trajectory: one rollout in memory, and which trajectories show the same one from several cameras."""
+"""A trajectory: one rollout in memory; and grouping of the trajectories that show one rollout from several cameras."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 from vlp_gym.errors import DatasetError
 
 TIERS = ("expert", "medium", "random")  # MTVLP's, best first
-NEAR_MISS = "near_miss"  # the scripted policy aiming beside the object: moves with purpose, achieves nothing
+NEAR_MISS = "near_miss"  # the scripted policy aiming beside the object: purposeful, unsuccessful
 EXPLORE = "explore"  # a hand that wanders between points of the workspace and of the task, as learning agents do
-AGENT = "agent"  # a policy that learns from an earlier reward model: it goes where that model is wrong
+AGENT = "agent"  # a policy that learns from an earlier reward model and finds where that model is wrong
 ALL_TIERS = (*TIERS, NEAR_MISS, EXPLORE, AGENT)
 VARIANT_KINDS = ("phrase", "description", "right_colour", "wrong_colour")
 """Kinds of sentences for the language-shift test of VLP's section 5.4."""
@@ -20,15 +20,15 @@ VARIANT_KINDS = ("phrase", "description", "right_colour", "wrong_colour")
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One rollout of S environment steps, F of whose states are shown as frames.
+    """One rollout of S environment steps, F of whose states are stored as frames.
 
-    It carries the sentences for its task, so that no book of tasks is needed to train on it or to evaluate with it. All
-    that has a default may be missing.
+    It carries the sentences of its task, so training and evaluation need no other source of them. Fields with a default
+    are optional.
 
     Attributes:
-        task: any name; of Meta-World such as "button-press-v3".
+        task: any name, such as Meta-World's "button-press-v3".
         tier: "expert", "medium", "random", "near_miss", "explore" or "agent".
-        seed: of the placement and the noise.
+        seed: seeds the object placement and the noise.
         camera: name of the camera.
         stride: environment steps between two frames.
         varied: whether camera, light and colours were changed at random.
@@ -37,14 +37,14 @@ class Trajectory:
         reward: float32 ``[F]``, the environment's reward at that step (0 for the reset).
         success: bool ``[F]``, the environment's success at that step.
         episode_reward: float32 ``[S]``, the environment's reward of every step from 1 to S.
-        positions: float32 ``[F, 2, 3]``, where the hand and the object are, as the camera sees them: metres to its
-            right, above and behind it (so that what it sees is negative). NaN where positions were not recorded.
-        sentences: what the task is, in the words that training may use; the first is the canonical one.
-        held_out: sentences for the same task that no training uses.
-        opposite_sentences: for each of `sentences` all that ask for the opposite, maybe none; or empty as a whole.
+        positions: float32 ``[F, 2, 3]``, hand and object in the camera's frame: metres to its right, above and behind
+            it, so that z is negative for everything visible. NaN when positions were not recorded.
+        sentences: descriptions of the task for training; the first is the canonical one.
+        held_out: descriptions of the task that training never uses.
+        opposite_sentences: one tuple per entry of `sentences`: all sentences that ask for the opposite; or empty.
         opposite: name of the task that does the opposite with the same object.
         sibling: name of the task that does the opposite with the same object, or a variation of this one.
-        variants: kind (see `VARIANT_KINDS`) -> sentences; a kind that is missing has none.
+        variants: kind (see `VARIANT_KINDS`) -> sentences; kinds without sentences are left out.
         observation: float32 ``[S + 1, O]``, before every environment step and after the last one.
         action: float32 ``[S, A]``, as executed: after noise and clipping.
     """
@@ -72,7 +72,7 @@ class Trajectory:
 
     @property
     def name(self) -> str:
-        """What messages call it: "task push-v3, expert, seed 3"."""
+        """Name for messages, such as "task push-v3, expert, seed 3"."""
         return f"task {self.task}, {self.tier}, seed {self.seed}"
 
     @property
@@ -96,7 +96,7 @@ class Trajectory:
 
 
 def sentences_by_task(trajectories: Iterable[Trajectory]) -> dict[str, tuple[str, ...]]:
-    """Task -> the training sentences of all its trajectories, each once, in the order in which they come.
+    """Task -> the distinct training sentences of all its trajectories, in order of appearance.
 
     Raises:
         DatasetError: if a trajectory has no sentences.
@@ -108,20 +108,20 @@ def sentences_by_task(trajectories: Iterable[Trajectory]) -> dict[str, tuple[str
     return {task: tuple(sentences) for task, sentences in found.items()}
 
 
-Rollout = dict[str, Trajectory]  # camera -> what it saw, in the order of the cameras' names
+Rollout = dict[str, Trajectory]  # camera -> its trajectory, sorted by camera name
 
 
 def group_views(trajectories: Iterable[Trajectory]) -> list[Rollout]:
-    """Put together the trajectories of one rollout: those of one task, tier and seed.
+    """Group trajectories by rollout, that is by task, tier and seed.
 
     Args:
-        trajectories: in any order, as `load_trajectories` gives them for the folders of several cameras.
+        trajectories: in any order, such as `load_trajectories` of one folder per camera.
 
     Returns:
-        One dictionary a rollout, ordered by task, tier and seed; all have the same cameras.
+        One dictionary per rollout, ordered by task, tier and seed; all have the same cameras.
 
     Raises:
-        DatasetError: if a view is there twice or missing, or two cameras did not record the same rollout.
+        DatasetError: if a view is missing or there twice, or two cameras recorded different rollouts.
     """
     grouped: dict[tuple[str, str, int], Rollout] = {}
     for trajectory in trajectories:
@@ -135,8 +135,7 @@ def group_views(trajectories: Iterable[Trajectory]) -> list[Rollout]:
         if missing := [camera for camera in cameras if camera not in views]:
             raise DatasetError(f"{first.name}: expected a view of every camera, found none of {', '.join(missing)}")
         for view in views.values():
-            same = np.array_equal(view.step, first.step) and np.allclose(view.reward, first.reward, atol=1e-3)
-            if not same:
+            if not (np.array_equal(view.step, first.step) and np.allclose(view.reward, first.reward, atol=1e-3)):
                 raise DatasetError(
                     f"{first.name}: {first.camera} and {view.camera} recorded different rollouts; collect both with "
                     "the same options, --camera apart"

@@ -1,4 +1,4 @@
-"""The scale of an ensemble: what its members say of many videos, so that each can be ranked among its own."""
+"""Calibration of an ensemble: its members' scores of many videos, to rank new scores among them."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from vlp_gym.engine.video import ENCODE_BATCH
 from vlp_gym.engine.windows import window_indices
 from vlp_gym.models.ensemble import EnsembleModel
 
-MOMENTS = 8  # of each video
+MOMENTS = 8  # frames per video at which values are taken
 
 
 def calibrate(model: EnsembleModel, trajectories: Sequence[Trajectory], *, progress_bar: bool = True) -> None:
-    """Rank an ensemble's members by what they say of these rollouts under their own sentences.
+    """Set the ranks of an ensemble's members from their scores of rollouts under the rollouts' own sentences.
 
     Args:
-        model: its ranks are set.
-        trajectories: of training tasks: good and bad ones, as the agent's will be.
-        progress_bar: show one.
+        model: the ensemble, calibrated in place.
+        trajectories: good and bad rollouts of training tasks, like the agent's.
+        progress_bar: show a progress bar.
 
     Raises:
-        ValueError: if there are no rollouts, or a member says the same of all.
+        ValueError: if there are no rollouts, or a member gives all of them the same score.
         QueryError: if a member raises, or answers NaN or inf.
         DatasetError: if a rollout carries no sentences.
     """

@@ -1,8 +1,9 @@
-"""How two videos compare: by the difference of one score, or by a pairwise head that is asked in both orders."""
+"""Comparison of two videos: by the difference of one score, or by a pairwise head in both orders."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from typing import TypeAlias
 
 import numpy as np
@@ -17,9 +18,9 @@ from vlp_gym.evaluation.plan import Key, Pair
 Difference: TypeAlias = Callable[[Pair], float]
 """The logit of P(first > second) of a pair."""
 
-KEPT_BYTES = 2 * 2**30  # of frame tokens
-ASKED_AT_ONCE = 64  # pairs
-UNDECIDED = 1e-6  # a probability is kept this far from 0 and 1
+KEPT_BYTES = 2 * 2**30  # cache of frame tokens
+ASKED_AT_ONCE = 64  # pairs per call of the model
+UNDECIDED = 1e-6  # least distance of a probability from 0 and 1
 
 
 def by_score(scores: Mapping[Key, float]) -> Difference:
@@ -28,30 +29,28 @@ def by_score(scores: Mapping[Key, float]) -> Difference:
 
 
 def by_pixels(trajectories: Sequence[Trajectory], keys: Iterable[Key]) -> Difference:
-    """The baseline: how much the last frame of a video differs from its first one, on average over the pixels."""
-    change: dict[Key, float] = {}
-    known: dict[tuple[int, int, int], float] = {}
-    for key in keys:
-        i, _, start, stop = key
-        if (i, start, stop) not in known:
-            first, last = trajectories[i].frames[[start, stop - 1]].astype(np.float64)
-            known[i, start, stop] = float(np.abs(last - first).mean())
-        change[key] = known[i, start, stop]
-    return by_score(change)
+    """The baseline: mean absolute pixel difference between a video's first and last frame."""
+
+    @cache
+    def change(i: int, start: int, stop: int) -> float:
+        first, last = trajectories[i].frames[[start, stop - 1]].astype(np.float64)
+        return float(np.abs(last - first).mean())
+
+    return by_score({key: change(key[0], key[2], key[3]) for key in keys})
 
 
 def by_pairwise_head(
     scorer: VideoScorer, trajectories: Sequence[Trajectory], pairs: Iterable[Pair], *, progress_bar: bool = True
 ) -> Difference:
-    """Ask a `PairwiseModel` about each pair in both orders, see `VideoScorer.prefer`.
+    """Query a `PairwiseModel` for each pair in both orders, see `VideoScorer.prefer`.
 
     Args:
-        scorer: of the model; it knows all sentences.
-        trajectories: that the pairs name.
-        pairs: all that will be looked up.
-        progress_bar: show one.
+        scorer: scorer of the model for all sentences of the pairs.
+        trajectories: the trajectories that the pairs index.
+        pairs: all pairs that the returned function must know.
+        progress_bar: show a progress bar.
     """
-    ordered = sorted(set(pairs))  # neighbours share a video, which is encoded once
+    ordered = sorted(set(pairs))  # neighbours share a video, which is then encoded once
     clips = _Clips(scorer, trajectories)
     chances: list[NDArray[np.float64]] = []
     bar = tqdm(total=len(ordered), desc="asking about pairs", unit="pair", disable=not progress_bar)
@@ -67,7 +66,7 @@ def by_pairwise_head(
 
 
 class _Clips:
-    """Frame tokens of segments; so many are kept as fit into `KEPT_BYTES`."""
+    """Frame tokens of segments, with a cache of about `KEPT_BYTES`."""
 
     def __init__(self, scorer: VideoScorer, trajectories: Sequence[Trajectory]) -> None:
         self.scorer, self.trajectories = scorer, trajectories

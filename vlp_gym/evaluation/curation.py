@@ -1,6 +1,6 @@
-"""What values of frames are good for beside a reward: to find successes, to filter demonstrations, to weight steps.
+"""Further uses of frame values (GVL, section 4.3): success detection, filtering demonstrations, weighting steps.
 
-Pure functions of the values that a model gave; GVL (section 4.3) is where they come from, and any model's values do.
+Pure functions of the values, which may come from any model.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from numpy.typing import ArrayLike, NDArray
 
 from vlp_gym.evaluation.metrics import mean_and_spread, voc
 
-THRESHOLD = 0.5  # of the value-order correlation (GVL, section 4.3)
+THRESHOLD = 0.5  # value-order correlation of a success (GVL, section 4.3)
 
 
 def detect_success(values: ArrayLike, *, threshold: float = THRESHOLD) -> bool:
-    """Whether a video shows a success: its values follow time, Spearman's VOC >= `threshold` (GVL-SD).
+    """Whether a video shows a success, that is Spearman's VOC of its values >= `threshold` (GVL-SD).
 
-    GVL reports an accuracy of 0.71 without examples and 0.75 with one, on simulated ALOHA tasks with Gemini-1.5-Pro.
+    GVL reports an accuracy of 0.71 without and 0.75 with one example, on simulated ALOHA tasks with Gemini-1.5-Pro.
 
     >>> detect_success([0.0, 0.3, 0.6, 1.0]), detect_success([0.0, 0.6, 0.1, 0.2])
     (True, False)
 
     Args:
-        values: of the frames in order of time, float ``[T]``, T >= 2.
-        threshold: in [-1, 1].
+        values: values of the frames in order of time, float ``[T]``, T >= 2.
+        threshold: least VOC of a success, in [-1, 1].
 
     Raises:
         ValueError: if there are fewer than two values, one is not finite, or the threshold is out of range.
@@ -36,30 +36,30 @@ def detect_success(values: ArrayLike, *, threshold: float = THRESHOLD) -> bool:
 
 
 def filter_demonstrations(videos: Sequence[ArrayLike], *, threshold: float = THRESHOLD) -> NDArray[np.int64]:
-    """Which videos to keep for imitation: those that `detect_success` finds, by index.
+    """Indices of the videos to keep for imitation, those with `detect_success`.
 
     >>> filter_demonstrations([[0.0, 0.5, 1.0], [0.9, 0.1, 0.5], [0.2, 0.4]]).tolist()
     [0, 2]
 
     Args:
-        videos: values of each video, float ``[T]`` each, of any T >= 2.
-        threshold: in [-1, 1]; -1 keeps all.
+        videos: values of each video, float ``[T]`` each, any T >= 2.
+        threshold: least VOC to keep a video, in [-1, 1]; -1 keeps all.
 
     Raises:
-        ValueError: as `detect_success`.
+        ValueError: see `detect_success`.
     """
     kept = [number for number, values in enumerate(videos) if detect_success(values, threshold=threshold)]
     return np.array(kept, np.int64)
 
 
 def dataset_quality(videos: Sequence[ArrayLike]) -> tuple[float, float, int]:
-    """Mean, sample standard deviation and count of the videos' VOC, by which GVL compares sets of demonstrations.
+    """Mean, sample standard deviation and count of the videos' VOC, GVL's measure of a dataset's quality.
 
     >>> dataset_quality([[0.0, 1.0], [1.0, 0.0]])[0]
     0.0
 
     Args:
-        videos: values of each video, float ``[T]`` each, of any T >= 2.
+        videos: values of each video, float ``[T]`` each, any T >= 2.
 
     Raises:
         ValueError: if a video has fewer than two values or one that is not finite.
@@ -74,16 +74,16 @@ def advantage_weights(values: ArrayLike, *, temperature: float, max_weight: floa
     [2.7183, 1.0]
 
     Args:
-        values: of the frames in order of time, float ``[T]``, T >= 2.
-        temperature: tau, at least 0; the paper does not say its own. 0 is plain imitation.
-        max_weight: no weight is larger; None has no limit.
+        values: values of the frames in order of time, float ``[T]``, T >= 2.
+        temperature: tau >= 0; 0 is plain imitation. The paper does not state its value.
+        max_weight: upper limit of the weights; None for no limit.
 
     Returns:
-        Weights, at least 0, of the steps from frame k to frame k + 1, float64 ``[T - 1]``.
+        Weights of the steps from frame k to frame k + 1, float64 ``[T - 1]``, all >= 0.
 
     Raises:
-        ValueError: if there are fewer than two values, one is not finite, temperature is negative, or a weight is
-            beyond all numbers.
+        ValueError: if there are fewer than two values, one is not finite, an argument is out of range, or a weight
+            overflows.
     """
     array = np.asarray(values, np.float64)
     if array.ndim != 1 or len(array) < 2 or not np.isfinite(array).all():

@@ -1,4 +1,4 @@
-"""What a reward model says of many demonstrations: which succeed, which to keep, how much each step counts (GVL)."""
+"""Scores of demonstrations for GVL's uses: success detection, filtering and step weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from vlp_gym.data.trajectory import Trajectory
@@ -18,7 +17,7 @@ from vlp_gym.evaluation.goals import expert_goals
 from vlp_gym.evaluation.metrics import auc, voc
 from vlp_gym.models.protocol import RewardModel
 
-FRAMES = 16  # of each video, spread over it
+FRAMES = 16  # frames per video, evenly spread
 
 
 def score_dataset(
@@ -33,21 +32,21 @@ def score_dataset(
 ) -> list[dict[str, Any]]:
     """Values of up to 16 frames of each video, and GVL's three uses of them, as JSON values.
 
-    The frames are shown to the model together, in one window, as GVL shows them; a model without progress is asked for
-    its preference of the video up to each of them.
+    The model scores the frames together in one window, as in GVL; a model without progress gives its preference for the
+    video up to each frame.
 
     Args:
         model: any reward model.
         trajectories: the videos, of at least two frames each.
-        instruction: of all of them; None takes each one's own first sentence.
-        threshold: of the value-order correlation, see `detect_success`.
-        temperature: tau of the weights, see `advantage_weights`; at most 100.
-        device: where the model goes.
-        progress_bar: show one.
+        instruction: instruction for all videos; None uses each one's canonical sentence.
+        threshold: value-order correlation of a success, see `detect_success`.
+        temperature: tau of the weights, in [0, 100], see `advantage_weights`.
+        device: torch device of the model.
+        progress_bar: show a progress bar.
 
     Returns:
-        One row a video: "task", "tier", "seed", "camera", "step" and "value" ``[T]``, "voc" (Spearman), "detected" (a
-        success, by the values), "success" (by the environment) and "weight" ``[T - 1]``, at most 100.
+        One row per video: "task", "tier", "seed", "camera", "instruction", "step" and "value" ``[T]``, "voc"
+        (Spearman), "detected" (success by the values), "success" (by the environment), "weight" ``[T - 1]``, <= 100.
 
     Raises:
         ValueError: for a threshold or temperature out of range.
@@ -63,7 +62,11 @@ def score_dataset(
         index = np.linspace(0, len(trajectory.frames) - 1, min(FRAMES, len(trajectory.frames))).round().astype(np.int64)
         scorer.open(trajectory.frames[index], trajectory.name)
         sentence = instruction or trajectory.canonical
-        values = _values(scorer, sentence, trajectory.name)
+        values = scorer.together(sentence)
+        if values is None:
+            values = scorer.values(sentence)
+        if len(values) < 2:
+            raise QueryError(f"{trajectory.name}: expected a video of at least 2 frames, got {len(values)}")
         rows.append(
             {
                 **{key: getattr(trajectory, key) for key in ("task", "tier", "seed", "camera")},
@@ -80,7 +83,7 @@ def score_dataset(
 
 
 def summarize(rows: Sequence[dict[str, Any]], threshold: float) -> str:
-    """A Markdown table by tier, and how often the detected successes are those of the environment."""
+    """A Markdown table by tier, and the accuracy of the detected successes."""
     lines = ["| tier | videos | VOC, mean | detected | succeeded |", "|---|---|---|---|---|"]
     for tier in dict.fromkeys(row["tier"] for row in rows):
         own = [row for row in rows if row["tier"] == tier]
@@ -104,7 +107,7 @@ def summarize(rows: Sequence[dict[str, Any]], threshold: float) -> str:
 
 
 def plot_scores(rows: Sequence[dict[str, Any]], path: str | Path, *, threshold: float, title: str = "") -> None:
-    """Draw the values by tier over time, and the distribution of the value-order correlation."""
+    """Plot the values over time by tier, and a histogram of the value-order correlation."""
     from vlp_gym.viz import COLOURS, figure_file
 
     with figure_file(9.0, 3.6, path) as figure:
@@ -122,12 +125,3 @@ def plot_scores(rows: Sequence[dict[str, Any]], path: str | Path, *, threshold: 
         over_time.set(xlabel="time in the video", ylabel="value", title=title)
         ordered.set(xlabel="value-order correlation (VOC)", ylabel="videos", title="dashed: taken for a success")
         over_time.legend()
-
-
-def _values(scorer: VideoScorer, sentence: str, name: str) -> NDArray[np.float64]:
-    values = scorer.together(sentence)
-    if values is None:
-        values = scorer.values(sentence)
-    if len(values) < 2:
-        raise QueryError(f"{name}: expected a video of at least 2 frames, got {len(values)}")
-    return values

@@ -1,12 +1,13 @@
-"""Run a reward model over collected rollouts and fill the table of figures: labels, progress, language, controls.
+"""Evaluation of a reward model on collected rollouts: preference labels, progress, language and controls.
 
-Three steps: *plan* which videos and segments must be scored under which sentence (seeded, from the rewards alone),
-*score* trajectory by trajectory so that each frame is encoded once and its tokens are dropped again, *measure*.
+Three steps: *plan* the videos, segments and sentences to score (seeded, from rewards alone); *score* trajectory by
+trajectory, so that each frame is encoded once and its tokens are freed afterwards; *measure* the figures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -35,28 +36,27 @@ def evaluate(
     segment_steps: int = 50,
     progress_bar: bool = True,
 ) -> dict[str, Any]:
-    """Judge a reward model on collected rollouts; one score f (``Scores.preference``) serves ITP and IVP alike.
+    """Evaluate a reward model; ITP and IVP compare videos by one score, ``Scores.preference``.
 
-    Videos and segments are scored on T frames spread evenly over them (VLP, section 4.2), values in time on the causal
-    window that ends at each frame, under the model's own history. ``docs/evaluation.md`` has the other protocols:
-    pairs, scripted labels, opposite tasks, controls.
+    Videos and segments are scored on T frames spread evenly over them (VLP, section 4.2), values over time on the
+    causal window that ends at each frame, with the model's own history. ``docs/evaluation.md`` describes the other
+    protocols: pairs, scripted labels, opposite tasks, controls.
 
     Args:
-        model: the model to judge; moved to ``device`` and put in eval mode if it is a module.
-        trajectories: rollouts of ``tasks``, and of their opposites if the sibling figures are wanted. The first rollout
-            of a task says its sentences, held-out sentences, variants and opposite; figures that need what it does not
-            have are None.
+        model: the model; moved to ``device`` and set to eval mode if it is a module.
+        trajectories: rollouts of ``tasks``, and of their opposites for the sibling figures. The first rollout of a task
+            defines its sentences, held-out sentences, variants and opposite.
         tasks: names of the evaluated tasks, at least one.
-        split_name: goes into the report.
-        seed: seed of every draw.
+        split_name: name of the split for the report.
+        seed: seeds all random draws.
         device: a torch device.
         pairs_per_task: pairs drawn for scripted ITP, each IVP and ILP.
-        segment_steps: length of a scripted-label segment, in env steps.
-        progress_bar: whether to show one.
+        segment_steps: length of a scripted-label segment, in environment steps.
+        progress_bar: show a progress bar.
 
     Returns:
-        A dict for JSON: "per_task" {task: {figure: float or None}}, "mean", "spread" (sample standard deviation
-        over tasks), "counts", and the settings. A figure that the data cannot give is None.
+        A dict for JSON: "per_task" {task: {figure: float or None}}, "mean", "spread" (sample standard deviation over
+        tasks), "counts", and the settings. A figure is None if the data cannot give it.
 
     Raises:
         ValueError: if no task is given or a task has no trajectory.
@@ -70,16 +70,22 @@ def evaluate(
     goals = expert_goals(trajectories)
     for plan in plans:
         if isinstance(model, GoalModel) and model.needs_goal and plan.sibling_sentence not in goals:
-            plan.sibling_sentence = None  # no picture shows it
-    groups = [plan.groups(trajectories) for plan in plans]
+            plan.sibling_sentence = None  # no goal image for it
+    groups = {plan.task: plan.groups() for plan in plans}
+
+    def all_pairs() -> list[Pair]:
+        return [pair for plan in plans for pair in chain(*groups[plan.task].values(), plan.ilp)]
+
     plan_of = {i: plan for plan in plans for tier in plan.videos.values() for i in tier}
-    sentences = {key[1] for plan, own in zip(plans, groups, strict=True) for key in _keys(plan, own)}
-    sentences = sentences.union(*map(reward_sentences, plans))
+    sentences = {key[1] for pair in all_pairs() for key in pair}.union(*map(reward_sentences, plans))
     scorer = VideoScorer(model, sorted(sentences), device, goals=goals)
     pairwise = scorer.guard.pairwise
-    if pairwise:  # two requests a pair: not all pairs of videos of two tiers
-        groups = [{name: _some(pairs, pairs_per_task, rng) for name, pairs in own.items()} for own in groups]
-    keys = {key for plan, own in zip(plans, groups, strict=True) for key in _keys(plan, own)}
+    if pairwise:  # two requests per pair: take only some of the tier pairs
+        for own in groups.values():
+            own.update(
+                {n: [pairs[i] for i in rng.permutation(len(pairs))[:pairs_per_task]] for n, pairs in own.items()}
+            )
+    keys = {key for pair in all_pairs() for key in pair}
     asked: dict[int, list[Key]] = {i: [] for i in plan_of}
     for key in sorted(keys):
         asked.setdefault(key[0], []).append(key)
@@ -95,17 +101,12 @@ def evaluate(
             curves[i] = _curves(scorer, trajectory, plan_of[i], np.random.default_rng([seed, i]))
     difference = by_score(scores)
     if pairwise:
-        pairs = [pair for plan, own in zip(plans, groups, strict=True) for pair in _pairs(plan, own)]
-        difference = by_pairwise_head(scorer, trajectories, pairs, progress_bar=progress_bar)
+        difference = by_pairwise_head(scorer, trajectories, all_pairs(), progress_bar=progress_bar)
     pixels = by_pixels(trajectories, keys)
-    per_task = {
-        plan.task: measure(plan, trajectories, own, difference, pixels, curves, seed)
-        for plan, own in zip(plans, groups, strict=True)
-    }
+    per_task = {plan.task: measure(plan, groups[plan.task], difference, pixels, curves, seed) for plan in plans}
     summary = {
         name: metrics.mean_and_spread([figures[name] for figures in per_task.values()])
-        for group in FIGURES.values()
-        for name in group
+        for name in chain(*FIGURES.values())
     }
     return {
         "split": split_name,
@@ -145,19 +146,3 @@ def _curves(scorer: VideoScorer, trajectory: Trajectory, plan: TaskPlan, rng: np
         curves.reversed = scorer.values(plan.sentence, np.arange(n)[::-1].copy())
         curves.rewards = scorer.final_rewards(reward_sentences(plan))
     return curves
-
-
-def _pairs(plan: TaskPlan, groups: Mapping[str, Sequence[Pair]]) -> Iterator[Pair]:
-    """Every pair that the figures of a task need; some come more than once."""
-    for pairs in (*groups.values(), plan.ilp):
-        yield from pairs
-
-
-def _keys(plan: TaskPlan, groups: Mapping[str, Sequence[Pair]]) -> Iterator[Key]:
-    for pair in _pairs(plan, groups):
-        yield from pair
-
-
-def _some(pairs: Sequence[Pair], count: int, rng: np.random.Generator) -> list[Pair]:
-    chosen = rng.permutation(len(pairs))[:count]
-    return [pairs[i] for i in chosen]

@@ -1,4 +1,4 @@
-"""Pictures of goals for models that take no sentence: how an expert's video of the task ends."""
+"""Goal images for models without language: the last frame of an expert."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vlp_gym.data.trajectory import Trajectory
 
 
 def expert_goals(trajectories: Iterable[Trajectory]) -> dict[str, NDArray[np.uint8]]:
-    """Each sentence of a task -> the last frame, uint8 ``[H, W, 3]``, of its first expert that succeeds."""
+    """Each sentence of a task -> the last frame, uint8 ``[H, W, 3]``, of its first successful expert."""
     goals: dict[str, NDArray[np.uint8]] = {}
     for trajectory in trajectories:
         if trajectory.tier == "expert" and trajectory.success.any():

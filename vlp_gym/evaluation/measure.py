@@ -1,4 +1,4 @@
-"""The figures of one task: labels, progress, language and controls, from what the model gave."""
+"""The figures of one task, from the model's scores: labels, progress, language and controls."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vlp_gym.data.trajectory import TIERS, VARIANT_KINDS, Trajectory
+from vlp_gym.data.trajectory import TIERS, VARIANT_KINDS
 from vlp_gym.evaluation import metrics
 from vlp_gym.evaluation.compare import Difference
 from vlp_gym.evaluation.plan import Pair, TaskPlan
 
 Floats = NDArray[np.float64]
-CONSISTENCY_PAIRS = 10_000  # time-step pairs a task, as in "Learning objectives under one roof"
+CONSISTENCY_PAIRS = 10_000  # pairs of time steps per task, as in "Learning objectives under one roof"
 
 
 @dataclass
 class Curves:
-    """What is kept of one trajectory of an evaluated task once its tokens are gone; ``[F]`` arrays."""
+    """Results for one trajectory of an evaluated task; arrays ``[F]``."""
 
     value: Floats
     pixel: Floats
@@ -31,21 +31,19 @@ class Curves:
 
 def measure(
     plan: TaskPlan,
-    trajectories: Sequence[Trajectory],
     groups: Mapping[str, Sequence[Pair]],
     difference: Difference,
     pixels: Difference,
     curves: Mapping[int, Curves],
     seed: int,
 ) -> dict[str, float | None]:
-    """All figures of one task; None where the data does not give one.
+    """All figures of one task; None where the data cannot give one.
 
     Args:
-        plan: of the task.
-        trajectories: all rollouts.
-        groups: the pairs of each figure, as `TaskPlan.groups` gives them.
-        difference: how two videos compare.
-        pixels: the same by the picture difference.
+        plan: the task's plan.
+        groups: figure -> its pairs, see `TaskPlan.groups`.
+        difference: comparison of two videos by the model.
+        pixels: comparison of two videos by pixel difference, the baseline.
         curves: trajectory -> its values over time.
         seed: seeds the draw of time steps.
     """
@@ -56,8 +54,8 @@ def measure(
     figures["ilp_loss"] = metrics.ilp_loss(ilp, np.zeros(len(ilp))) if ilp else None
     for kind in VARIANT_KINDS:
         figures.setdefault(f"itp_{kind}", None)
-    figures.update(_measure_progress(plan, trajectories, curves, seed))
-    figures.update(_measure_controls(plan, trajectories, curves))
+    figures.update(_measure_progress(plan, curves, seed))
+    figures.update(_measure_controls(plan, curves))
     return {name: finite(value) for name, value in figures.items()}
 
 
@@ -67,9 +65,8 @@ def _accuracy(pairs: Sequence[Pair], difference: Difference) -> float | None:
     return metrics.preference_accuracy(differences, np.zeros(len(pairs))) if pairs else None
 
 
-def _measure_progress(
-    plan: TaskPlan, trajectories: Sequence[Trajectory], curves: Mapping[int, Curves], seed: int
-) -> dict[str, float | None]:
+def _measure_progress(plan: TaskPlan, curves: Mapping[int, Curves], seed: int) -> dict[str, float | None]:
+    trajectories = plan.trajectories
     figures: dict[str, float | None] = {}
     for tier in ("expert", "random"):
         long_enough = [curves[i] for i in plan.videos[tier] if len(curves[i].value) >= 2]
@@ -96,13 +93,11 @@ def _measure_progress(
     return figures
 
 
-def _measure_controls(
-    plan: TaskPlan, trajectories: Sequence[Trajectory], curves: Mapping[int, Curves]
-) -> dict[str, float | None]:
+def _measure_controls(plan: TaskPlan, curves: Mapping[int, Curves]) -> dict[str, float | None]:
     experts = [curves[i] for i in plan.videos["expert"]]
-    frozen = [metrics.voc(c.frozen)["spearman"] for c in experts if c.frozen is not None]
-    drift = [abs(float(c.frozen[-1] - c.frozen[0])) for c in experts if c.frozen is not None]
-    rise = [float(c.value[-1] - c.value[0]) for c in experts if c.frozen is not None]
+    frozen = [(c.frozen, c.value) for c in experts if c.frozen is not None]
+    drift = [abs(float(still[-1] - still[0])) for still, _ in frozen]
+    rise = [float(value[-1] - value[0]) for _, value in frozen]
     backwards = [metrics.voc(c.reversed)["spearman"] for c in experts if c.reversed is not None]
     shown, true = [], []
     for c in experts:
@@ -111,23 +106,18 @@ def _measure_controls(
             shown.append(metrics.voc(values[1:])["spearman"])
             true.append(metrics.voc(values[np.argsort(order)][1:])["spearman"])
 
-    right: list[float] = []
-    wrong: list[float] = []
-    sibling: list[float] = []
-    for rewards in (c.rewards for c in experts if c.rewards is not None):
-        right.append(rewards[plan.sentence])
-        wrong += [rewards[s] for s in plan.wrong]
-        sibling += [rewards[plan.sibling_sentence]] if plan.sibling_sentence else []
+    rewards = [c.rewards for c in experts if c.rewards is not None]
+    right = [each[plan.sentence] for each in rewards]
+    wrong = [each[sentence] for each in rewards for sentence in plan.wrong]
+    sibling = [each[plan.sibling_sentence] for each in rewards if plan.sibling_sentence]
 
     changes = []
-    for tier in TIERS:
-        for i in plan.videos[tier]:
-            first = np.flatnonzero(trajectories[i].success)[:1]
-            if len(first) and first[0] + 1 < len(curves[i].value):
-                value = curves[i].value
-                changes.append(float(value[first[0] + 1 :].mean() - value[first[0]]))
+    for i in (i for tier in TIERS for i in plan.videos[tier]):
+        first, value = plan.trajectories[i].first_success, curves[i].value
+        if first is not None and first + 1 < len(value):
+            changes.append(float(value[first + 1 :].mean() - value[first]))
     return {
-        "control_frozen": _mean(frozen),
+        "control_frozen": _mean([metrics.voc(still)["spearman"] for still, _ in frozen]),
         "control_frozen_drift": _ratio(drift, rise),
         "control_shuffled_shown": _mean(shown),
         "control_shuffled_true": _mean(true),
@@ -139,7 +129,7 @@ def _measure_controls(
 
 
 def _stack(curves: Sequence[Floats], hold: bool) -> Floats:
-    """Pad curves to ``[N, T]`` with NaN, or with their last value where ``hold``."""
+    """Pad curves to ``[N, T]`` with NaN, or with their last value if ``hold``."""
     longest = max(len(c) for c in curves)
     padding = (lambda c: c[-1]) if hold else (lambda c: np.nan)
     return np.stack([np.append(c, np.full(longest - len(c), padding(c))) for c in curves])

@@ -1,4 +1,7 @@
-"""The figures by which reward models are judged: pure functions of numpy arrays, no model and no file in sight."""
+"""The metrics of reward models: pure functions of numpy arrays.
+
+Pairs of vectors must have one length, at least one entry and finite values, else ValueError is raised.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +15,19 @@ from scipy.cluster import vq
 
 Floats = NDArray[np.float64]
 
-# Values that differ by less than this (relative to their size, or to 1) count as one constant: batching alone moves
-# a float32 score by some 1e-7, and a rank correlation would read a trend into that noise.
+# Values that differ by less than this (relative to their size, or to 1) count as constant: batching alone changes a
+# float32 score by about 1e-7, and a rank correlation would see a trend in that noise.
 CONSTANT = 1e-6
 
 
 def preference_accuracy(scores_better: ArrayLike, scores_worse: ArrayLike) -> float:
     """Share of pairs whose better video has the higher score; a tie counts one half.
 
-    This is the accuracy of ITP and IVP labels in VLP (section 5, "Acc.").
+    It is the accuracy of ITP and IVP labels in VLP (section 5, "Acc.").
 
     Args:
-        scores_better: score of the video that should win, float ``[P]``.
-        scores_worse: score of the video that should lose, float ``[P]``.
-
-    Raises:
-        ValueError: if the shapes differ, or there is no pair, or a score is not finite.
+        scores_better: scores of the better videos, float ``[P]``.
+        scores_worse: scores of the worse videos, float ``[P]``.
 
     >>> preference_accuracy([2.0, 1.0, 0.0], [1.0, 1.0, 5.0])
     0.5
@@ -39,28 +39,23 @@ def preference_accuracy(scores_better: ArrayLike, scores_worse: ArrayLike) -> fl
 def ilp_loss(score_a: ArrayLike, score_b: ArrayLike) -> float:
     """Cross-entropy of the Bradley-Terry preference against the label 0.5 (VLP eq. 4, term b).
 
-    The least possible value, log 2 = 0.693, means that no video is preferred under a sentence of another task.
+    The minimum, log 2 = 0.693, means no preference between videos under another task's sentence.
 
     Args:
-        score_a: scores of the first videos under the other task's sentence, float ``[P]``.
-        score_b: scores of the second videos, float ``[P]``.
-
-    Raises:
-        ValueError: if the shapes differ, or there is no pair, or a score is not finite.
+        score_a: scores of the first videos under another task's sentence, float ``[P]``.
+        score_b: scores of the second videos under the same sentence, float ``[P]``.
 
     >>> round(ilp_loss([1.0, -3.0], [1.0, -3.0]), 3)
     0.693
     """
-    a, b = _pair(score_a, score_b)
-    difference = np.asarray(a - b)
+    difference = np.subtract(*_pair(score_a, score_b))
     return float(np.mean(0.5 * (np.logaddexp(0.0, difference) + np.logaddexp(0.0, -difference))))
 
 
 def voc(values: ArrayLike) -> dict[str, float]:
     """Value-order correlation: how well the predictions of one video follow time (GVL).
 
-    Papers publish three coefficients under this one name, so all three are given. A constant prediction has no
-    order; its correlation is defined as 0.0 here.
+    Papers use three coefficients under this name, so all are returned. A constant prediction has correlation 0.0.
 
     Args:
         values: predictions in the order of time, float ``[T]``, T >= 2.
@@ -88,23 +83,20 @@ def voc(values: ArrayLike) -> dict[str, float]:
 
 
 def reward_consistency(pred: ArrayLike, true: ArrayLike, *, pairs: int | None = None, seed: int = 0) -> float:
-    """Share of pairs of time steps that the prediction orders as the true reward does.
+    """Share of pairs of time steps that the prediction orders like the true reward.
 
-    "Consistency with ground-truth reward" of *Learning objectives under one roof* (section 3.2), where 10,000 random
-    pairs a task are drawn from random and sub-optimal rollouts. Pairs of equal true reward are left out; a tie of
-    the prediction counts one half.
+    "Consistency with ground-truth reward" of *Learning objectives under one roof* (section 3.2), which draws 10,000
+    random pairs per task from random and sub-optimal rollouts. Pairs of equal true reward are left out; a tie of the
+    prediction counts one half.
 
     Args:
         pred: predicted rewards, float ``[T]``.
         true: true rewards of the same time steps, float ``[T]``.
-        pairs: how many random pairs to draw; None takes every pair (memory T x T).
-        seed: seed of the draw.
+        pairs: number of random pairs; None takes all pairs (memory T x T).
+        seed: seeds the random pairs.
 
     Returns:
         A share in [0, 1]; NaN if no two true rewards differ.
-
-    Raises:
-        ValueError: if the shapes differ, or they are empty, or a value is not finite.
 
     >>> reward_consistency([1.0, 2.0, 3.0], [0.0, 5.0, 4.0])  # 2 of 3 pairs agree
     0.6666666666666666
@@ -126,15 +118,15 @@ def reward_consistency(pred: ArrayLike, true: ArrayLike, *, pairs: int | None = 
 def fixed_time_correlation(pred: ArrayLike, true: ArrayLike, *, least: int = 3) -> float:
     """Spearman correlation over trajectories at each time index, averaged over the indices.
 
-    Reading the clock gives nothing here, because everything compared has the same time.
+    A prediction of time alone gains nothing, because compared values have the same time.
 
     Args:
         pred: predictions, float ``[N, T]``; NaN where trajectory n has no frame t.
-        true: true rewards, float ``[N, T]``; NaN likewise.
-        least: how many trajectories an index must have to count.
+        true: true rewards, float ``[N, T]``; NaN where trajectory n has no frame t.
+        least: least number of trajectories with this index, for the index to count.
 
     Returns:
-        The mean over the indices where both vary; NaN if there is none.
+        The mean over indices where both vary; NaN if there is none.
 
     Raises:
         ValueError: if the two are not matrices of one shape.
@@ -156,12 +148,12 @@ def fixed_time_correlation(pred: ArrayLike, true: ArrayLike, *, least: int = 3) 
 def kmeans_two_sets(features: ArrayLike, *, seed: int = 0) -> NDArray[np.int64]:
     """Split trajectories into two sets by k-means, as VLP does before it draws segment pairs (appendix A).
 
-    Columns are scaled to unit variance first. The centroids start at a random row and at the row farthest from it,
-    so both sets always have a member; if all rows are equal they go to the sets in turn.
+    Columns are first scaled to unit variance. The centroids start at a random row and the row farthest from it, so both
+    sets have a member; equal rows alternate between the sets.
 
     Args:
-        features: one row a trajectory, float ``[N, D]``, N >= 2.
-        seed: seed of the first centroid.
+        features: one row per trajectory, float ``[N, D]``, N >= 2.
+        seed: seeds the choice of the first centroid.
 
     Returns:
         The set of each trajectory, int64 ``[N]`` of 0 and 1.
@@ -187,17 +179,14 @@ def kmeans_two_sets(features: ArrayLike, *, seed: int = 0) -> NDArray[np.int64]:
 
 
 def auc(scores: ArrayLike, labels: ArrayLike) -> float:
-    """Area under the ROC curve: the chance that a positive scores above a negative, ties one half.
+    """Area under the ROC curve: the probability that a positive scores above a negative; ties count one half.
 
     Args:
-        scores: float ``[N]``.
-        labels: bool ``[N]``.
+        scores: scores, float ``[N]``.
+        labels: True for positives, bool ``[N]``.
 
     Returns:
         A share in [0, 1]; NaN if there is only one class.
-
-    Raises:
-        ValueError: if the shapes differ, or they are empty, or a score is not finite.
 
     >>> auc([0.1, 0.9, 0.8], [False, True, True])
     1.0
@@ -212,10 +201,10 @@ def auc(scores: ArrayLike, labels: ArrayLike) -> float:
 
 
 def mean_and_spread(values: Sequence[float | None]) -> tuple[float, float, int]:
-    """Mean, sample standard deviation and count of the finite values; None and NaN are left out.
+    """Mean, sample standard deviation and count of the finite values; None and NaN are ignored.
 
     Returns:
-        ``(mean, spread, n)``; the spread of one value is 0.0, and of none both are NaN.
+        ``(mean, spread, n)``; one value has spread 0.0, no value gives NaN for both.
 
     >>> mean_and_spread([1.0, 3.0, None])
     (2.0, 1.4142135623730951, 2)

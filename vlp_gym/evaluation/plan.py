@@ -1,6 +1,6 @@
-"""The evaluation's protocol: which videos and segments are scored under which sentences, drawn with a seed.
+"""The evaluation's protocol: a seeded choice of videos and segments, and of the sentences to score them under.
 
-Only rewards, successes and lengths are looked at here, no frame and no model.
+It uses rewards, successes and lengths only, no frames and no model.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from vlp_gym.data.trajectory import NEAR_MISS, TIERS, Trajectory
 from vlp_gym.evaluation import metrics
 
-Key = tuple[int, str, int, int]  # a question: trajectory, sentence, first frame, one past the last frame
+Key = tuple[int, str, int, int]  # a query: trajectory, sentence, first frame, one past the last frame
 Pair = tuple[Key, Key]  # better, worse (of equal rank in ILP)
 
 SENTENCES_PER_VARIANT = 3
@@ -23,9 +23,10 @@ WRONG_SENTENCES = 4
 
 @dataclass
 class TaskPlan:
-    """Which questions one task asks; fields hold trajectory indices, sentences and sampled pairs."""
+    """The queries about one task: indices of `trajectories`, sentences and sampled pairs."""
 
     task: str
+    trajectories: Sequence[Trajectory]
     sentence: str
     held_out: Sequence[str]
     variants: Mapping[str, Sequence[str]]
@@ -39,37 +40,37 @@ class TaskPlan:
     ivp_held_out: list[Pair] = field(default_factory=list)
     ilp: list[Pair] = field(default_factory=list)
 
-    def groups(self, trajectories: Sequence[Trajectory]) -> dict[str, list[Pair]]:
-        """All pairs by the figure that they give; the better one first."""
-        tier_of = [trajectory.tier for trajectory in trajectories]
+    def groups(self) -> dict[str, list[Pair]]:
+        """Figure -> its pairs, the better one first."""
+        ivp = [(pair, tuple(self.trajectories[key[0]].tier for key in pair)) for pair in self.ivp]
         experts = self.videos["expert"]
         return {
             "itp_scripted": self.scripted,
-            "itp_tier": self.tier_pairs([self.sentence], trajectories),
-            "itp_tier_held_out": self.tier_pairs(self.held_out, trajectories),
-            "itp_near_miss": [self._pair(a, b, trajectories) for a in experts for b in self.near_misses],
+            "itp_tier": self.tier_pairs([self.sentence]),
+            "itp_tier_held_out": self.tier_pairs(self.held_out),
+            "itp_near_miss": [self.pair(a, b, self.sentence) for a in experts for b in self.near_misses],
             "ivp": self.ivp,
             "ivp_held_out": self.ivp_held_out,
-            "ivp_same_tier": [pair for pair in self.ivp if tier_of[pair[0][0]] == tier_of[pair[1][0]]],
-            "ivp_random_over_expert": [
-                (a, b) for a, b in self.ivp if (tier_of[a[0]], tier_of[b[0]]) == ("random", "expert")
-            ],
-            "ivp_sibling": [self._pair(a, b, trajectories) for a in experts for b in self.sibling_experts],
-            **{f"itp_{kind}": self.tier_pairs(group, trajectories) for kind, group in self.variants.items()},
+            "ivp_same_tier": [pair for pair, (better, worse) in ivp if better == worse],
+            "ivp_random_over_expert": [pair for pair, tiers in ivp if tiers == ("random", "expert")],
+            "ivp_sibling": [self.pair(a, b, self.sentence) for a in experts for b in self.sibling_experts],
+            **{f"itp_{kind}": self.tier_pairs(group) for kind, group in self.variants.items()},
         }
 
-    def tier_pairs(self, sentences: Sequence[str], trajectories: Sequence[Trajectory]) -> list[Pair]:
-        """All pairs of videos of two tiers, under each of these sentences."""
+    def tier_pairs(self, sentences: Sequence[str]) -> list[Pair]:
+        """All pairs of videos of two tiers, under each of the sentences."""
         return [
-            video_pair(a, b, sentence, trajectories)
+            self.pair(a, b, sentence)
             for sentence in sentences
             for high, low in combinations(TIERS, 2)
             for a in self.videos[high]
             for b in self.videos[low]
         ]
 
-    def _pair(self, a: int, b: int, trajectories: Sequence[Trajectory]) -> Pair:
-        return video_pair(a, b, self.sentence, trajectories)
+    def pair(self, a: int, b: int, sentence: str) -> Pair:
+        """Queries about two whole videos under one sentence."""
+        first, second = ((int(i), sentence, 0, len(self.trajectories[i].frames)) for i in (a, b))
+        return first, second
 
 
 def plan_task(
@@ -80,15 +81,15 @@ def plan_task(
     pairs: int,
     segment_steps: int,
 ) -> TaskPlan:
-    """Draw everything that is asked about one task.
+    """Draw all queries about one task.
 
     Args:
         task: the task.
-        tasks: all evaluated tasks; videos and sentences "of another task" come from these.
+        tasks: all evaluated tasks, the source of other tasks' videos and sentences.
         trajectories: all rollouts.
-        rng: source of every draw.
+        rng: source of all random draws.
         pairs: pairs to draw for scripted ITP, each IVP and ILP.
-        segment_steps: env steps of a scripted-label segment.
+        segment_steps: environment steps of a scripted-label segment.
 
     Raises:
         ValueError: if an evaluated task has no expert, medium or random trajectory.
@@ -100,6 +101,7 @@ def plan_task(
     strangers = [other for other in tasks if other != task]
     plan = TaskPlan(
         task=task,
+        trajectories=trajectories,
         sentence=first.canonical,
         held_out=first.held_out,
         variants={kind: group[:SENTENCES_PER_VARIANT] for kind, group in first.variants.items()},
@@ -109,30 +111,23 @@ def plan_task(
         near_misses=[i for i, t in enumerate(trajectories) if t.task == task and t.tier == NEAR_MISS],
         sibling_experts=[i for i, t in enumerate(trajectories) if t.task == first.opposite and t.tier == "expert"],
     )
-    plan.scripted = _scripted_pairs(own, plan.sentence, trajectories, rng, pairs, segment_steps)
+    plan.scripted = _scripted_pairs(plan, own, rng, pairs, segment_steps)
     others = np.array([i for i, t in enumerate(trajectories) if t.task in strangers and t.tier in TIERS])
     if len(others):
         for _ in range(pairs):
             right, wrong_video = rng.choice(own), rng.choice(others)
-            plan.ivp.append(video_pair(right, wrong_video, plan.sentence, trajectories))
+            plan.ivp.append(plan.pair(right, wrong_video, plan.sentence))
             if len(plan.held_out):
-                unseen = str(rng.choice(plan.held_out))
-                plan.ivp_held_out.append(video_pair(right, wrong_video, unseen, trajectories))
+                plan.ivp_held_out.append(plan.pair(right, wrong_video, str(rng.choice(plan.held_out))))
     if strangers and len(own) > 1:
         for _ in range(pairs):
             a, b = rng.choice(own, size=2, replace=False)
-            plan.ilp.append(video_pair(a, b, sentence_of[str(rng.choice(strangers))], trajectories))
+            plan.ilp.append(plan.pair(a, b, sentence_of[str(rng.choice(strangers))]))
     return plan
 
 
-def _scripted_pairs(
-    own: list[int],
-    sentence: str,
-    trajectories: Sequence[Trajectory],
-    rng: np.random.Generator,
-    pairs: int,
-    steps: int,
-) -> list[Pair]:
+def _scripted_pairs(plan: TaskPlan, own: list[int], rng: np.random.Generator, pairs: int, steps: int) -> list[Pair]:
+    trajectories = plan.trajectories
     if len(own) < 2:
         return []
     features = []
@@ -150,7 +145,7 @@ def _scripted_pairs(
         for members in sets:
             i = int(rng.choice(members))
             start, stop, total = _segment(trajectories[i], rng, steps)
-            drawn.append((total, (i, sentence, start, stop)))
+            drawn.append((total, (i, plan.sentence, start, stop)))
         (total_a, a), (total_b, b) = drawn
         if abs(total_a - total_b) > 1e-6:
             result.append((a, b) if total_a > total_b else (b, a))
@@ -158,24 +153,24 @@ def _scripted_pairs(
 
 
 def _segment(trajectory: Trajectory, rng: np.random.Generator, steps: int) -> tuple[int, int, float]:
-    """Draw a segment; return its first frame, one past its last frame, and the summed reward of its env steps."""
+    """Draw a segment; returns its first frame, one past its last, and the summed reward of its environment steps."""
     step = trajectory.step
     starts = np.flatnonzero(step + steps <= step[-1])
     start = int(rng.choice(starts)) if len(starts) else 0
     stop = int(np.searchsorted(step, step[start] + steps, side="right"))
-    within = np.arange(step[start], step[start] + steps)  # episode_reward[k] was paid by step k + 1
+    within = np.arange(step[start], step[start] + steps)  # episode_reward[k] is the reward of step k + 1
     reward = trajectory.episode_reward
     return start, stop, float(reward[np.minimum(within, len(reward) - 1)].sum(dtype=np.float64))
 
 
 def reward_sentences(plan: TaskPlan) -> list[str]:
-    """The right sentence first, then the wrong ones, under which the wrapper's reward is compared."""
+    """The sentences for comparing the wrapper's reward: the right one, then the wrong ones."""
     sentences = [plan.sentence, *plan.wrong, *([plan.sibling_sentence] if plan.sibling_sentence else [])]
     return list(dict.fromkeys(sentences))
 
 
 def _first(task: str, trajectories: Sequence[Trajectory]) -> Trajectory:
-    """The trajectory that says what is known about its task."""
+    """The trajectory whose sentences, variants and opposite define the task."""
     for trajectory in trajectories:
         if trajectory.task == task and trajectory.tier in TIERS:
             return trajectory
@@ -183,18 +178,8 @@ def _first(task: str, trajectories: Sequence[Trajectory]) -> Trajectory:
 
 
 def _opposite_sentence(first: Trajectory, trajectories: Sequence[Trajectory]) -> str | None:
-    """The canonical sentence of the opposite task; without its rollouts, the first that asks for the opposite."""
+    """The canonical sentence of the opposite task; without its rollouts, the first opposite sentence."""
     if first.opposite is None:
         return None
     named = next((t.sentences[0] for t in trajectories if t.task == first.opposite and t.sentences), None)
     return named or next((group[0] for group in first.opposite_sentences[:1] if group), None)
-
-
-def whole(i: int, sentence: str, trajectories: Sequence[Trajectory]) -> Key:
-    """The question about a whole video."""
-    return int(i), sentence, 0, len(trajectories[i].frames)
-
-
-def video_pair(a: int, b: int, sentence: str, trajectories: Sequence[Trajectory]) -> Pair:
-    """Two questions about whole videos under one sentence."""
-    return whole(a, sentence, trajectories), whole(b, sentence, trajectories)

@@ -1,4 +1,4 @@
-"""The report of an evaluation: its figures by name, as JSON, as Markdown tables and as a picture."""
+"""The report of an evaluation as JSON, Markdown tables and a plot."""
 
 from __future__ import annotations
 
@@ -58,17 +58,14 @@ FIGURES: dict[str, dict[str, str]] = {
 
 
 def write_report(result: Mapping[str, Any], folder: str | Path) -> list[Path]:
-    """Write ``results.json``, ``results.md`` and ``results.png``, each of them atomically.
+    """Write ``results.json``, ``results.md`` and ``results.png``, each atomically, and return their paths.
 
     Args:
-        result: what `vlp_gym.evaluation.evaluate.evaluate` returned.
-        folder: made if missing.
-
-    Returns:
-        The three paths.
+        result: result of `vlp_gym.evaluation.evaluate.evaluate`.
+        folder: output folder, created if missing.
 
     Raises:
-        MissingExtraError: without matplotlib; the JSON and the tables are written by then.
+        MissingExtraError: without matplotlib; the JSON and the tables are already written then.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,10 +79,9 @@ def write_report(result: Mapping[str, Any], folder: str | Path) -> list[Path]:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """The tables: the mean and spread over tasks first, then each task in a column."""
-    settings = result["settings"]
-    tasks = result["tasks"]
-    shown = tasks if len(tasks) <= 10 else []  # fifty columns are for the JSON
+    """Tables of mean and spread over the tasks, followed by one column per task."""
+    settings, tasks = result["settings"], result["tasks"]
+    shown = tasks if len(tasks) <= 10 else []  # the JSON has all tasks
     lines = [
         f"# Evaluation of {settings['model']} on {result['split']}",
         "",

@@ -1,7 +1,7 @@
-"""Rollouts of an agent that learns from a reward model: it goes where that model is wrong.
+"""Rollouts of an agent trained on a reward model, which show states where that model is wrong.
 
-A model trained on scripts pays for states that no script visits, and an agent finds them: the hand beside the button
-instead of on it. Its rollouts, labelled as all others are, show them to the next model.
+A model trained on scripted rollouts may reward states that no script visits, such as a hand beside the button instead
+of on it. An agent finds these states, and its labelled rollouts teach them to the next model.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from vlp_gym.metaworld.variety import vary_scene
 from vlp_gym.wrappers.single import VLPRewardWrapper
 
 EPISODE_STEPS = 150  # environment steps
-RANDOM_EPISODES = 10  # before it learns
-FIRST_KEPT, KEPT_EVERY = 12, 3  # of its episodes: neighbours are much alike
+RANDOM_EPISODES = 10  # episodes before learning starts
+FIRST_KEPT, KEPT_EVERY = 12, 3  # episodes to record; consecutive ones are too similar
 
 
 def agent_rollouts(
     env: gym.Env[Any, Any], task: str, config: CollectConfig, rng: np.random.Generator
 ) -> list[Trajectory]:
-    """Train SAC on what ``config.agent_model`` pays for the task's first sentence; keep some of the later episodes.
+    """Train SAC on the reward of ``config.agent_model`` for the task's canonical sentence; record some later episodes.
 
-    Each action is held for ``config.stride`` steps, so that every frame that is paid for is one to keep.
+    Each action is repeated for ``config.stride`` steps, so that the rewarded frames are exactly the recorded ones.
 
     Args:
-        env: made by `make_metaworld`.
-        task: its name.
-        config: `agent` says how many rollouts.
-        rng: of placements and scenes; the agent's own seed is ``config.seed``.
+        env: environment from `make_metaworld`.
+        task: name of its task.
+        config: settings; ``config.agent`` is the number of rollouts.
+        rng: draws placements and scenes; the agent's seed is ``config.seed``.
 
     Raises:
         MissingExtraError: without Stable-Baselines3.
@@ -64,7 +64,7 @@ def agent_rollouts(
 
 
 class _Episodes(gym.Wrapper[Any, Any, Any, Any]):
-    """Each at another placement, some in another light; actions are held; some are recorded, see `KEPT_EVERY`."""
+    """Draws a placement and scene per episode, repeats actions, and records some episodes, see `KEPT_EVERY`."""
 
     def __init__(self, env: gym.Env[Any, Any], config: CollectConfig, rng: np.random.Generator) -> None:
         super().__init__(env)
@@ -76,7 +76,7 @@ class _Episodes(gym.Wrapper[Any, Any, Any, Any]):
         self.success = False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin the next episode, at a placement of our own."""
+        """Begin the next episode at a random placement."""
         self.restore()
         seed, varied = int(self.rng.integers(2**31)), bool(self.rng.random() < self.config.varied_share)
         observation, info = self.env.reset(seed=seed, options=options)
@@ -89,7 +89,7 @@ class _Episodes(gym.Wrapper[Any, Any, Any, Any]):
         return observation, info
 
     def step(self, action: Any) -> Any:
-        """Hold the action, until the episode's last step at most."""
+        """Repeat the action, at most until the end of the episode."""
         rewards = self.recorder.rewards
         for _ in range(min(self.config.stride, EPISODE_STEPS - len(rewards))):
             observation, reward, terminated, _, info = self.env.step(action)
@@ -98,7 +98,7 @@ class _Episodes(gym.Wrapper[Any, Any, Any, Any]):
         return observation, reward, terminated, len(rewards) >= EPISODE_STEPS, info
 
     def render(self) -> Any:
-        """The frame, which is recorded if its episode is one to keep."""
+        """Render, and record the frame if the episode is kept."""
         frame: Any = self.env.render()
         if self._keeping():
             self.recorder.add(frame, self.success)

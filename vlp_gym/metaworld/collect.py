@@ -1,14 +1,14 @@
-"""Collects MTVLP: Meta-World rollouts of three tiers of skill, rendered, with every step's reward (VLP, appendix C).
+"""Collects MTVLP: rendered Meta-World rollouts of three tiers of skill, with every reward (VLP, appendix C).
 
-- expert: the scripted policy + N(0, 0.1), until success and a little beyond.
+- expert: the scripted policy + N(0, 0.1), until shortly after success.
 - medium: the scripted policy + N(0, 0.5) until half of the stages are done, then noise alone.
 - random: uniform actions.
 - near_miss (ours, optional): the scripted policy aiming beside the object, so that purpose alone earns nothing.
-- explore (ours, optional): the hand goes along the scripted policy for a while, to points about the object or about
-  itself, or anywhere, and holds still between: the states that an agent visits, whatever they are worth.
-- agent (ours, optional): an agent that learns from an earlier reward model, see `agents`.
+- explore (ours, optional): the hand follows the scripted policy for a while, moves to points near the object, near
+  itself or anywhere, and rests in between, as agents do.
+- agent (ours, optional): an agent trained on an earlier reward model, see `agents`.
 
-One parquet shard a task and tier; a shard that exists is not collected again, so an interrupted run resumes.
+One parquet shard per task and tier; existing shards are skipped, so an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -34,23 +34,24 @@ from vlp_gym.metaworld.config import CollectConfig
 from vlp_gym.metaworld.env import make_metaworld, metaworld_tasks, scripted_policy
 from vlp_gym.metaworld.recorder import HAND, OBJECT, Recorder
 from vlp_gym.metaworld.variety import vary_scene
+from vlp_gym.storage import write_atomic
 
-RENDER_SIZE = 224  # at least; smaller frames are made of these
+RENDER_SIZE = 224  # least size of rendering; smaller frames are downscaled
 MAX_STEPS = 300
-BEYOND_SUCCESS = (5, 25)  # steps that an expert goes on after success
+BEYOND_SUCCESS = (5, 25)  # steps of an expert after success
 WANDER_STEPS = (60, 120)  # length of random and near-miss rollouts
 EXPLORE_STEPS = (120, 180)
-PHASE_STEPS = (10, 50)  # length of one aim of an exploring rollout
-AIMS = (0.2, 0.25, 0.15, 0.4)  # how often: anywhere, about the object, about the hand, as the scripted policy says
+PHASE_STEPS = (10, 50)  # duration of one aim of an exploring rollout
+AIMS = (0.2, 0.25, 0.15, 0.4)  # probabilities: anywhere, near the object, near the hand, scripted policy
 ABOUT = 0.05  # metres, standard deviation
-NOISE_AFTER_STAGE = 30  # steps of noise alone that end a medium rollout
-WORKSPACE = np.array([[-0.6, 0.3, 0.04], [0.6, 1.0, 0.5]])  # metres; what an exploring hand reaches for, and beyond
+NOISE_AFTER_STAGE = 30  # final steps of a medium rollout, noise alone
+WORKSPACE = np.array([[-0.6, 0.3, 0.04], [0.6, 1.0, 0.5]])  # metres; corners of the region of exploring aims
 EXPERT_ATTEMPTS = 4
 
 
 @dataclass(frozen=True)
 class Stage:
-    """When a medium rollout has done half of its stages: at ``near_object``, or after so many steps."""
+    """When a medium rollout has done half of its stages: at ``near_object``, or after `steps` steps."""
 
     by_near_object: bool
     steps: int
@@ -67,14 +68,14 @@ def collect_metaworld(
     """Collect every missing shard, in parallel processes (two OpenGL contexts in one process draw garbage).
 
     Args:
-        folder: where the shards go.
-        config: what to collect.
-        tasks: default all 50.
-        workers: processes; default one a core.
-        progress_bar: show one.
+        folder: output folder for the shards.
+        config: settings of the collection.
+        tasks: full task names; default: all 50.
+        workers: worker processes; default: one per core.
+        progress_bar: show a progress bar.
 
     Raises:
-        DatasetError: if the folder holds shards that were collected with another config.
+        DatasetError: if the folder holds a collection with other settings, or a worker process is killed.
     """
     folder = Path(folder)
     _check_same_config(folder, config)
@@ -105,7 +106,7 @@ def collect_metaworld(
 
 
 def _stop(pool: ProcessPoolExecutor) -> None:
-    """End the workers at once: without this, leaving the pool waits for every task that was begun."""
+    """Terminate the workers; otherwise the pool waits for all running tasks."""
     workers = list((pool._processes or {}).values())
     pool.shutdown(wait=False, cancel_futures=True)
     for worker in workers:
@@ -113,8 +114,8 @@ def _stop(pool: ProcessPoolExecutor) -> None:
 
 
 def _prepare_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends the workers
-    os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa's own threads cost a quarter more and gain nothing here
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends the workers
+    os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa's threads cost 25% more time and gain nothing here
     import torch
 
     torch.set_num_threads(1)
@@ -123,9 +124,7 @@ def _prepare_worker() -> None:
 def _collect_task(job: tuple[Path, CollectConfig, str, Sequence[str]]) -> str:
     folder, config, task, tiers = job
     size = max(RENDER_SIZE, config.size)
-    env = make_metaworld(
-        task, seed=config.seed, size=size, camera=config.camera, random_start=config.random_start
-    )  # fmt: skip
+    env = make_metaworld(task, seed=config.seed, size=size, camera=config.camera, random_start=config.random_start)
     try:
         stage = _measure_stage(env, task, config.seed)
         for tier in tiers:
@@ -133,9 +132,7 @@ def _collect_task(job: tuple[Path, CollectConfig, str, Sequence[str]]) -> str:
             if path.exists():
                 continue
             if tier == AGENT:
-                from vlp_gym.metaworld.agents import (
-                    agent_rollouts,  # loads torch, which nothing else here needs at once
-                )
+                from vlp_gym.metaworld.agents import agent_rollouts  # imports torch
 
                 rng = np.random.default_rng([config.seed, metaworld_tasks().index(task), ALL_TIERS.index(tier)])
                 rollouts = agent_rollouts(env, task, config, rng)
@@ -153,7 +150,7 @@ def _count(config: CollectConfig, tier: str) -> int:
 
 
 def _measure_stage(env: Any, task: str, seed: int, episodes: int = 5) -> Stage:
-    """Half of the stages: `near_object` where it fires midway; half of the expert's time where it does not."""
+    """Half of the stages: `near_object` if it fires midway, else half of the expert's time."""
     policy, lengths, near = scripted_policy(task), [], []
     for episode in range(episodes):
         observation, _ = env.reset(seed=10_000 + seed * 100 + episode)
@@ -171,9 +168,7 @@ def _measure_stage(env: Any, task: str, seed: int, episodes: int = 5) -> Stage:
 
 
 def _rollout(env: Any, config: CollectConfig, task: str, tier: str, stage: Stage, index: int) -> Trajectory:
-    if tier != "expert":
-        return _attempt(env, config, task, tier, stage, index, attempt=0)
-    for attempt in range(EXPERT_ATTEMPTS):
+    for attempt in range(EXPERT_ATTEMPTS if tier == "expert" else 1):
         trajectory = _attempt(env, config, task, tier, stage, index, attempt)
         if trajectory.success.any():
             break
@@ -212,17 +207,17 @@ def _attempt(
 
 
 class _Actor:
-    """The behaviour of one tier: gives actions, and says when the rollout is over."""
+    """The behaviour of one tier: its actions, and when its rollout ends."""
 
     def __init__(self, task: str, tier: str, stage: Stage, rng: np.random.Generator) -> None:
         self.tier, self.stage, self.rng = tier, stage, rng
         self.policy = scripted_policy(task)
         self.noise = {"expert": 0.1, "medium": 0.5, "random": 0.0, NEAR_MISS: 0.3, EXPLORE: 0.2}[tier]
-        self.remaining: int | None = None  # steps to go once the tier's aim is reached
+        self.remaining: int | None = None  # steps left once the tier's aim is reached
         angle, distance = rng.uniform(0, 2 * np.pi), rng.uniform(0.08, 0.2)
         self.offset = distance * np.array([np.cos(angle), np.sin(angle), rng.uniform(0, 1)])
-        self.phase = 0  # steps that the present aim of an exploring rollout goes on for
-        self.aim: np.ndarray | None = None  # where its hand goes; None: where the scripted policy says
+        self.phase = 0  # steps left of an exploring rollout's current aim
+        self.aim: np.ndarray | None = None  # target of the hand; None follows the scripted policy
         self.grip = 0.0
 
     def __call__(self, observation: np.ndarray) -> np.ndarray:
@@ -242,14 +237,14 @@ class _Actor:
         return np.clip(action + self.rng.normal(0, self.noise, 4), -1, 1).astype(np.float32)
 
     def _choose_aim(self, observation: np.ndarray) -> None:
-        """Now and then another aim for an exploring hand."""
+        """Draw a new aim of an exploring hand when the current one is over."""
         if self.phase == 0:
             self.phase = int(self.rng.integers(*PHASE_STEPS))
-            # Most often near the borders: an untrained policy drives its hand there and holds it.
+            # Mostly near the borders, where an untrained policy's hand ends up.
             anywhere = WORKSPACE[0] + (WORKSPACE[1] - WORKSPACE[0]) * self.rng.beta(0.5, 0.5, 3)
             about_object = observation[OBJECT] + self.rng.normal(0, ABOUT, 3)
             about_hand = observation[HAND] + self.rng.normal(0, ABOUT, 3)
-            # A trained one nears the object: what it does there, a little beside the task, must not look like success.
+            # A trained policy's hand stays near the object; almost doing the task must not look like success.
             self.aim = (anywhere, about_object, about_hand, None)[self.rng.choice(4, p=AIMS)]
             self.grip = float(self.rng.choice([-1.0, 1.0]))
         self.phase -= 1
@@ -272,17 +267,13 @@ class _Actor:
 
 def _check_same_config(folder: Path, config: CollectConfig) -> None:
     path = folder / "collect.json"
-    said = {**asdict(config), "tiers": list(config.tiers)}
-    if path.exists():
-        # An older one may know fewer settings.
-        before = {**asdict(CollectConfig()), "tiers": list(TIERS), **json.loads(path.read_text())}
-        if before != said:
-            changed = {key: (before[key], value) for key, value in said.items() if before[key] != value}
-            raise DatasetError(
-                f"{folder} was collected with other settings (then, now): {changed}; choose another --out"
-            )
+    now = {**asdict(config), "tiers": list(config.tiers)}
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(now, indent=2).encode())
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(said, indent=2))
-    os.replace(partial, path)
+    # Collections of older versions lack some settings.
+    before = {**asdict(CollectConfig()), "tiers": list(TIERS), **json.loads(path.read_text())}
+    if before != now:
+        changed = {key: (before[key], value) for key, value in now.items() if before[key] != value}
+        raise DatasetError(f"{folder} was collected with other settings (then, now): {changed}; choose another --out")

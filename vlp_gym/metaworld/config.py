@@ -10,7 +10,7 @@ from vlp_gym.metaworld.env import CAMERA
 
 @dataclass(frozen=True)
 class CollectConfig:
-    """What to collect; written beside the shards, and a resumed run must agree with it."""
+    """Settings of a collection, stored beside the shards; a resumed run must have the same."""
 
     per_tier: int = 32
     tiers: tuple[str, ...] = TIERS

@@ -1,4 +1,4 @@
-"""Meta-World v3 made ready for vision rewards: the right camera, upright, fast, seeded and true resets."""
+"""Meta-World v3 for vision rewards: upright camera, fast rendering, seeded and consistent resets."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from vlp_gym.frames.rendering import FastRender, Quality, choose_gl_backend, rol
 from vlp_gym.metaworld.splits import full_name
 
 CAMERA = "corner2"
-CAMERA_POSITION = (0.75, 0.075, 0.7)  # nearer than Meta-World's own: gripper and object fill the picture
+CAMERA_POSITION = (0.75, 0.075, 0.7)  # closer than Meta-World's own, so that gripper and object fill the frame
 HAND_REACH = np.array([0.25, 0.15, 0.2])  # metres on each side of the usual start, see `SeededReset`
-HAND_DRAWS = 20  # of a random start, until one is free
-TOLERANCE = 0.02  # metres from its place at which the hand, or an object, has been held up or pushed away
-OBJECTS = slice(4, 18)  # where an observation holds their positions and quaternions
+HAND_DRAWS = 20  # attempts to find a free random start
+TOLERANCE = 0.02  # metres; a hand or object farther from its place was blocked or pushed
+OBJECTS = slice(4, 18)  # their positions and quaternions in an observation
 
 
 def metaworld_tasks() -> tuple[str, ...]:
@@ -42,15 +42,15 @@ def make_metaworld(
     ``info["success"]`` is 0.0 or 1.0. `terminated` is never True unless `terminate_on_success`.
 
     Args:
-        task: such as "button-press-v3"; the suffix may be left out.
-        seed: chooses the 50 object placements of the benchmark and the first episode's.
-        size: of the square picture, in pixels.
+        task: task such as "button-press-v3"; the suffix may be omitted.
+        seed: seeds the benchmark's 50 object placements and the first episode.
+        size: side length of the square frame, pixels.
         camera: "corner2" (moved nearer, the usual camera of vision-reward papers), "corner", "corner3", "corner4",
             "topview", "behindGripper" or "gripperPOV"; the corner cameras are turned upright.
-        quality: of the rendering, "fast" or "default" (see `vlp_gym.frames.rendering`).
-        max_episode_steps: 1 to 500; then `truncated` is True.
+        quality: rendering quality, "fast" or "default" (see `vlp_gym.frames.rendering`).
+        max_episode_steps: steps until truncation, 1 to 500.
         terminate_on_success: end the episode at the first success.
-        random_start: let the hand start at a random place, see `SeededReset`; objects start as they would without.
+        random_start: start the hand at a random position, see `SeededReset`; object placements do not change.
 
     Raises:
         ValueError: for an unknown task.
@@ -69,7 +69,7 @@ def make_metaworld(
         camera_name=camera,
         width=size,
         height=size,
-        disable_env_checker=True,  # its observations leave their declared bounds by design, and it warns at each step
+        disable_env_checker=True,  # observations leave their declared bounds by design; it would warn at each step
     )
     try:
         model = env.unwrapped.model  # type: ignore[attr-defined]
@@ -84,17 +84,17 @@ def make_metaworld(
 
 
 class SeededReset(gym.Wrapper, gym.utils.RecordConstructorArgs):
-    """Makes ``reset(seed=s)`` choose the object placement too, and what a reset shows true.
+    """Makes ``reset(seed=s)`` determine the object placement, and updates frame and observation at a reset.
 
-    Meta-World draws the placement before it seeds itself. And it puts some objects (window-close's window) in their
-    place without computing what follows: until the first step, picture and observation would show them elsewhere.
+    Meta-World draws the placement before it seeds itself. It also moves some objects (window-close's window) without
+    updating the physics state, so that frame and observation show them elsewhere until the first step.
 
     Args:
         env: a Meta-World environment.
-        seed: of the first episode, where its reset names none.
-        random_start: let the hand start within `HAND_REACH` of its usual place, uniformly, inside the workspace, as the
-            code of "Contrastive preference learning" does. Beyond it, a place is drawn again if the hand does not reach
-            it, or pushes or touches something there.
+        seed: seeds the first episode if its reset passes no seed.
+        random_start: start the hand uniformly within `HAND_REACH` of its usual position, inside the workspace, as in
+            the code of "Contrastive preference learning". Unlike there, redraw if the hand does not reach the position,
+            or pushes or touches something.
     """
 
     def __init__(self, env: gym.Env, seed: int, random_start: bool = False) -> None:
@@ -106,7 +106,7 @@ class SeededReset(gym.Wrapper, gym.utils.RecordConstructorArgs):
         self._usual_hand = np.array(env.unwrapped.hand_init_pos)  # type: ignore[attr-defined]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Reset; with a seed, everything that follows is determined by it and by the constructor's seed."""
+        """Reset; a given seed and the constructor's seed determine everything that follows."""
         import mujoco
 
         seed = self._first_seed if seed is None else seed
@@ -114,24 +114,24 @@ class SeededReset(gym.Wrapper, gym.utils.RecordConstructorArgs):
         sawyer: Any = self.env.unwrapped
         if seed is not None:
             sawyer.np_random = np.random.default_rng(seed)
-            self._hand_rng = np.random.default_rng([seed, 1])  # its own: the same seed gives the same objects
+            self._hand_rng = np.random.default_rng([seed, 1])  # separate, so that the same seed gives the same objects
         sawyer.hand_init_pos = self._usual_hand.copy()
         _, info = self.env.reset(seed=seed, options=options)
         mujoco.mj_forward(sawyer.model, sawyer.data)
         if self._random_start:
             self._move_hand(sawyer)
         sawyer._prev_obs = sawyer._get_curr_obs_combined_no_goal()
-        return sawyer._get_obs(), info  # none of the wrappers below changes observations
+        return sawyer._get_obs(), info  # no inner wrapper changes observations
 
     def _move_hand(self, sawyer: Any) -> None:
-        """Start the episode once more, with the hand elsewhere; the last place is taken if no drawn one is free."""
+        """Restart the episode with the hand at a random free position; after `HAND_DRAWS` attempts, at the last one."""
         import mujoco
 
         objects = sawyer._get_curr_obs_combined_no_goal()[OBJECTS]
         for _ in range(HAND_DRAWS):
             hand = self._usual_hand + self._hand_rng.uniform(-HAND_REACH, HAND_REACH)
             sawyer.hand_init_pos = np.clip(hand, sawyer.mocap_low, sawyer.mocap_high)
-            sawyer.reset()  # takes 50 steps to go there, and computes the reward's margins from there
+            sawyer.reset()  # moves there in 50 steps and derives the reward's margins from it
             mujoco.mj_forward(sawyer.model, sawyer.data)
             seen = sawyer._get_curr_obs_combined_no_goal()
             arrived = np.linalg.norm(seen[:3] - sawyer.hand_init_pos) < TOLERANCE
@@ -140,7 +140,7 @@ class SeededReset(gym.Wrapper, gym.utils.RecordConstructorArgs):
 
 
 def _robot_touches(sawyer: Any) -> bool:
-    """Whether the robot touches anything but itself."""
+    """Whether the robot touches anything except itself."""
     model, contacts = sawyer.model, sawyer.data.contact[: sawyer.data.ncon]
     geoms = np.array([contact.geom for contact in contacts], int).reshape(-1, 2)
     of_robot = model.body_rootid[model.geom_bodyid[geoms]] == model.body_rootid[model.body("hand").id]

@@ -1,8 +1,7 @@
-"""Instructions for the 50 Meta-World tasks, and which phrasings a model may train on.
+"""Instructions for the 50 Meta-World tasks, divided into training and held-out phrasings.
 
-Each task has 40 sentences, 8 verb structures x 5 nouns. Verbs are shared by tasks of one motion and nouns by tasks of
-one object, so that a text encoder trained from scratch has met every word of VLP's five test tasks. No sentence names
-a colour: colours occur only in `variants`.
+Each task has 40 sentences, 8 verb structures x 5 nouns. Tasks with the same motion share verbs, tasks with the same
+object share nouns, so the training tasks contain every word of VLP's five test tasks. Only `variants` name colours.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from vlp_gym.text import normalize_instruction
 
 NUM_TASKS = 50
 NUM_SENTENCES = 40
-NUM_TRAINING = 32  # the first 32 train; the last 8 are the unseen paraphrases
+NUM_TRAINING = 32  # the first 32 are for training, the last 8 are held out
 NUM_VARIANTS = 4
 FORMAT_VERSION = 1
 
 VARIANT_TASKS = ("button-press-v3", "door-close-v3", "drawer-close-v3", "faucet-close-v3", "window-open-v3")
-"""The tasks that have `variants`: VLP's five test tasks."""
+"""The tasks with `variants`: VLP's five test tasks."""
 
 _OPPOSITES = (
     ("assembly-v3", "disassemble-v3"),
@@ -43,14 +42,14 @@ _OPPOSITES = (
     ("stick-pull-v3", "stick-push-v3"),
     ("window-close-v3", "window-open-v3"),
 )
-# Nothing un-presses a button: its sibling is the same press from another direction.
+# Pressing a button has no opposite; its sibling is the same press from another direction.
 _VARIATIONS = (("button-press-v3", "button-press-topdown-v3"),)
 
 SIBLINGS: dict[str, str] = {a: b for pair in _OPPOSITES + _VARIATIONS for a, b in (pair, pair[::-1])}
-"""Task -> the task that does the opposite (or, see `NOT_OPPOSITE`, a variation of it) with the same object."""
+"""Task -> its opposite with the same object, or a variation of it, see `NOT_OPPOSITE`."""
 
 NOT_OPPOSITE: frozenset[str] = frozenset(task for pair in _VARIATIONS for task in pair)
-"""The tasks of `SIBLINGS` whose sibling is a variation of the same action, not its opposite."""
+"""Tasks of `SIBLINGS` whose sibling is a variation instead of an opposite."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +69,10 @@ def load_book(path: Path) -> InstructionBook:
     """Read and check a book of instructions.
 
     Args:
-        path: a JSON file laid out as ``assets/instructions.json``.
+        path: a JSON file with the layout of ``assets/instructions.json``.
 
     Raises:
-        DatasetError: not JSON, not 50 tasks x 40 distinct sentences, or a sentence in two places.
+        DatasetError: if it is not JSON, does not have 50 tasks x 40 distinct sentences, or repeats a sentence.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -113,10 +112,10 @@ def instructions_for(task: str) -> list[str]:
     'press the button'
 
     Args:
-        task: a Meta-World task name with its ``-v3``.
+        task: a Meta-World task name with ``-v3``.
 
     Raises:
-        ValueError: unknown task; the message names near matches.
+        ValueError: for an unknown task; the message names similar ones.
     """
     sentences = _book().sentences
     if task not in sentences:
@@ -127,28 +126,28 @@ def instructions_for(task: str) -> list[str]:
 
 
 def training_phrasings(task: str) -> list[str]:
-    """The 32 sentences of a task that training may use, the canonical one first."""
+    """The 32 training sentences of a task, the canonical one first."""
     return instructions_for(task)[:NUM_TRAINING]
 
 
 def held_out_phrasings(task: str) -> list[str]:
-    """The 8 sentences of a task that no training uses: unseen combinations of its verbs and nouns."""
+    """The 8 held-out sentences of a task: unseen combinations of its verbs and nouns."""
     return instructions_for(task)[NUM_TRAINING:]
 
 
 def variants(task: str) -> dict[str, list[str]]:
-    """Sentences for the language-shift test of VLP's section 5.4, 4 of each kind.
+    """Four sentences of each kind for the language-shift test of VLP's section 5.4.
 
     Args:
         task: one of `VARIANT_TASKS`.
 
     Returns:
-        ``phrase`` (short), ``description`` (long), ``right_colour`` and ``wrong_colour`` of the object.
+        ``phrase`` (short), ``description`` (long), ``right_colour`` and ``wrong_colour`` of the object -> sentences.
 
     Raises:
-        ValueError: unknown task, or one that has no variants.
+        ValueError: for an unknown task or one without variants.
     """
-    instructions_for(task)  # an unknown name gets its own message
+    instructions_for(task)  # raises for an unknown task
     book = _book().variants
     if task not in book:
         raise ValueError(f"{task} has no variants; the tasks that have: {', '.join(VARIANT_TASKS)}")
@@ -156,7 +155,7 @@ def variants(task: str) -> dict[str, list[str]]:
 
 
 def all_tasks() -> tuple[str, ...]:
-    """The 50 names, sorted; Meta-World itself need not be installed."""
+    """The 50 task names, sorted; works without Meta-World."""
     return tuple(_book().sentences)
 
 
@@ -166,7 +165,7 @@ def _book() -> InstructionBook:
 
 
 def _checked(sentences: object, count: int, where: str, seen: dict[str, str]) -> tuple[str, ...]:
-    """`sentences` if they are `count` clean ones that nobody else has; `seen` collects them with their place."""
+    """`sentences` as a tuple after checking their number, form and uniqueness; adds each to `seen` with its place."""
     if not isinstance(sentences, list) or len(sentences) != count:
         got = len(sentences) if isinstance(sentences, list) else type(sentences).__name__
         raise DatasetError(f"{where}: expected a list of {count} sentences, got {got}")

@@ -1,7 +1,7 @@
-"""The sentence that asks for the opposite, by rules: what a rollout shows when it is played backwards.
+"""Rules that turn a sentence into its opposite, which describes the rollout played backwards.
 
-"open the door" -> "close the door". The rules know words, not tasks. Some of what they make is odd ("pull in the
-button"), which costs a text encoder of hashed words nothing.
+"open the door" -> "close the door". The rules apply to words, not tasks. Some results are odd ("pull in the button"),
+which does not matter to a text encoder of hashed words.
 """
 
 from __future__ import annotations
@@ -45,20 +45,19 @@ _ONE_WAY = {
     "unplug": ("insert", "plug in"),
     "upward": ("downward",),
 }
-_OPEN = {True: ("close", "shut"), False: ("closed", "shut")}  # at a sentence's beginning, and later
-_KEPT = ("the lock on", "lock on")  # the lock on something is no order to lock it
+_OPEN = {True: ("close", "shut"), False: ("closed", "shut")}  # at the start of a sentence, and later
+_KEPT = ("the lock on", "lock on")  # here "lock" is a noun
 _RULES = {**{a: (b,) for pair in _BOTH_WAYS for a, b in (pair, pair[::-1])}, **_ONE_WAY}
 _PATTERN = re.compile(rf"\b({'|'.join(sorted([*_RULES, *_KEPT, 'open'], key=len, reverse=True))})\b")
 
 
 def opposite_sentences(sentence: str) -> tuple[str, ...]:
-    """The sentence with every word of direction turned round, in all ways; none if it has no such word.
+    """All sentences with every word of direction replaced by an opposite; empty if there is no such word.
 
-    A word with several opposites makes as many sentences, so that a sentence drawn uniformly has each word's opposite
-    drawn uniformly.
+    A word with several opposites gives one sentence for each, all equally frequent.
 
     Args:
-        sentence: in lower case.
+        sentence: sentence in lower case.
 
     Example:
         >>> opposite_sentences("open the door")

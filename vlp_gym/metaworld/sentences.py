@@ -1,4 +1,4 @@
-"""Gives a trajectory what the book of the 50 tasks knows about its task."""
+"""Adds the sentences of Meta-World's 50 tasks to trajectories."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vlp_gym.metaworld.opposites import opposite_sentences
 def with_sentences(trajectory: Trajectory) -> Trajectory:
     """The trajectory with the sentences, variants, opposite and sibling of its Meta-World task.
 
-    One that carries sentences stays as it is, and so does one whose task is not in the book.
+    Trajectories with sentences or of other tasks are returned unchanged.
     """
     if trajectory.sentences or trajectory.task not in instructions.all_tasks():
         return trajectory

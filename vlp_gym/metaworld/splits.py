@@ -1,4 +1,4 @@
-"""Names of Meta-World's tasks: in full, those that a model is trained on, and those that it is judged on."""
+"""Names of Meta-World's tasks, and the training and evaluation tasks of each split."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from vlp_gym.metaworld.instructions import VARIANT_TASKS, all_tasks, instruction
 Split = Literal["vlp", "ml45", "all"]
 
 TEST_TASKS = VARIANT_TASKS
-"""The five tasks that VLP holds out."""
+"""VLP's five held-out tasks."""
 
 ML45_TEST_TASKS = ("bin-picking-v3", "box-close-v3", "door-lock-v3", "door-unlock-v3", "hand-insert-v3")
-"""The five tasks that Meta-World's ML45 holds out."""
+"""The five held-out tasks of Meta-World's ML45."""
 
 _HELD_OUT: dict[str, tuple[str, ...]] = {"vlp": TEST_TASKS, "ml45": ML45_TEST_TASKS, "all": ()}
 
 
 def full_name(task: str) -> str:
-    """A task's name with its version, which may be left out.
+    """A task's name with its version suffix, added if missing.
 
     >>> full_name("button-press"), full_name("button-press-v3")
     ('button-press-v3', 'button-press-v3')
@@ -27,13 +27,13 @@ def full_name(task: str) -> str:
 
 
 def train_tasks(split: Split) -> tuple[str, ...]:
-    """The tasks, in alphabetical order, that a split trains on.
+    """The training tasks of a split, sorted.
 
     Args:
         split: "vlp" (all but `TEST_TASKS`), "ml45" (all but `ML45_TEST_TASKS`) or "all" (50).
 
     Raises:
-        ValueError: unknown split.
+        ValueError: for an unknown split.
     """
     if split not in _HELD_OUT:
         raise ValueError(f"unknown split {split!r}; expected one of {', '.join(_HELD_OUT)}")
@@ -41,23 +41,19 @@ def train_tasks(split: Split) -> tuple[str, ...]:
 
 
 def judged_tasks(split: Split) -> tuple[str, ...]:
-    """The tasks that a split is judged on: those that it holds out, or all where it holds out none.
-
-    Raises:
-        ValueError: unknown split.
-    """
+    """The evaluation tasks of a split: its held-out tasks, or all tasks for "all"; raises like `train_tasks`."""
     trained = train_tasks(split)
     return _HELD_OUT[split] or trained
 
 
 def known_task(name: str) -> str:
-    """A task's full name; its version may be left out.
+    """The `full_name` of a Meta-World task.
 
     >>> known_task("button-press")
     'button-press-v3'
 
     Raises:
-        ValueError: for a name that is no Meta-World task; it names near matches.
+        ValueError: for an unknown task; the message names similar ones.
     """
     task = full_name(name)
     instructions_for(task)

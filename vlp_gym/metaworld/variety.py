@@ -1,4 +1,4 @@
-"""Random camera, light and colours for a MuJoCo scene, so that a model trained on it does not learn one picture."""
+"""Random camera pose, light and colours of a MuJoCo scene, so that models do not overfit to one appearance."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ def vary_scene(env: Any, rng: np.random.Generator) -> Callable[[], None]:
 
     Args:
         env: an environment with ``unwrapped.model`` and ``unwrapped.camera_name``.
-        rng: decides everything.
+        rng: source of all random draws.
 
     Returns:
-        A function that puts everything back.
+        A function that restores the scene.
     """
     import mujoco
 
     model, data = env.unwrapped.model, env.unwrapped.data
+    headlight = model.vis.headlight
     fields = ("cam_pos", "cam_quat", "cam_fovy", "light_diffuse", "light_pos", "geom_rgba", "mat_rgba")
-    before = {name: getattr(model, name).copy() for name in fields}
-    ambient, diffuse = model.vis.headlight.ambient.copy(), model.vis.headlight.diffuse.copy()
+    changed = [*(getattr(model, name) for name in fields), headlight.ambient, headlight.diffuse]
+    before = [array.copy() for array in changed]
 
     camera = model.camera(env.unwrapped.camera_name).id
     model.cam_pos[camera] += rng.uniform(-0.08, 0.08, 3)
     turn = np.empty(4)
     mujoco.mju_euler2Quat(turn, rng.uniform(-0.06, 0.06, 3), "xyz")
-    mujoco.mju_mulQuat(turn, before["cam_quat"][camera], turn)
+    mujoco.mju_mulQuat(turn, model.cam_quat[camera].copy(), turn)
     model.cam_quat[camera] = turn
     model.cam_fovy[camera] *= rng.uniform(0.9, 1.1)
-    model.vis.headlight.ambient[:] = ambient * rng.uniform(0.6, 1.4)
-    model.vis.headlight.diffuse[:] = diffuse * rng.uniform(0.6, 1.4)
+    headlight.ambient[:] *= rng.uniform(0.6, 1.4)
+    headlight.diffuse[:] *= rng.uniform(0.6, 1.4)
     model.light_diffuse[:] *= rng.uniform(0.4, 1.4, (model.nlight, 1))
     model.light_pos[:] += rng.uniform(-0.5, 0.5, (model.nlight, 3))
     for colours in (model.geom_rgba, model.mat_rgba):
@@ -44,9 +45,8 @@ def vary_scene(env: Any, rng: np.random.Generator) -> Callable[[], None]:
     mujoco.mj_forward(model, data)
 
     def restore() -> None:
-        for name, value in before.items():
-            getattr(model, name)[:] = value
-        model.vis.headlight.ambient[:], model.vis.headlight.diffuse[:] = ambient, diffuse
+        for array, value in zip(changed, before, strict=True):
+            array[:] = value
         mujoco.mj_forward(model, data)
 
     return restore

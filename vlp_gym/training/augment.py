@@ -1,4 +1,4 @@
-"""Augmentation: one draw a clip, the same for all of its frames, so that nothing moves that did not move."""
+"""Augmentation with one random draw per clip, shared by its frames, so that it adds no motion."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ CONTRAST = 0.1
 BRIGHTNESS = 0.05
 CHANNEL_GAIN = 0.05
 NOISE = 0.01
-MIRRORED = 0.5  # share of clips, left for right: another world with the same tasks in it
-BLACK = 12 / 255  # the background of fast rendering, give or take the JPEG
+MIRRORED = 0.5  # share of clips that are flipped left to right
+BLACK = 12 / 255  # upper bound of the black background of fast rendering after JPEG
 
 
 def mirror_clips(batch: ClipBatch, generator: torch.Generator) -> ClipBatch:
-    """Turn every other clip left for right, and its positions with it."""
+    """Flip a random half of the clips left to right, with their positions."""
     mirrored = torch.rand(batch.frames.shape[:2], generator=generator).to(batch.frames.device) < MIRRORED
     mirrored = mirrored[:, :, None, None, None]
     return replace(
@@ -33,14 +33,14 @@ def mirror_clips(batch: ClipBatch, generator: torch.Generator) -> ClipBatch:
 
 
 def augment_clips(frames: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift, scale, re-light, tint, add noise, and give every other clip another background than black.
+    """Shift, scale, relight and tint clips, add noise, and recolour the black background of a random half.
 
     Args:
         frames: uint8 ``[B, T, H, W, 3]``.
-        generator: decides everything.
+        generator: source of all random draws, on the CPU.
 
     Returns:
-        Float pixels ``[B * T, 3, H, W]``, about [0, 1].
+        Float pixels ``[B * T, 3, H, W]`` in [0, 1].
     """
     batch, time, height, width = frames.shape[:4]
     device = frames.device

@@ -1,4 +1,4 @@
-"""The training loop: one process or many GPUs through accelerate, resumable, with a curve to look at."""
+"""The training loop: resumable, on one process or several GPUs through accelerate, with a plot of the losses."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ def train(
     *,
     progress_bar: bool = True,
 ) -> list[dict[str, float]]:
-    """Train a model; an interrupted call resumes where its last saved state was.
+    """Train a model; after an interruption the same call resumes from the last saved state.
 
     Args:
-        model: freshly built; moved to the accelerator's device.
-        recipe: what it learns from, and in which stages.
-        folder: gets ``config.json`` + ``model.safetensors``, the state to resume from, ``history.json`` and
+        model: newly built; moved to the accelerator's device.
+        recipe: batches, losses and stages.
+        folder: output folder for ``config.json``, ``model.safetensors``, the saved state, ``history.json`` and
             ``training.png``.
-        config: how long and how fast.
-        progress_bar: whether to show one.
+        config: settings of the optimizer and of saving.
+        progress_bar: show a progress bar.
 
     Returns:
-        One row of figures a step.
+        One dictionary per step: its losses and duration.
 
     Raises:
-        ValueError: if the folder holds a run with other settings or tasks, or of a model with another config.
+        ValueError: if the folder holds a run with other settings, tasks or model config.
         FloatingPointError: if the loss is not finite.
         MissingExtraError: without accelerate.
     """
@@ -77,10 +77,9 @@ def train(
 
     def save() -> None:
         if accelerator.is_main_process:
-            extra = {"history": history, "config": settings}
             save_training_state(
                 folder, model=model, optimizer=getattr(optimizer, "optimizer", optimizer), step=len(history),
-                generators={"augment": generator}, extra=extra,
+                generators={"augment": generator}, extra={"history": history, "config": settings},
             )  # fmt: skip
             _write_history(folder, history)
 
@@ -126,9 +125,9 @@ def schedule(step: int, steps: int, warmup: float) -> float:
     """Factor on the learning rate: a linear warm-up, then a cosine from 1 to 0.01.
 
     Args:
-        step: number of the step in its stage, from 0.
-        steps: how many the stage has.
-        warmup: share of them in which the factor rises, in [0, 1].
+        step: step within the stage, from 0.
+        steps: number of steps of the stage.
+        warmup: share of the steps in which the factor rises, in [0, 1].
     """
     warm = max(1, round(warmup * steps))
     if step < warm:
@@ -138,7 +137,7 @@ def schedule(step: int, steps: int, warmup: float) -> float:
 
 
 def _enter(stage: Stage, model: nn.Module, trained: list[nn.Parameter]) -> None:
-    """Let the parameters of a stage learn and the others of `trained` rest."""
+    """Set which parameters of `trained` require gradients in this stage, and which submodules train."""
     learning = {id(parameter) for parameter in (trained if stage.trained is None else stage.trained)}
     for parameter in trained:
         parameter.requires_grad_(id(parameter) in learning)
@@ -148,7 +147,7 @@ def _enter(stage: Stage, model: nn.Module, trained: list[nn.Parameter]) -> None:
 
 
 class _DistributedLoss(nn.Module):
-    """Puts the loss inside `forward`, so that gradients are averaged over processes."""
+    """The loss as a `forward`, so that gradients are averaged over processes."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -159,15 +158,15 @@ class _DistributedLoss(nn.Module):
 
 
 def _model_settings(model: nn.Module) -> dict[str, Any]:
-    """The model's config: a saved state leaves frozen weights out, and only their name says which they were."""
+    """The model's config; a saved state omits frozen weights, so only the config identifies them."""
     try:
         return {"model": stored_config(model)}
-    except (AttributeError, CheckpointError):  # as of a VLPModel around a live backbone
+    except (AttributeError, CheckpointError):  # such as a VLPModel around a backbone instance
         return {}
 
 
 def _check_same_settings(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    before = {  # an older state may know fewer settings: its lists were empty, and its recipe had the seed of all
+    before = {  # defaults for older states: empty lists, one seed for everything
         **{key: [] for key, value in now.items() if isinstance(value, list)},
         **asdict(TrainConfig()),
         "recipe_seed": before.get("seed"),

@@ -1,4 +1,4 @@
-"""The options of `vlp-gym train` that every system has; the dataclass beside each recipe adds its own."""
+"""Options of `vlp-gym train` shared by all systems; each recipe extends them with its own."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from vlp_gym.training.recipe import Recipe, TrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(TrainConfig, ABC):
-    """What to train on and from; a system's own options extend it, set its defaults and build model and recipe.
+    """Training data and initial weights; subclasses add a system's options, set defaults and build model and recipe.
 
     Attributes:
-        data: folders that `vlp-gym collect` filled, one or more.
-        split: vlp and ml45 hold five tasks of Meta-World out each; all trains on the 50; data trains on every task of
-            the folders.
-        tasks: train on these tasks of the split alone; by default on all that it does not hold out.
-        leave_out: also keep these tasks out, to validate on (see `vlp-gym tune`).
+        data: one or more folders from `vlp-gym collect`.
+        split: training tasks. vlp and ml45 are Meta-World without the five tasks that each holds out; all is all 50
+            tasks; data is every task in the folders.
+        tasks: train only on these tasks of the split; default: all of them.
+        leave_out: do not train on these tasks, to validate on them (see `vlp-gym tune`).
         init: start from the weights of this model (a shipped name, a folder or a hub id) instead of random ones. Copies
             all weights of a model of the same system, or only the small encoders from another system. Its score
             constants are not copied. Do not use a model that has seen your held-out tasks.
-        out: folder for the checkpoint, the saved state and the training curve; runs/SYSTEM-SPLIT by default.
+        out: folder for the checkpoint, the saved state and the training curve; default: runs/SYSTEM-SPLIT.
 
     Raises:
-        ValueError: if an option is out of range; the message names it as it is typed on the command line.
+        ValueError: if an option is out of range; the message names the command-line option.
     """
 
     data: tuple[Path, ...]
@@ -50,29 +50,22 @@ class TrainOptions(TrainConfig, ABC):
 
     @abstractmethod
     def build(self, trajectories: Sequence[Trajectory]) -> tuple[nn.Module, Recipe]:
-        """A fresh model, drawn from torch's global generator, and the recipe that trains it.
+        """A new model, initialised from torch's global generator, and its recipe, which may raise.
 
         Args:
-            trajectories: those of the training tasks.
-
-        Raises:
-            ValueError, CheckpointError: what the model or the recipe raises.
+            trajectories: all rollouts of the training tasks.
         """
 
     def config(self) -> TrainConfig:
-        """How long and how fast to train."""
+        """The settings of the training loop."""
         return TrainConfig(**{field.name: getattr(self, field.name) for field in fields(TrainConfig)})
 
     def packages(self) -> dict[str, str]:
-        """The packages that this training imports, each with the extra of vlp_gym that installs it."""
+        """Package needed for this training -> the extra of vlp_gym that installs it."""
         return dict.fromkeys(("accelerate", "datasets", "PIL", "matplotlib"), "train")
 
     def check_packages(self) -> None:
-        """Look for all `packages`, without importing any.
-
-        Raises:
-            MissingExtraError: if some are not installed.
-        """
+        """Raise MissingExtraError if any of `packages` is not installed; imports none of them."""
         missing = {name: extra for name, extra in self.packages().items() if find_spec(name) is None}
         if missing:
             extras = ",".join(dict.fromkeys(missing.values()))
@@ -82,10 +75,10 @@ class TrainOptions(TrainConfig, ABC):
         """The tasks to train on.
 
         Args:
-            every: all tasks that the split does not hold out.
+            every: all training tasks of the split.
 
         Raises:
-            ValueError: if an option names another task, or none is left.
+            ValueError: if an option names a task outside `every`, or no task is left.
         """
         for option, named in (("--tasks", self.tasks), ("--leave-out", self.leave_out)):
             if unknown := set(named) - set(every):
@@ -102,18 +95,14 @@ class TrainOptions(TrainConfig, ABC):
 
 
 def check_at_least(least: float, **values: float) -> None:
-    """Raise ValueError if an option, named as a field is, lies below `least`."""
+    """Raise ValueError if an option, given under its field name, is below `least`."""
     for name, value in values.items():
         if not value >= least:
-            raise ValueError(f"{_flag(name)}: expected at least {least}, got {value}")
+            raise ValueError(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
 
 
 def check_share(**values: float) -> None:
-    """Raise ValueError if an option, named as a field is, lies outside [0, 1]."""
+    """Raise ValueError if an option, given under its field name, is outside [0, 1]."""
     for name, value in values.items():
         if not 0 <= value <= 1:
-            raise ValueError(f"{_flag(name)}: expected a share from 0 to 1, got {value}")
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+            raise ValueError(f"--{name.replace('_', '-')}: expected a share from 0 to 1, got {value}")

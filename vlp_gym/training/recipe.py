@@ -1,32 +1,34 @@
-"""What the training loop needs to know of a system: its batches, its losses and its stages; how long and how fast."""
+"""The interface between the training loop and a system: batches, losses, stages and settings."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 Loss = Callable[[nn.Module, Any, torch.Generator], dict[str, Tensor]]
-"""Model, batch and a generator on the CPU -> "loss" to minimise, and its parts by name, all scalars."""
+"""(model, batch, generator on the CPU) -> "loss" to minimise and its named parts, all scalars."""
+_B = TypeVar("_B", bound="Batch")
+_M = TypeVar("_M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long and how fast to train.
+    """Settings of the optimizer and of saving.
 
     Attributes:
         steps: optimizer steps.
-        learning_rate: highest learning rate, after the warm-up; from there it falls by a cosine to a hundredth.
+        learning_rate: peak learning rate, reached after the warm-up; a cosine then lowers it to a hundredth.
         weight_decay: weight decay of AdamW.
         warmup: share of the steps in which the learning rate rises, in [0, 1].
         seed: seeds all random draws: batches, augmentation and initial weights.
         precision: mixed precision; "no" trains in float32.
-        save_every: steps between two saved states; an interrupted training resumes from the last one.
-        half: store the finished checkpoint in half precision, as the shipped ones are.
+        save_every: steps between saved states; an interrupted training resumes from the last one.
+        half: store the final checkpoint in half precision, like the shipped ones.
     """
 
     steps: int = 700
@@ -41,13 +43,13 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Stage:
-    """Consecutive steps of a training that share a loss; the learning rate's schedule starts again with each stage.
+    """Consecutive training steps with one loss; each stage restarts the learning-rate schedule.
 
     Attributes:
-        steps: how many.
-        loss: what is minimised.
-        trained: the parameters that learn, all of them trainable ones of the model; None for every one.
-        resting: submodules in eval mode, whose statistics must not change.
+        steps: number of optimizer steps.
+        loss: function to minimise.
+        trained: parameters to train, a subset of the model's trainable ones; None trains all of them.
+        resting: submodules kept in eval mode, so that their statistics do not change.
     """
 
     steps: int
@@ -56,26 +58,54 @@ class Stage:
     resting: Sequence[nn.Module] = ()
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Base class of the recipes' batches."""
+
+    def to(self: _B, device: torch.device) -> _B:
+        """The same batch with its tensors on another device."""
+        return replace(self, **{name: v.to(device) for name, v in vars(self).items() if isinstance(v, Tensor)})
+
+
 class Recipe(ABC):
-    """What a system learns from: batches by their number, and the loss of each.
+    """Numbered training batches and their loss.
 
     Attributes:
-        settings: JSON values; a run resumes only with the same.
+        settings: JSON values; a run resumes only with the same settings.
     """
 
     settings: dict[str, Any]
 
     def stages(self, model: nn.Module, steps: int) -> Sequence[Stage]:
-        """The parts of the training, in order; by default a single one of `steps` steps that trains everything."""
+        """The stages of the training, in order; by default one stage of `steps` steps that trains everything."""
         return [Stage(steps, self.loss)]
 
     def prepare(self, model: nn.Module, *, progress_bar: bool) -> None:  # noqa: B027  # most have nothing to do
-        """Called once before the first batch, with the weights that training starts or goes on from."""
+        """Called once before the first batch, after the initial or resumed weights are loaded."""
 
     @abstractmethod
     def batch(self, number: int) -> Any:
-        """Batch `number` of an endless sequence, the same whatever was drawn before; it has ``to(device)``."""
+        """Batch `number` of an endless sequence, independent of earlier calls; it has ``to(device)``, see `Batch`."""
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
-        """ "loss" to minimise, and its parts by name, all scalars; `generator` is on the CPU."""
+        """Losses of a batch.
+
+        Args:
+            model: the model, in the training mode of the stage.
+            batch: a batch of this recipe, on the model's device.
+            generator: draws the augmentation, on the CPU.
+
+        Returns:
+            "loss" to minimise and its named parts, all scalars.
+
+        Raises:
+            TypeError: for a model of another system.
+        """
+
+
+def expect_model(model: nn.Module, kind: type[_M]) -> _M:
+    """The model, if it is of class `kind`; raises TypeError for any other."""
+    if not isinstance(model, kind):
+        raise TypeError(f"expected a {kind.__name__}, got {type(model).__name__}")
+    return model

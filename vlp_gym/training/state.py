@@ -1,4 +1,4 @@
-"""What a training needs to go on as if it had never stopped: weights, optimizer, step and random states."""
+"""Saved training states for bit-exact resuming: weights, optimizer, step and random generators."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def save_training_state(
     generators: Mapping[str, np.random.Generator | torch.Generator] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write ``training.json`` and ``training.safetensors``; an earlier state is replaced whole or not at all.
+    """Write ``training.json`` and ``training.safetensors`` atomically.
 
     Args:
-        folder: made if missing; may also hold a model checkpoint.
-        model: what its checkpoints hold is kept, in full precision (see `vlp_gym.models.checkpoint.stored_state`).
-        optimizer: with its state and its parameter groups (learning rates included).
-        step: optimizer steps done so far; a schedule that is a function of the step needs no more.
-        generators: named random generators that the training draws from. torch's global generators (CPU, and CUDA where
-            there is one) are always kept.
-        extra: JSON values for the caller, such as a history of losses.
+        folder: created if missing; may also hold a model checkpoint.
+        model: the weights that its checkpoints hold are saved, in full precision (see
+            `vlp_gym.models.checkpoint.stored_state`).
+        optimizer: saved with its state and parameter groups (learning rates included).
+        step: optimizer steps done so far.
+        generators: named random generators of the training. torch's global generators (CPU and CUDA) are always saved.
+        extra: the caller's JSON values, such as a history of losses.
 
     Raises:
         CheckpointError: if the folder cannot be written.
@@ -79,26 +79,25 @@ def load_training_state(
     generators: Mapping[str, np.random.Generator | torch.Generator] | None = None,
     check: Callable[[dict[str, Any]], None] | None = None,
 ) -> tuple[int, dict[str, Any]]:
-    """Put a saved state back; on the CPU the training then goes on bit for bit.
+    """Restore a saved state; on the CPU, training then continues bit for bit.
 
     Args:
-        folder: as `save_training_state` wrote it.
-        model: of the same architecture.
-        optimizer: over the same parameters, of the same class.
-        generators: the same names as at saving; their states are set in place.
-        check: given the ``extra`` that was saved, raises whatever speaks against going on, before all else.
+        folder: folder from `save_training_state`.
+        model: same architecture as the saved one.
+        optimizer: same class and parameters as the saved one.
+        generators: same names as the saved ones; their states are set in place.
+        check: called with the saved ``extra`` before anything changes; raises to refuse the state.
 
     Returns:
-        The number of steps done, and the ``extra`` that was saved.
+        The number of steps done, and the saved ``extra``.
 
     Raises:
         CheckpointError: if the state is missing, damaged, or belongs to another model, optimizer or set of generators;
-            everything is then as it was.
+            nothing has changed then.
     """
     document, tensors = read_pair(folder, stem="training")
     where = Path(folder) / "training.json"
-    if document.get("format_version") != FORMAT_VERSION:
-        found = document.get("format_version")
+    if (found := document.get("format_version")) != FORMAT_VERSION:
         raise CheckpointError(f"{where}: expected format_version {FORMAT_VERSION}, got {found!r}")
     if check is not None:
         check(document["extra"])
@@ -110,9 +109,17 @@ def load_training_state(
             _, index, key = name.split(".", 2)
             state.setdefault(int(index), {})[key] = tensor
     generators = generators or {}
-    _check_model(model, weights, where)
-    _check_optimizer(optimizer, document["optimizer"], groups, where)
-    _check_generators(generators, document["numpy_generators"], tensors, where)
+    if differing := differing_weights(stored_state(model), weights):
+        raise CheckpointError(f"{where}: made for another model; these weights differ: {', '.join(differing[:8])}")
+    own = (type(optimizer).__name__, [len(group["params"]) for group in optimizer.param_groups])
+    saved = (document["optimizer"], [len(group["params"]) for group in groups])
+    if own != saved:
+        raise CheckpointError(
+            f"{where}: made for {saved[0]} with {saved[1]} parameters in its groups, got {own[0]} with {own[1]}"
+        )
+    named = {name.removeprefix("rng.named.") for name in tensors if name.startswith("rng.named.")}
+    if set(generators) != (names := named | document["numpy_generators"].keys()):
+        raise CheckpointError(f"{where}: expected the generators {sorted(names)}, got {sorted(generators)}")
 
     load_state(model, weights, str(where))
     optimizer.load_state_dict({"state": state, "param_groups": groups})
@@ -130,35 +137,13 @@ def load_training_state(
 
 
 def differing_weights(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> list[str]:
-    """Names, sorted, of the tensors that only one of two state dicts has, or that differ in shape."""
+    """Sorted names of the tensors that are in only one of two state dicts or differ in shape."""
     shapes = [{name: tuple(tensor.shape) for name, tensor in weights.items()} for weights in (own, other)]
     return sorted(name for name in shapes[0].keys() | shapes[1].keys() if shapes[0].get(name) != shapes[1].get(name))
 
 
-def _check_model(model: nn.Module, weights: Mapping[str, Tensor], where: Path) -> None:
-    if differing := differing_weights(stored_state(model), weights):
-        raise CheckpointError(f"{where}: made for another model; these weights differ: {', '.join(differing[:8])}")
-
-
-def _check_optimizer(optimizer: Optimizer, kind: str, groups: list[dict[str, Any]], where: Path) -> None:
-    own = (type(optimizer).__name__, [len(group["params"]) for group in optimizer.param_groups])
-    saved = (kind, [len(group["params"]) for group in groups])
-    if own != saved:
-        raise CheckpointError(
-            f"{where}: made for {saved[0]} with {saved[1]} parameters in its groups, got {own[0]} with {own[1]}"
-        )
-
-
-def _check_generators(
-    generators: Mapping[str, Any], numpy_states: Mapping[str, Any], tensors: Mapping[str, Tensor], where: Path
-) -> None:
-    saved = {*numpy_states, *(name.removeprefix("rng.named.") for name in tensors if name.startswith("rng.named."))}
-    if set(generators) != saved:
-        raise CheckpointError(f"{where}: expected the generators {sorted(saved)}, got {sorted(generators)}")
-
-
 def _plain(value: Any) -> Any:
-    """A bit generator's state with its arrays as lists, each marked by its dtype."""
+    """A bit generator's state as JSON values; an array becomes a list with its dtype."""
     if isinstance(value, np.ndarray):
         return {"dtype": str(value.dtype), "values": value.tolist()}
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Batches of clips for training: a few tasks, a few clips of each, one sentence a task."""
+"""Training batches of clips: several tasks, several clips per task, one sentence per task."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor
 
 from vlp_gym.data.trajectory import AGENT, EXPLORE, NEAR_MISS, Trajectory, sentences_by_task
 from vlp_gym.training.options import TrainOptions, check_at_least
-from vlp_gym.training.recipe import Recipe
+from vlp_gym.training.recipe import Batch, Recipe
 from vlp_gym.training.recipes.frame_labels import FrameLabels, label_task
 
 SEGMENT_STEPS = 50  # environment steps in a preference segment (VLP)
 TIER_RANK = {"expert": 2.0, "medium": 1.0, "random": 0.0}
-UNDONE = 0.3  # share of the progress left to a clip that runs backwards: its last frames may be another task's first
-TIER_SHARE = {EXPLORE: 2.0, AGENT: 4.0}  # how often a clip is drawn from a tier, against 1: their states vary most
-# How a clip is cut from a rollout, and how often. A model that saw no reversed clip would pay for any change at all.
+UNDONE = 0.3  # factor on the progress of a reversed clip: its last frames may be another task's first
+TIER_SHARE = {EXPLORE: 2.0, AGENT: 4.0}  # sampling weights of tiers (others: 1); the states of these vary most
+# Probability of each way to cut a clip. Without reversed clips a model would reward any change.
 MODES = {"whole": 0.3, "prefix": 0.2, "segment": 0.25, "rewind": 0.08, "reverse": 0.17}
 
 
 @dataclass(frozen=True)
-class ClipBatch:
+class ClipBatch(Batch):
     """G tasks with C clips of T frames each.
 
     Attributes:
@@ -33,14 +33,13 @@ class ClipBatch:
         value: float ``[G, C, T]``, see `FrameLabels`; NaN in reversed clips.
         tier: float ``[G, C]``, 2 expert, 1 medium, 0 random in whole rollouts, 0 in reversed ones; NaN elsewhere.
         segment_return: float ``[G, C]``, mean environment reward over the clip; NaN in reversed ones.
-        expert: bool ``[G, C]``, a forward clip of an expert that gets its task done.
-        reversed: bool ``[G, C]``, the clip runs backwards: it shows no task.
-        positions: float ``[G, C, T, 2, 3]``, of hand and object in the camera's frame, metres; NaN where not known.
+        expert: bool ``[G, C]``, a forward clip of a successful expert.
+        reversed: bool ``[G, C]``, the clip runs backwards and shows no task.
+        positions: float ``[G, C, T, 2, 3]``, hand and object in the camera's frame, metres; NaN where unknown.
         moved: float ``[G, C, T]``, see `FrameLabels`.
-        nearing: float ``[G, C, T]``, likewise.
+        nearing: float ``[G, C, T]``, see `FrameLabels`.
         instructions: G sentences.
-        opposites: for each of them the sentence that asks for the opposite; None where none is known, or where the
-            opposite is among the training tasks itself.
+        opposites: G sentences that ask for the opposite; None where none is known or the opposite is a training task.
     """
 
     frames: Tensor
@@ -56,26 +55,21 @@ class ClipBatch:
     instructions: list[str]
     opposites: list[str | None]
 
-    def to(self, device: torch.device) -> ClipBatch:
-        """The same batch on another device."""
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return ClipBatch(**tensors, instructions=self.instructions, opposites=self.opposites)
-
 
 class ClipSampler:
-    """Draws batches; batch number n is the same whatever was drawn before, so that a resumed run is bit for bit equal.
+    """Draws batches; each depends on its number and the seed alone, so that resumed runs match bit for bit.
 
     Args:
-        trajectories: of all training tasks.
+        trajectories: rollouts of all training tasks.
         tasks_per_batch: G, at least 2.
-        clips_per_task: C, at least 3: of an expert, a medium, any other tier but these; then of any.
-        window: T is a quarter, a half, three quarters or all of this, and at least 2.
-        seed: decides everything.
+        clips_per_task: C, at least 3: the first is from an expert, the second from a medium rollout, the third from any
+            other tier, the rest from any tier.
+        window: T is a quarter, a half, three quarters or all of it, and at least 2.
+        seed: seeds all random draws.
         focus: tasks in every batch, at most half of it; the others are drawn.
 
     Raises:
-        ValueError: if there are fewer tasks than `tasks_per_batch` or clips than 3, or a task lacks a tier, or `focus`
-            names too many or unknown tasks.
+        ValueError: if there are too few tasks or clips, a task lacks a tier, or `focus` has too many or unknown tasks.
         DatasetError: if a trajectory carries no sentences.
     """
 
@@ -93,7 +87,7 @@ class ClipSampler:
         self.trajectories = trajectories
         for index, trajectory in enumerate(trajectories):
             if trajectory.tier == "expert" and not trajectory.success.any():
-                continue  # the scripted policy fails now and then; its clip shows nothing to learn progress from
+                continue  # a failed scripted policy shows no progress to learn from
             self.by_task.setdefault(trajectory.task, {}).setdefault(trajectory.tier, []).append(index)
         self.tasks = sorted(self.by_task)
         if len(self.tasks) < tasks_per_batch or tasks_per_batch < 2:
@@ -128,7 +122,7 @@ class ClipSampler:
         self.window, self.seed = window, seed
 
     def batch(self, number: int) -> ClipBatch:
-        """Batch `number` of the endless sequence that the seed defines."""
+        """Batch `number` of the endless sequence of this seed."""
         rng = np.random.default_rng([self.seed, number])
         tasks = self._draw_tasks(rng)
         lengths = [max(2, share * self.window // 4) for share in (1, 2, 3, 4)]
@@ -143,15 +137,15 @@ class ClipSampler:
         return ClipBatch(**tensors, instructions=sentences, opposites=opposites)
 
     def _opposite(self, task: str, sentence: str, rng: np.random.Generator) -> str | None:
-        """One of the sentences that ask for the opposite, where no rollouts teach it."""
+        """A sentence that asks for the opposite, if no training task is the opposite."""
         options = self.opposites.get(sentence, ())
-        if task in self.have_opposites or not options:  # the opposite is a task, whose own rollouts teach it
+        if task in self.have_opposites or not options:  # the opposite task has its own rollouts
             return None
         drawn = options[int(rng.integers(len(options)))]
-        return None if drawn in self.taken else drawn  # some are sentences of quite another task
+        return None if drawn in self.taken else drawn  # some are sentences of an unrelated task
 
     def _draw_tasks(self, rng: np.random.Generator) -> list[str]:
-        """Tasks at random, every other one followed by one of the same scene: a sentence must tell those apart too."""
+        """Random tasks, half of them followed by one of the same scene, which the sentence must tell apart."""
         waiting = self.focus + [str(task) for task in rng.permutation(self.tasks) if task not in self.focus]
         drawn: list[str] = []
         while len(drawn) < self.tasks_per_batch:
@@ -163,7 +157,7 @@ class ClipSampler:
         return drawn
 
     def _clip(self, task: str, slot: int, length: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """One clip: the fields of `ClipBatch` that are tensors, without their G and C."""
+        """One clip: the tensor fields of `ClipBatch` without the dimensions G and C."""
         tiers = self.by_task[task]
         wanted: tuple[str, ...] = (
             (("expert",), ("medium",), ("random", NEAR_MISS, EXPLORE, AGENT))[slot] if slot < 3 else tuple(tiers)
@@ -197,7 +191,7 @@ class ClipSampler:
         progress, value, moved, nearing = (series[index] for series in vars(labels).values())
         tier_rank = TIER_RANK.get(tier, np.nan) if mode == "whole" else np.nan
         segment_return = np.nan if mode == "reverse" else trajectory.reward[index].mean(dtype=np.float64)
-        if mode == "reverse":  # whatever was done is undone
+        if mode == "reverse":
             progress, value, tier_rank = UNDONE * progress, np.full_like(value, np.nan), TIER_RANK["random"]
         full_expert = tier == "expert" and mode in ("whole", "prefix") and stop > (success_at or frames)
         numbers = {
@@ -214,7 +208,7 @@ class ClipSampler:
 
 
 class ClipRecipe(Recipe):
-    """A recipe whose batches are those of a `ClipSampler`; the loss is for its subclasses."""
+    """Base class of recipes on the batches of a `ClipSampler`."""
 
     def __init__(self, sampler: ClipSampler) -> None:
         self.sampler = sampler
@@ -227,19 +221,17 @@ class ClipRecipe(Recipe):
         }
 
     def batch(self, number: int) -> ClipBatch:
-        """See `ClipSampler.batch`."""
         return self.sampler.batch(number)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipOptions(TrainOptions):
-    """Options of the systems that learn from a few clips of a few tasks.
+    """Options of systems that train on clips of several tasks.
 
     Attributes:
-        tasks_per_batch: tasks in a batch, each with its sentence.
-        clips_per_task: clips of each of them, at least 3.
-        focus: tasks in every batch, at most half of it; agents learn to fool a model sooner than it learns from a few
-            clips of theirs.
+        tasks_per_batch: tasks per batch, each with one sentence.
+        clips_per_task: clips per task, at least 3.
+        focus: tasks in every batch, at most half of it; for tasks on which agents exploit the model.
     """
 
     tasks_per_batch: int = 14
@@ -251,14 +243,14 @@ class ClipOptions(TrainOptions):
         check_at_least(3, clips_per_task=self.clips_per_task)
 
     def training_tasks(self, every: Sequence[str]) -> list[str]:
-        """See `TrainOptions.training_tasks`; `focus` names some of them."""
+        """See `TrainOptions.training_tasks`; also raises ValueError if `focus` names other tasks."""
         kept = super().training_tasks(every)
         if unknown := set(self.focus) - set(kept):
             raise ValueError(f"--focus: expected tasks that are trained on, got {', '.join(sorted(unknown))}")
         return kept
 
     def sampler(self, trajectories: Sequence[Trajectory], window: int) -> ClipSampler:
-        """The sampler of these options, for a model that looks at `window` frames."""
+        """The sampler for these options and a model with a window of `window` frames."""
         return ClipSampler(
             trajectories,
             tasks_per_batch=self.tasks_per_batch,

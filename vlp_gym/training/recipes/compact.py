@@ -1,4 +1,4 @@
-"""How `CompactRewardModel` learns: everything on augmented clips first, then the relevance alone."""
+"""Training of `CompactRewardModel`: first everything on augmented clips, then the relevance alone."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from vlp_gym.objectives.progress import pairwise_ranking_loss, progress_loss
 from vlp_gym.objectives.relevance import balanced_match_loss, text_to_video_loss, video_to_text_loss
 from vlp_gym.training.augment import augment_clips, mirror_clips
 from vlp_gym.training.options import check_at_least
-from vlp_gym.training.recipe import Stage
+from vlp_gym.training.recipe import Stage, expect_model
 from vlp_gym.training.recipes.clips import ClipBatch, ClipOptions, ClipRecipe, ClipSampler
 
-VALUE_MARGIN = 0.1  # difference in reward rank that orders two frames
-RETURN_MARGIN = 0.02  # share of the largest reward that orders two segments
-MAX_REWARD = 10.0  # of Meta-World
+VALUE_MARGIN = 0.1  # least difference in reward rank between two ordered frames
+RETURN_MARGIN = 0.02  # least difference between two ordered segments, as a share of `MAX_REWARD`
+MAX_REWARD = 10.0  # Meta-World's largest reward
 MOVED_MARGIN = 0.02  # metres
-WEIGHTS = {  # the others' are 1
+WEIGHTS = {  # of the losses; 1 for all others
     "position": 10.0,
     "segment": 0.5,
     "opposite_to_video": 0.3,
     "opposite_match": 0.3,
     "opposite_choice": 0.3,
 }
-RELEVANCE_WEIGHT = 0.05  # beside the progress; it has a stage of its own
+RELEVANCE_WEIGHT = 0.05  # in the first stage; the second trains relevance alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +37,12 @@ class CompactOptions(ClipOptions):
     """The small factorised model that ships, trained from scratch.
 
     Attributes:
-        steps: optimizer steps on everything; 0 trains the relevance of --init alone.
-        relevance_steps: further steps on the relevance alone, without augmentation: with all else at rest it learns in
-            a few hundred steps what it does not in a thousand joint ones.
-        quality_weight: share of the quality in the preference; `vlp-gym tune` finds it.
-        motion_weight: share of the motion in the relevance; `vlp-gym tune` finds it.
-        relevance_shift: added to the relevance of a score; `vlp-gym tune` finds it.
+        steps: optimizer steps that train everything; 0 trains only the relevance of --init.
+        relevance_steps: further steps that train the relevance alone, without augmentation; a few hundred teach it more
+            than a thousand joint steps.
+        quality_weight: weight of the quality in the preference; choose it with `vlp-gym tune`.
+        motion_weight: weight of the motion in the relevance; choose it with `vlp-gym tune`.
+        relevance_shift: added to the scene relevance; choose it with `vlp-gym tune`.
     """
 
     relevance_steps: int = 400
@@ -55,7 +55,6 @@ class CompactOptions(ClipOptions):
         check_at_least(0, relevance_steps=self.relevance_steps)
 
     def build(self, trajectories: Sequence[Trajectory]) -> tuple[CompactRewardModel, CompactRecipe]:
-        """See `TrainOptions.build`."""
         model = CompactRewardModel(
             quality_weight=self.quality_weight, motion_weight=self.motion_weight, relevance_shift=self.relevance_shift
         )
@@ -69,50 +68,27 @@ class CompactOptions(ClipOptions):
 
 
 class CompactRecipe(ClipRecipe):
-    """Clips, and two stages: everything, then the relevance alone.
-
-    Args:
-        sampler: draws the clips.
-        relevance_steps: steps of the second stage.
-    """
+    """Two stages: all weights, then the relevance alone for `relevance_steps` steps."""
 
     def __init__(self, sampler: ClipSampler, relevance_steps: int = 400) -> None:
         super().__init__(sampler)
-        self.relevance_steps = relevance_steps
-        self.settings["relevance_steps"] = relevance_steps
+        self.relevance_steps = self.settings["relevance_steps"] = relevance_steps
 
     def stages(self, model: nn.Module, steps: int) -> list[Stage]:
-        """In the second stage progress and quality stay exactly what they are.
-
-        Raises:
-            TypeError: for another model than a `CompactRewardModel`.
-        """
-        model = _compact(model)
+        """See `Recipe.stages`; the second stage leaves progress and quality unchanged."""
+        model = expect_model(model, CompactRewardModel)
         relevance = Stage(
             self.relevance_steps, relevance_loss, model.relevance_parameters(), resting=[model.backbone.stem]
         )
         return [Stage(steps, self.loss), relevance]
 
     def loss(self, model: nn.Module, batch: ClipBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        """See `compact_loss`."""
         return compact_loss(model, batch, generator)
 
 
 def compact_loss(model: nn.Module, batch: ClipBatch, generator: torch.Generator) -> dict[str, Tensor]:
-    """The loss of the first stage: progress, quality and a little relevance, of augmented clips.
-
-    Args:
-        model: a `CompactRewardModel`.
-        batch: the clips.
-        generator: decides the augmentation, on the CPU.
-
-    Returns:
-        "loss" to minimise, and its unweighted parts.
-
-    Raises:
-        TypeError: for any other model.
-    """
-    model = _compact(model)
+    """Loss of the first stage: progress, quality and a little relevance on augmented clips; see `Recipe.loss`."""
+    model = expect_model(model, CompactRewardModel)
     batch = mirror_clips(batch, generator)
     tokens = model.backbone.encode_pixels(augment_clips(batch.frames.flatten(0, 1), generator))
     progress, relevance = _parts(model, batch, tokens)
@@ -121,20 +97,14 @@ def compact_loss(model: nn.Module, batch: ClipBatch, generator: torch.Generator)
 
 
 def relevance_loss(model: nn.Module, batch: ClipBatch, generator: torch.Generator) -> dict[str, Tensor]:
-    """The loss of the second stage: the relevance alone, of clips as they are; see `compact_loss`."""
-    model = _compact(model)
+    """Loss of the second stage: the relevance alone on unaugmented clips; see `Recipe.loss`."""
+    model = expect_model(model, CompactRewardModel)
     progress, relevance = _parts(model, batch, model.encode_frames(batch.frames.flatten(0, 2)))
     return {"loss": _weighted_sum(relevance), **progress, **relevance}
 
 
-def _compact(model: nn.Module) -> CompactRewardModel:
-    if not isinstance(model, CompactRewardModel):
-        raise TypeError(f"expected a CompactRewardModel, got {type(model).__name__}")
-    return model
-
-
 def _parts(model: CompactRewardModel, batch: ClipBatch, tokens: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What progress and relevance cost; `tokens` are of all frames, ``[G * C * T, K, D]``."""
+    """Progress losses and relevance losses by name; `tokens` of all frames ``[G * C * T, K, D]``."""
     groups, clips, time = batch.frames.shape[:3]
     tokens = tokens.unflatten(0, (groups * clips, time))
     tokens = torch.cat([tokens, tokens[batch.expert.flatten()].flip(1)])
@@ -153,15 +123,15 @@ def _weighted_sum(parts: dict[str, Tensor]) -> Tensor:
 def _progress_parts(
     model: CompactRewardModel, seen: ClipFeatures, batch: ClipBatch, text: Tensor, opposite_text: Tensor
 ) -> dict[str, Tensor]:
-    """How far and how well, of G * C clips.
+    """Losses of progress and quality on G * C clips.
 
-    Under the opposite sentence an expert goes the right way until it touches the object, and the wrong way after that.
+    Under the opposite sentence an expert makes progress until it touches the object, and loses progress afterwards.
     """
     groups, clips, time = batch.progress.shape
     logits = model.progress_logits(seen, text.repeat_interleave(clips, 0))
     mask = torch.ones_like(logits)
     quality = model.quality(seen, logits, mask).unflatten(0, (groups, clips))
-    # What the environment pays for a segment tells its quality, but not how far it is: see `progress_by_way`.
+    # A segment's environment reward orders quality but not progress, see `progress_by_way`.
     paid = model.quality(seen, logits.detach(), mask).unflatten(0, (groups, clips))
     opposed = _opposed(batch)
     rows = (opposed[:, None] * clips + torch.arange(clips, device=opposed.device)).flatten()
@@ -185,25 +155,25 @@ def _progress_parts(
 def _relevance_parts(
     model: CompactRewardModel, every: ClipFeatures, batch: ClipBatch, text: Tensor, opposite_text: Tensor
 ) -> dict[str, Tensor]:
-    """Which sentence, of G * C clips and the full experts' clips turned round, which show anything but their own.
+    """Losses that match sentences to G * C clips and to the reversed clips of full experts.
 
-    The opposite sentence is about the same scene: "close" is no sign of a window, only because no door is closed in
-    training. The turned clips show what it says, which only the motion's heads can learn.
+    A reversed clip shows the opposite of its sentence in the same scene. It is a positive of the opposite sentence,
+    which only the motion heads can learn, and a negative of its own.
     """
     groups, clips = batch.tier.shape
-    shown = ~batch.reversed.flatten()  # a clip that was cut backwards shows no task
+    shown = ~batch.reversed.flatten()  # a reversed clip shows no task
     every = every.rows(torch.cat([shown, shown.new_ones(int(batch.expert.sum()))]))
     own_group = torch.arange(groups, device=text.device).repeat_interleave(clips)
     group = torch.cat([own_group[shown], own_group[batch.expert.flatten()]])
     forward_clips = int(shown.sum())  # they come first
-    both = torch.cat([text, opposite_text])  # in one go: the heads normalise over all sentences they get
+    both = torch.cat([text, opposite_text])  # in one call: the heads normalise over all sentences they get
     every_scene = model.scene_relevance(every, both)
     scene, opposite_scene = every_scene.tensor_split([groups], 1)
     motion, opposite_motion = model.motion_relevance(every, both).tensor_split([groups], 1)
     relevance = scene + motion  # [V, G]
     own = group[:, None] == torch.arange(groups, device=text.device)
     forward = torch.arange(len(group), device=text.device)[:, None] < forward_clips
-    positive, candidate = own & forward, own | forward  # a turned clip is a negative of its own sentence only
+    positive, candidate = own & forward, own | forward  # a reversed clip is a negative of its own sentence only
     opposed = _opposed(batch)
     of_opposed = group[:, None] == opposed  # [V, O]
     about = torch.cat([own, of_opposed], 1)[:forward_clips]
@@ -221,7 +191,9 @@ def _relevance_parts(
         "opposite_to_video": text_to_video_loss(opposite, turned, turned | forward),
         "opposite_match": balanced_match_loss(opposite, turned, turned | forward),
         "opposite_choice": video_to_text_loss(choice, turned[chosen].long()),
-        "scene_to_text": text_to_video_loss(every_scene.T, about.T, anything.T),  # of each video over the sentences
+        "scene_to_text": text_to_video_loss(
+            every_scene.T, about.T, anything.T
+        ),  # softmax over the sentences of each video
         "scene_match": balanced_match_loss(every_scene, about, anything),
     }
 

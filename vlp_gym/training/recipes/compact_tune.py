@@ -1,4 +1,4 @@
-"""Chooses the constants of `CompactRewardModel` that training does not: on tasks that it did not see."""
+"""Tunes the constants of `CompactRewardModel` that are not trained, on validation tasks."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ SHIFTS = np.linspace(-6, 6, 121)
 
 @dataclass(frozen=True)
 class Tuned:
-    """The chosen constants, and what each pair of weights gives.
+    """The chosen constants and the accuracies of each pair of weights.
 
     Attributes:
         quality_weight: lambda with the best mean of tier ITP and IVP.
-        motion_weight: likewise.
-        relevance_shift: what makes sigmoid(scene relevance) the probability of a right sentence, when half are right.
+        motion_weight: motion weight with the best mean of tier ITP and IVP.
+        relevance_shift: calibrates sigmoid(scene relevance + shift) as the probability that a sentence is right, when
+            half of them are.
         table: rows (lambda, motion weight, tier ITP accuracy, IVP accuracy).
     """
 
@@ -41,12 +42,12 @@ class Tuned:
 
 @torch.inference_mode()
 def tune(model: CompactRewardModel, trajectories: Sequence[Trajectory], tasks: Sequence[str]) -> Tuned:
-    """Choose both weights and the relevance shift on validation tasks, which the model must not have been trained on.
+    """Choose both weights and the relevance shift on validation tasks that the model was not trained on.
 
     Args:
-        model: trained; its present constants are left out of the account.
-        trajectories: of the validation tasks; those of the three tiers count, varied ones are passed over.
-        tasks: at least two.
+        model: trained model; its current constants are ignored.
+        trajectories: rollouts of the validation tasks; only unvaried ones of the three tiers are used.
+        tasks: at least two validation tasks.
 
     Raises:
         ValueError: if there are fewer than two tasks, or a task lacks trajectories of a tier.
@@ -58,7 +59,7 @@ def tune(model: CompactRewardModel, trajectories: Sequence[Trajectory], tasks: S
     found = {(t.task, t.tier) for t in chosen}
     if missing := [f"{task} {tier}" for task in tasks for tier in TIERS if (task, tier) not in found]:
         raise ValueError(f"expected trajectories of every tier of every validation task, found none of {missing}")
-    first = [next(t for t in chosen if t.task == task) for task in tasks]  # says what its task is
+    first = [next(t for t in chosen if t.task == task) for task in tasks]  # carries the task's sentences
     sentences = [[trajectory.canonical, *trajectory.held_out] for trajectory in first]
     text = model.encode_text([sentence for group in sentences for sentence in group])
     owner = np.repeat(np.arange(len(tasks)), [len(group) for group in sentences])

@@ -1,9 +1,8 @@
-"""How a model of one embedding a frame and one a sentence learns: six objectives on the very same samples.
+"""Training of models with one embedding per frame and per sentence: six objectives on identical samples.
 
-A sample is a demonstration and four of its frames, i < j < j + 1 <= k, which is what the most demanding of the
-objectives asks for; each takes those that its equation names. Every draw is made before the objective is looked at.
-Negatives are samples of other tasks: a frame of the same task, let alone of the same video, shows what the sentence
-says.
+A sample is a demonstration with four of its frames, i < j < j + 1 <= k; each objective uses those in its equation. The
+random draws do not depend on the objective. Negatives come from other tasks, because frames of the same task match the
+sentence.
 """
 
 from __future__ import annotations
@@ -30,29 +29,24 @@ from vlp_gym.objectives.vip import vip_loss
 from vlp_gym.objectives.vip_text import vip_text_loss
 from vlp_gym.training.augment import augment_clips
 from vlp_gym.training.options import TrainOptions, check_at_least
-from vlp_gym.training.recipe import Recipe, TrainConfig
+from vlp_gym.training.recipe import Batch, Recipe, TrainConfig
 
-SAMPLES = 50_000  # different ones, evenly over the demonstrations
+SAMPLES = 50_000  # distinct samples, spread evenly over the demonstrations
 BATCH = 32
 NEGATIVES = 3
 Views = Literal["timestep", "sample"]
 Objective = Literal["triplet", "tcn-text", "r3m", "vip-text", "vip-text+vip", "liv"]
 OBJECTIVES: tuple[str, ...] = get_args(Objective)
-"""The configurations that "Revisiting the learning objectives of vision-language reward models" compares."""
+"""The configurations compared in "Revisiting the learning objectives of vision-language reward models"."""
 
-
-def _vip_both(i: Tensor, j: Tensor, after: Tensor, k: Tensor, text: Tensor) -> Tensor:
-    return vip_text_loss(i, j, after, text) + vip_loss(i, j, after, k)
-
-
-# objective -> the frames that it takes (of i, j, j + 1, k), and the loss of their embeddings, the text's and the batch
+# objective -> its frames (indices into i, j, j + 1, k), and its loss of their embeddings, the text's and the batch
 _LOSSES: dict[str, tuple[tuple[int, ...], Callable[..., Tensor]]] = {
     "triplet": ((0, 1), lambda i, j, text, _: triplet_loss(i, j, text)),
     "tcn-text": ((0, 1), lambda i, j, text, batch: tcn_text_loss(i, j, text, batch.others)),
     "r3m": ((0, 1, 3), lambda i, j, k, text, batch: r3m_loss(i, j, k, text, batch.others)),
-    "vip-text": ((0, 1, 2), lambda i, j, after, text, _: vip_text_loss(i, j, after, text)),
-    "vip-text+vip": ((0, 1, 2, 3), lambda i, j, after, k, text, _: _vip_both(i, j, after, k, text)),
-    "liv": ((0, 1, 2, 3), lambda i, j, after, k, text, batch: liv_loss(i, j, after, k, text, batch.foreign)),
+    "vip-text": ((0, 1, 2), lambda i, j, j1, text, _: vip_text_loss(i, j, j1, text)),
+    "vip-text+vip": ((0, 1, 2, 3), lambda i, j, j1, k, text, _: vip_text_loss(i, j, j1, text) + vip_loss(i, j, j1, k)),
+    "liv": ((0, 1, 2, 3), lambda i, j, j1, k, text, batch: liv_loss(i, j, j1, k, text, batch.foreign)),
 }
 
 
@@ -61,8 +55,8 @@ class EmbeddingOptions(TrainOptions):
     """The cosine of frame and sentence over the compact model's encoders, by one of six objectives, from scratch.
 
     Attributes:
-        data: folders that `vlp-gym collect` filled, one a camera.
-        batch_size: samples in a batch, at least 4.
+        data: folders from `vlp-gym collect`, one per camera.
+        batch_size: samples per batch, at least 4.
         objective: the training objective.
     """
 
@@ -75,12 +69,11 @@ class EmbeddingOptions(TrainOptions):
         check_at_least(NEGATIVES + 1, batch_size=self.batch_size)
 
     def build(self, trajectories: Sequence[Trajectory]) -> tuple[nn.Module, EmbeddingRecipe]:
-        """See `TrainOptions.build`."""
         recipe = EmbeddingRecipe(trajectories, self.objective, batch_size=self.batch_size, seed=self.seed)
         return self.model(), recipe
 
     def model(self) -> nn.Module:
-        """A fresh model."""
+        """A new model."""
         return EmbeddingModel()
 
 
@@ -89,9 +82,9 @@ class SigLIP2Options(EmbeddingOptions):
     """The cosine of frame and sentence over SigLIP2 with low-rank adapters, by one of six objectives.
 
     Attributes:
-        learning_rate: highest learning rate, after the warm-up; by default 1e-4, and 1e-5 with --objective liv, whose
-            loss makes SigLIP2 unstable beyond that (learning objectives, appendix A.1).
-        backbone: a SigLIP or SigLIP2 of one resolution, as a hub id or a folder.
+        learning_rate: peak learning rate, after the warm-up; default: 1e-4, or 1e-5 with --objective liv, whose loss
+            makes SigLIP2 unstable at higher rates (learning objectives, appendix A.1).
+        backbone: a SigLIP or SigLIP2 of fixed resolution, as a hub id or a folder.
     """
 
     steps: int = 7_810
@@ -99,28 +92,24 @@ class SigLIP2Options(EmbeddingOptions):
     backbone: str = BASE
 
     def config(self) -> TrainConfig:
-        """See `TrainOptions.config`."""
-        if self.learning_rate is not None:
-            return super().config()
-        return replace(super().config(), learning_rate=1e-5 if self.objective == "liv" else 1e-4)
+        rate = 1e-5 if self.objective == "liv" else 1e-4
+        return replace(super().config(), learning_rate=rate if self.learning_rate is None else self.learning_rate)
 
     def model(self) -> nn.Module:
-        """A fresh model."""
         return SigLIP2Model(base=self.backbone)
 
     def packages(self) -> dict[str, str]:
-        """See `TrainOptions.packages`."""
         return super().packages() | {"transformers": "vlm", "peft": "vlm"}
 
 
 @dataclass(frozen=True)
-class EmbeddingBatch:
+class EmbeddingBatch(Batch):
     """B samples.
 
     Attributes:
-        frames: uint8 ``[B, M, H, W, 3]``, of each sample the M frames that the objective takes, in the order of time.
-        others: int64 ``[B, 3]``, for each sample three others that give its negatives; see `negatives`.
-        foreign: bool ``[B, B]``, for each sample all that may; likewise.
+        frames: uint8 ``[B, M, H, W, 3]``, each sample's M frames for the objective, in order of time.
+        others: int64 ``[B, 3]``, for each sample the indices of three negatives; see `negatives`.
+        foreign: bool ``[B, B]``, for each sample all possible negatives; see `negatives`.
         instructions: B sentences.
     """
 
@@ -129,28 +118,22 @@ class EmbeddingBatch:
     foreign: Tensor
     instructions: list[str]
 
-    def to(self, device: torch.device) -> EmbeddingBatch:
-        """The same batch on another device."""
-        moved = {name: getattr(self, name).to(device) for name in ("frames", "others", "foreign")}
-        return replace(self, **moved)
-
 
 class EmbeddingRecipe(Recipe):
-    """Batches of samples and the loss of one objective; a `vlp_gym.training.loop.Recipe`.
+    """Batches of samples and the loss of one objective.
 
     Args:
-        trajectories: experts that get their task done; others are left out. Those of one rollout seen by several
-            cameras have the same task, tier and seed.
+        trajectories: demonstrations, that is successful experts; others are ignored. Trajectories of one rollout from
+            several cameras share task, tier and seed.
         objective: one of `OBJECTIVES`.
-        batch_size: B.
-        samples: size of the pool; each has a demonstration and its time steps for good, and every visit draws the
-            views, the sentence and the negatives anew.
-        views: "timestep" draws a camera for each of a sample's frames, as the paper words it; "sample" one for all.
-        seed: decides everything but the augmentation.
+        batch_size: B, at least 4.
+        samples: size of the pool. A sample's demonstration and time steps are fixed; each visit draws new views,
+            sentence and negatives.
+        views: "timestep" draws a camera for each frame of a sample, as in the paper; "sample" one for all its frames.
+        seed: seeds all random draws except the augmentation.
 
     Raises:
-        ValueError: for an unknown objective, or if there is no demonstration of at least 3 frames, or frames of
-            several sizes.
+        ValueError: for an unknown objective, without a demonstration of at least 3 frames, or for several frame sizes.
         DatasetError: if a demonstration carries no sentences; and see `group_views`.
     """
 
@@ -190,7 +173,7 @@ class EmbeddingRecipe(Recipe):
         }
 
     def batch(self, number: int) -> EmbeddingBatch:
-        """Batch `number`: the pool in another order each time through it."""
+        """Batch `number`; each pass through the pool has a new order."""
         epoch, place = divmod(number, self.samples // self.batch_size)
         order = np.random.default_rng([self.seed, 1, epoch]).permutation(self.samples)
         rng = np.random.default_rng([self.seed, 2, number])
@@ -216,14 +199,9 @@ class EmbeddingRecipe(Recipe):
         return rollout, (i, j, j + 1, k)
 
     def loss(self, model: nn.Module, batch: EmbeddingBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        """The objective, and how often the sentence is nearer to frame j than to frame i.
+        """The objective, and the share of samples whose sentence is closer to frame j than to frame i.
 
-        A model with ``encode_pixels``, which trains from scratch, sees augmented frames.
-
-        Args:
-            model: an `EmbeddingModel` or `SigLIP2Model`.
-            batch: the samples.
-            generator: of the augmentation.
+        An `EmbeddingModel`, which trains from scratch, gets augmented frames; a `SigLIP2Model` does not.
         """
         size, count = batch.frames.shape[:2]
         encode: Any = model
@@ -241,18 +219,18 @@ class EmbeddingRecipe(Recipe):
 def negatives(
     tasks: NDArray[np.str_], rollouts: NDArray[np.int64], rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Which rows of a batch are set against which: those of another task.
+    """The negatives of each row of a batch: rows of other tasks.
 
-    A row that finds too few of them makes do with other rollouts of its task, and then with its own.
+    A row with too few of them also takes other rollouts of its task, then other samples of its rollout.
 
     Args:
-        tasks: of B rows, ``[B]``, B more than `NEGATIVES`.
-        rollouts: their numbers, int64 ``[B]``; a rollout has one task.
-        rng: draws.
+        tasks: task of each row, ``[B]``, B more than `NEGATIVES`.
+        rollouts: rollout number of each row, int64 ``[B]``; a rollout has one task.
+        rng: source of all random draws.
 
     Returns:
-        For each row `NEGATIVES` different others, int64 ``[B, NEGATIVES]``, and all those of the farthest kind that
-        the batch has for it, bool ``[B, B]``. Never the row itself.
+        `NEGATIVES` distinct other rows for each row, int64 ``[B, NEGATIVES]``; and for each row all rows of the most
+        different kind in the batch, bool ``[B, B]``. Never the row itself.
     """
     near = (tasks[:, None] == tasks).astype(np.int8) + (rollouts[:, None] == rollouts) + np.eye(len(tasks), dtype=bool)
     drawn = np.argsort(near + rng.random(near.shape), axis=1)[:, :NEGATIVES]

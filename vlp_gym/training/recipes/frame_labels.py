@@ -1,4 +1,4 @@
-"""What a rollout's frames are worth: by the clock where an expert gets its task done, else by rewards and positions."""
+"""Progress labels of frames: from time in successful experts, else from rewards and positions."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 
 from vlp_gym.data.trajectory import Trajectory
 
-BEFORE_SUCCESS = 0.75  # highest progress short of success: the last step of a task takes an expert least of all time
+BEFORE_SUCCESS = 0.75  # highest progress before success: experts spend the least time on a task's last step
 SUCCESS_VALUE = 1.2  # above the highest rank by more than the ranking loss's margin
-BY_ITSELF = 2.0  # weight of a way that the object would have to go without the hand
-TOUCHED = 0.01  # metres that the object has moved by when it is taken as touched
+BY_ITSELF = 2.0  # penalty on object distance not yet covered while the hand is elsewhere
+TOUCHED = 0.01  # metres of object motion that count as a touch
 
 
 @dataclass(frozen=True)
@@ -20,16 +20,12 @@ class FrameLabels:
     """Labels of the F frames of one rollout, float ``[F]`` each.
 
     Attributes:
-        progress: `BEFORE_SUCCESS` times the share of an expert's way to success: by the clock in experts that succeed,
-            in all other rollouts by the environment's reward (`progress_by_reward`) or by the way done
-            (`progress_by_way`), whichever is less; 1 at success.
-        value: rank of the environment's reward within the task in [0, 1]; more than that at success, so that nearly
-            done is always worth less than done; NaN short of success where the environment pays more than it pays the
-            median expert at success.
-        moved: metres that an expert has moved the object by; NaN before it touches the object, and in all other
-            rollouts.
-        nearing: minus the metres between an expert's hand and the object; NaN after it touches the object, and in all
-            other rollouts.
+        progress: `BEFORE_SUCCESS` times the share of the way to success; 1 at success. The share is time in successful
+            experts, else the smaller of `progress_by_reward` and `progress_by_way`.
+        value: rank of the environment's reward within the task, in [0, 1]; `SUCCESS_VALUE` at success; NaN before
+            success where the reward exceeds the median expert's at success.
+        moved: metres by which an expert has moved the object; NaN before it touches the object and in other rollouts.
+        nearing: minus the metres between an expert's hand and the object; NaN after the touch and in other rollouts.
     """
 
     progress: np.ndarray
@@ -39,7 +35,7 @@ class FrameLabels:
 
 
 def label_task(rollouts: Sequence[Trajectory]) -> list[FrameLabels]:
-    """Label all rollouts of one task, at least one of which is an expert's that succeeds."""
+    """Label all rollouts of one task, which must include a successful expert."""
     experts = [rollout for rollout in rollouts if rollout.tier == "expert" and rollout.success.any()]
     ways, by_reward = expert_ways(experts), progress_by_reward(experts)
     rewards = np.sort(np.concatenate([rollout.reward for rollout in rollouts]))
@@ -62,12 +58,12 @@ def label_task(rollouts: Sequence[Trajectory]) -> list[FrameLabels]:
 
 @dataclass(frozen=True)
 class ExpertWays:
-    """The states N that a task's experts come through, and the way that is left to success from each.
+    """The N states that a task's experts pass through, with the distance left to success.
 
     Attributes:
-        states: float ``[N, 2, 3]``, hand and object, from where the object was at first, metres.
-        left: float ``[N]``, metres that hand and object still go.
-        length: of the whole way, metres, the median.
+        states: float ``[N, 2, 3]``, hand and object relative to the object's first position, metres.
+        left: float ``[N]``, metres that hand and object still cover.
+        length: metres of the whole way, the experts' median.
     """
 
     states: np.ndarray
@@ -76,7 +72,7 @@ class ExpertWays:
 
 
 def expert_ways(experts: Sequence[Trajectory]) -> ExpertWays:
-    """Gather the ways of experts that succeed, at least one; those whose positions are not known are passed over."""
+    """Collect the ways of at least one successful expert; experts with unknown positions are ignored."""
     experts = [expert for expert in experts if not np.isnan(expert.positions).any()] or experts
     states, left = [], []
     for expert in experts:
@@ -89,18 +85,18 @@ def expert_ways(experts: Sequence[Trajectory]) -> ExpertWays:
 
 
 def progress_by_way(positions: np.ndarray, ways: ExpertWays) -> np.ndarray:
-    """Share of the way done: from each frame straight to the best of the experts' states, and on with that expert.
+    """Share of the way to success that is done: one minus the distance left over the length of the experts' way.
 
-    The environment's reward alone would mislead: Meta-World pays a gripper beside the button up to five times what it
-    pays the expert that has pressed it. The way is rough by some centimetres, for cameras are turned a little; where
-    goals vary, the way to another episode's goal stands for this one's.
+    The distance left leads straight to an expert's state and from there along that expert's way, whichever is shortest.
+    Rewards alone mislead: Meta-World pays a gripper beside the button up to five times as much as the expert that has
+    pressed it. Distances are off by some centimetres, because cameras and goals vary between episodes.
 
     Args:
-        positions: of a whole rollout, float ``[F, 2, 3]``, see `Trajectory`.
-        ways: of its task.
+        positions: positions of a whole rollout, float ``[F, 2, 3]``, see `Trajectory`.
+        ways: the experts' ways in the same task.
 
     Returns:
-        float ``[F]`` in [0, 1], 0 for all that is no nearer than the start; NaN where a position is not known.
+        float ``[F]`` in [0, 1], 0 for frames no closer than the start; NaN where a position is unknown.
     """
     apart = np.linalg.norm(_from_object(positions)[:, None] - ways.states, axis=-1) @ [1.0, BY_ITSELF]  # [F, N]
     return np.clip(1 - (apart + ways.left).min(1) / ways.length, 0, 1)
@@ -123,13 +119,13 @@ def _phases(trajectory: Trajectory) -> tuple[np.ndarray, np.ndarray]:
 
 
 def progress_by_reward(experts: Sequence[Trajectory]) -> tuple[np.ndarray, np.ndarray]:
-    """How far an expert is, by the clock, when the environment pays it so much: the best curve that never falls.
+    """Experts' share of time to success as a function of the reward, by isotonic regression.
 
     Args:
-        experts: rollouts of one task that succeed, at least one.
+        experts: successful rollouts of one task, at least one.
 
     Returns:
-        Rewards, rising, and the progress in [0, 1] at each, for `numpy.interp`.
+        Rewards in rising order and the progress in [0, 1] at each, for `numpy.interp`.
     """
     from scipy.optimize import isotonic_regression
 

@@ -1,4 +1,4 @@
-"""What `vlp-gym train` can train: one line a system, and the entry points of other packages."""
+"""Registry of trainable systems: the built-in ones and entry points of other packages."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from vlp_gym.training.options import TrainOptions
 
 ENTRY_POINT_GROUP = "vlp_gym.recipes"
-"""Of entry points that name a subclass of `vlp_gym.training.options.TrainOptions`."""
+"""Group of entry points that name a subclass of `vlp_gym.training.options.TrainOptions`."""
 
-# name -> a subclass of `TrainOptions`, imported only when it is named, and one line of help.
+# name -> a subclass of `TrainOptions`, imported on use, and one line of help.
 _RECIPES = {
     "compact": ("vlp_gym.training.recipes.compact:CompactOptions", "the small factorised model that ships"),
     "vlp": ("vlp_gym.training.recipes.vlp:VLPOptions", "VLP: cross-attention over a frozen CLIP"),
@@ -25,19 +25,19 @@ _RECIPES = {
 
 
 def available_recipes() -> dict[str, str]:
-    """Name of each trainable system -> one line about it; nothing is imported for it."""
+    """Name of each trainable system -> one line of help; imports none of them."""
     own = {name: description for name, (_, description) in _RECIPES.items()}
     return own | {name: f"entry point {point.value}" for name, point in _extensions().items()}
 
 
 def load_options(system: str) -> type[TrainOptions]:
-    """The dataclass of a system's options, which builds its model and recipe.
+    """The options dataclass of a system.
 
     Args:
         system: a key of `available_recipes`.
 
     Raises:
-        ValueError: if there is no such system; the message names similar ones.
+        ValueError: for an unknown system; the message names similar ones.
     """
     points = {name: EntryPoint(name, path, ENTRY_POINT_GROUP) for name, (path, _) in _RECIPES.items()} | _extensions()
     if system not in points:

@@ -1,4 +1,4 @@
-"""How `ReWiNDModel` learns: demonstrations cut, rewound, and now and then under a sentence of another task."""
+"""Training of `ReWiNDModel`: demonstrations cut, rewound, and sometimes paired with another task's sentence."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from vlp_gym.models.rewind import ReWiNDModel, SmallGrid
 from vlp_gym.objectives.rewind import rewind_loss
 from vlp_gym.training.augment import augment_clips
 from vlp_gym.training.options import TrainOptions, check_at_least, check_share
-from vlp_gym.training.recipe import Recipe
+from vlp_gym.training.recipe import Batch, Recipe, expect_model
 
-FRAMES_AT_ONCE = 64  # that frozen encoders look at
-SHORTEST = 3  # frames of a demonstration that a clip shows at least (the authors' code)
+FRAMES_AT_ONCE = 64  # frames per call of a frozen encoder
+SHORTEST = 3  # least frames of a clip (the authors' code)
 SMALL: dict[str, Any] = {"hidden": 256, "feed_forward": 1024, "from_first": True}
-"""With encoders this small the paper's width overfits, and progress is hard to see without the change so far."""
+"""With the small encoders the paper's width overfits, and progress needs the change since the first frame."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +32,13 @@ class RewindOptions(TrainOptions):
     """ReWiND: progress by a causal transformer, trained on rewound videos.
 
     Attributes:
-        batch_size: clips in a batch.
-        backbone: dinov2+minilm, or small, which needs no download and comes with half the paper's width and the change
+        batch_size: clips per batch.
+        backbone: dinov2+minilm, or small, which needs no download, has half the paper's width and also sees the change
             since the first frame.
-        freeze_encoders: with --backbone small, leave the encoders that --init gave as they are; each frame is then
-            encoded but once. Those of dinov2+minilm are always left so.
-        uneven: share of clips played at an uneven pace, so that the number of frames so far does not tell the progress;
-            the paper's 0.
+        freeze_encoders: with --backbone small, do not train the encoders from --init; each frame is then encoded only
+            once. dinov2+minilm is always frozen.
+        uneven: share of clips played at an uneven pace, so that the number of frames does not reveal the progress; 0 in
+            the paper.
     """
 
     steps: int = 5_000
@@ -59,7 +59,6 @@ class RewindOptions(TrainOptions):
             )
 
     def build(self, trajectories: Sequence[Trajectory]) -> tuple[ReWiNDModel, RewindRecipe]:
-        """See `TrainOptions.build`."""
         options = SMALL if self.backbone == "small" else {}
         model = ReWiNDModel(self.backbone, freeze_encoders=self.freeze_encoders, **options)
         recipe = RewindRecipe(
@@ -68,20 +67,19 @@ class RewindOptions(TrainOptions):
         return model, recipe
 
     def packages(self) -> dict[str, str]:
-        """See `TrainOptions.packages`."""
         return super().packages() | ({} if self.backbone == "small" else {"transformers": "vlm"})
 
 
 @dataclass(frozen=True)
-class RewindBatch:
+class RewindBatch(Batch):
     """B clips of T frames with a sentence each.
 
     Attributes:
-        frames: uint8 ``[B, T, H, W, 3]``; or, after `RewindRecipe.prepare` with frozen encoders, what these make of
-            them, float ``[B, T, ...]``.
-        mask: bool ``[B, T]``, False where a clip is shorter and its first frame is repeated in front of it.
-        progress: float ``[B, T]`` in [0, 1], how far the demonstration is; 0 where the sentence is another task's.
-        matched: bool ``[B]``, the sentence is the demonstration's own.
+        frames: uint8 ``[B, T, H, W, 3]``; after `RewindRecipe.prepare` with frozen encoders, their output, float
+            ``[B, T, ...]``.
+        mask: bool ``[B, T]``, False where a shorter clip is padded in front with its first frame.
+        progress: float ``[B, T]`` in [0, 1], progress of the demonstration; 0 under another task's sentence.
+        matched: bool ``[B]``, the sentence describes the demonstration's task.
         instructions: B sentences.
     """
 
@@ -91,39 +89,31 @@ class RewindBatch:
     matched: Tensor
     instructions: list[str]
 
-    def to(self, device: torch.device) -> RewindBatch:
-        """The same batch on another device."""
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return RewindBatch(**tensors, instructions=self.instructions)
-
 
 class RewindRecipe(Recipe):
-    """Batches and loss of ReWiND's training (section 3.2 and the authors' code); a `Recipe` of the training loop.
+    """Batches and loss of ReWiND's training (section 3.2 and the authors' code).
 
-    Only demonstrations teach: experts that get their task done. A clip begins and ends anywhere in one; its progress is
-    the share of the way from its own beginning to the demonstration's end, whatever it shows of it, which is 1 at
-    success and after it. Of 5 clips 4 are rewound: having come to their end they go back some way, and the progress
-    with them, so that an undone task is not taken for a done one. One clip in 5 is told another task's sentence and has
-    no progress at all. Each clip is then subsampled to the window, as an episode is in use.
+    Only demonstrations, that is successful experts, are used. A clip starts and ends at random frames of one. Its
+    progress runs from 0 at its own start to 1 at success and later. Four in five clips are rewound: they play on to
+    their end, then some way backwards, with falling progress, so that undoing a task does not look like doing it. One
+    clip in five has another task's sentence and progress 0. Clips are subsampled to the window as in use.
 
-    What frozen encoders make of the demonstrations is computed once, before the first step, as the authors do, and kept
-    in memory. Encoders that are trained see augmented pixels instead, beyond the authors.
-
-    Also beyond them: clips at an uneven pace, in which time passes while nothing happens. Each frame's state depends on
-    how many came before it, and at an even pace that number alone tells much of the progress.
+    As in the authors' code, frozen encoders encode each demonstration once, before the first step, and the result stays
+    in memory. Two things are ours: trained encoders see augmented pixels, and clips may be played at an uneven pace, in
+    which time passes without change; at an even pace the number of frames alone reveals much of the progress.
 
     Args:
-        trajectories: of the training tasks only; all but experts that succeed are passed over.
-        window: T, that of the model.
-        clips: B, each of a task drawn at random.
+        trajectories: rollouts of the training tasks; only demonstrations are used.
+        window: T, the model's window.
+        clips: B, each of a random task.
         p_rewind: probability that a clip is rewound.
         wrong_share: probability that its sentence is another task's.
-        p_uneven: probability that it is played at an uneven pace; the authors' 0.
-        seed: decides everything.
+        p_uneven: probability that it is played at an uneven pace; 0 in the authors' code.
+        seed: seeds all random draws.
 
     Raises:
-        ValueError: fewer than two tasks, a task without a demonstration, or a number out of range.
-        DatasetError: a trajectory without sentences.
+        ValueError: for fewer than two tasks, a task without a demonstration, or a number out of range.
+        DatasetError: if a trajectory carries no sentences.
     """
 
     def __init__(
@@ -142,11 +132,9 @@ class RewindRecipe(Recipe):
                 raise ValueError(f"{name}: expected a probability in [0, 1], got {share}")
         if clips < 1:
             raise ValueError(f"clips: expected at least 1, got {clips}")
-        self.demonstrations: dict[str, list[Trajectory]] = {task: [] for task in sorted({t.task for t in trajectories})}
-        for trajectory in trajectories:
-            if trajectory.tier == "expert" and trajectory.success.any() and len(trajectory.frames) >= SHORTEST:
-                self.demonstrations[trajectory.task].append(trajectory)
-        self.tasks = list(self.demonstrations)
+        self.tasks = sorted({trajectory.task for trajectory in trajectories})
+        experts = [t for t in trajectories if t.tier == "expert" and t.success.any() and len(t.frames) >= SHORTEST]
+        self.demonstrations = {task: [expert for expert in experts if expert.task == task] for task in self.tasks}
         if len(self.tasks) < 2:
             raise ValueError(f"expected trajectories of at least two tasks, got {self.tasks}")
         if lacking := [task for task, found in self.demonstrations.items() if not found]:
@@ -156,7 +144,7 @@ class RewindRecipe(Recipe):
         self.sentences = sentences_by_task(trajectories)
         self.window, self.clips, self.seed = window, clips, seed
         self.p_rewind, self.wrong_share, self.p_uneven = p_rewind, wrong_share, p_uneven
-        self._encoded: dict[str, list[Tensor]] | None = None  # the demonstrations as frozen encoders see them
+        self._encoded: dict[str, list[Tensor]] | None = None  # the demonstrations' frames after frozen encoders
         self.settings: dict[str, Any] = {
             "recipe": "rewind",
             "tasks": self.tasks,
@@ -170,8 +158,8 @@ class RewindRecipe(Recipe):
 
     @torch.no_grad()
     def prepare(self, model: nn.Module, *, progress_bar: bool = True) -> None:
-        """Let frozen encoders look at every demonstration; with encoders that are trained there is nothing to do."""
-        backbone = _rewind(model).backbone
+        """Encode every demonstration with frozen encoders; does nothing with trained ones."""
+        backbone = expect_model(model, ReWiNDModel).backbone
         self._encoded = None
         if not backbone.frozen:
             return
@@ -187,7 +175,6 @@ class RewindRecipe(Recipe):
         self._encoded = encoded
 
     def batch(self, number: int) -> RewindBatch:
-        """Batch `number` of the endless sequence that the seed defines, the same whatever was drawn before."""
         rng = np.random.default_rng([self.seed, number])
         frames, masks, progress, matched, instructions = [], [], [], [], []
         for _ in range(self.clips):
@@ -200,8 +187,8 @@ class RewindRecipe(Recipe):
                 index, target = index[shown], target[shown]
             chosen, mask = window_indices(len(index), self.window, "prefix")
             right = bool(rng.random() >= self.wrong_share)
-            told = task if right else str(rng.choice([other for other in self.tasks if other != task]))
-            instructions.append(str(rng.choice(self.sentences[told])))
+            named = task if right else str(rng.choice([other for other in self.tasks if other != task]))
+            instructions.append(str(rng.choice(self.sentences[named])))
             if self._encoded is None:
                 frames.append(torch.from_numpy(demonstration.frames[index[chosen]]))
             else:
@@ -218,17 +205,8 @@ class RewindRecipe(Recipe):
         )
 
     def loss(self, model: nn.Module, batch: RewindBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        """See `rewind_loss`; ``matched`` and ``mismatched`` add up to ``loss``.
-
-        Args:
-            model: a `ReWiNDModel`.
-            batch: the clips.
-            generator: of the augmentation.
-
-        Raises:
-            TypeError: for any other model.
-        """
-        model = _rewind(model)
+        """See `rewind_loss`; ``matched`` and ``mismatched`` add up to ``loss``."""
+        model = expect_model(model, ReWiNDModel)
         backbone, clips, time = model.backbone, *batch.mask.shape
         frames = batch.frames.flatten(0, 1)
         if frames.dtype != torch.uint8:
@@ -245,29 +223,23 @@ class RewindRecipe(Recipe):
         return {"loss": parts.total, "matched": parts.matched, "mismatched": parts.mismatched}
 
 
-def _rewind(model: nn.Module) -> ReWiNDModel:
-    if not isinstance(model, ReWiNDModel):
-        raise TypeError(f"expected a ReWiNDModel, got {type(model).__name__}")
-    return model
-
-
 def clip_frames(
     demonstration: Trajectory, *, rewound: bool, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Which frames of a demonstration a clip shows, one by one, and how far it is at each of them.
+    """The frames of a random clip of a demonstration, and its progress at each.
 
     Args:
-        demonstration: of F >= 3 frames, with success.
-        rewound: go back from the clip's end, one frame at least, at most to where it began.
-        rng: draws the beginning, the end and how far it goes back.
+        demonstration: a successful rollout of F >= 3 frames.
+        rewound: also play one or more frames backwards from the clip's end, at most to its start.
+        rng: draws the start, the end and the number of frames played backwards.
 
     Returns:
-        Indices ``[N]`` into the frames, and the progress ``[N]`` in (0, 1].
+        Frame indices, int64 ``[N]``, and progress, float64 ``[N]`` in (0, 1].
     """
     count, done = len(demonstration.frames), demonstration.first_success
     assert done is not None
-    way = done + 1  # frames up to the success; the few that an expert goes on for are as far as that
-    if rewound:  # the authors let these span the middle
+    way = done + 1  # frames up to success; later ones also have progress 1
+    if rewound:  # in the authors' code these span the middle
         start, stop = 0, 0
         while stop - start < SHORTEST:
             start, stop = int(rng.integers(0, way // 2 + 1)), int(rng.integers(way // 2, count + 1))
@@ -282,16 +254,15 @@ def clip_frames(
 
 
 def uneven_pace(length: int, shown: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Which frames of a clip are shown when some stand still for a while and others are passed over.
+    """Frame indices of a clip at an uneven pace: some frames are repeated, others skipped.
 
     Args:
-        length: L, frames of the clip.
-        shown: frames to show, at least 1.
-        rng: draws how many different ones, from the first alone to nearly all, ``L^u`` with u uniform; which; and how
-            long each stands.
+        length: L, number of frames of the clip.
+        shown: number of frames to show, at least 1.
+        rng: draws the number of distinct frames, ``L^u`` with u uniform in [0, 1], which ones, and their repetitions.
 
     Returns:
-        Ascending indices ``[shown]`` into the clip, the first of them 0: progress is counted from there.
+        Ascending indices, int64 ``[shown]``, starting with 0, from which progress is counted.
     """
     others = min(int(length ** rng.random()), shown) - 1
     different = np.append(0, 1 + rng.permutation(length - 1)[:others])

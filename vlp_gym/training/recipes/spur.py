@@ -1,8 +1,8 @@
-"""How SPUR learns: pairs of videos made from rollouts by four strategies (SPUR, sections 3.2 and 3.3)."""
+"""Training of SPUR: pairs of videos built from rollouts by four strategies (SPUR, sections 3.2 and 3.3)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,21 +16,21 @@ from vlp_gym.engine.windows import window_indices
 from vlp_gym.models.spur import BASE, SPURModel
 from vlp_gym.objectives.spur import spur_loss
 from vlp_gym.training.options import TrainOptions, check_at_least
-from vlp_gym.training.recipe import Recipe
+from vlp_gym.training.recipe import Batch, Recipe
 
 STRATEGIES = ("expertise", "task", "rewind", "subsequence")
 RATIOS = (0.3, 0.3, 0.4, 0.0)
-"""How often each strategy makes a pair (SPUR, table 5)."""
+"""Sampling weight of each strategy (SPUR, table 5)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SPUROptions(TrainOptions):
     """SPUR: progress and preference by Qwen2.5-VL with two heads.
 
-    The defaults are the paper's (table 5), which names no weight decay.
+    The defaults are the paper's (table 5); it does not mention weight decay.
 
     Attributes:
-        batch_size: pairs in a batch.
+        batch_size: pairs per batch.
         backbone: a Qwen2.5-VL, as a hub id or a folder.
     """
 
@@ -46,25 +46,23 @@ class SPUROptions(TrainOptions):
         check_at_least(1, batch_size=self.batch_size)
 
     def build(self, trajectories: Sequence[Trajectory]) -> tuple[SPURModel, SPURRecipe]:
-        """See `TrainOptions.build`."""
         model = SPURModel(self.backbone)
         model.gradient_checkpointing_enable()  # the paper's batch is 32 videos of up to 512 tokens
         return model, SPURRecipe(trajectories, batch_size=self.batch_size, frames=model.window, seed=self.seed)
 
     def packages(self) -> dict[str, str]:
-        """See `TrainOptions.packages`."""
         return super().packages() | {"transformers": "vlm", "peft": "vlm"}
 
 
 @dataclass(frozen=True)
-class PairBatch:
+class PairBatch(Batch):
     """B pairs of videos of T frames each.
 
     Attributes:
-        frames: uint8 ``[B, 2, T, H, W, 3]``; the front of a short video repeats its first frame.
-        mask: bool ``[B, 2, T]``, False there.
+        frames: uint8 ``[B, 2, T, H, W, 3]``; a short video is padded in front with its first frame.
+        mask: bool ``[B, 2, T]``, False where a video is padded.
         progress: float ``[B, 2, T]`` in [0, 1]; NaN in failed rollouts and where the mask is False.
-        label: float ``[B]``, 1 where the first video is the better one, 0 where the second is.
+        label: float ``[B]``, 1 if the first video is better, 0 if the second is.
         strategy: int64 ``[B]``, index into `STRATEGIES`.
         instructions: B sentences.
     """
@@ -76,20 +74,15 @@ class PairBatch:
     strategy: Tensor
     instructions: list[str]
 
-    def to(self, device: torch.device) -> PairBatch:
-        """The same batch on another device."""
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return PairBatch(**tensors, instructions=self.instructions)
-
 
 @dataclass(frozen=True)
 class Clip:
-    """Which frames of a rollout a video shows, and their progress.
+    """A video cut from a rollout, with its progress.
 
     Attributes:
         rollout: index of the rollout.
         frames: int64 ``[n]``, indices into its frames.
-        progress: float64 ``[n]``, or NaN.
+        progress: float64 ``[n]`` in [0, 1]; NaN in failed rollouts.
     """
 
     rollout: int
@@ -98,7 +91,7 @@ class Clip:
 
 
 def clock(end: int, rewind: int = 0) -> NDArray[np.int64]:
-    """The frames 1 to `end` of a video, then the `rewind` frames before the last one backwards (SPUR, strategy 3).
+    """Times 1 to `end` of a video, then `rewind` frames backwards from there (SPUR, strategy 3).
 
     >>> clock(4, 2).tolist()
     [1, 2, 3, 4, 3, 2]
@@ -107,44 +100,44 @@ def clock(end: int, rewind: int = 0) -> NDArray[np.int64]:
 
 
 def cut(rollout: int, first: int, done: int | None, times: NDArray[np.int64]) -> Clip:
-    """The frames of a rollout at some times, and their progress ``t / T`` (SPUR, eq. 2).
+    """The frames of a rollout at the given times, with progress ``t / T`` (SPUR, eq. 2).
 
-    Time 1 is the video's own first frame, and T the time at which the task is done: progress is counted from where the
-    video starts, as the authors' code does, and stays 1 after success.
+    Time 1 is the video's first frame and T the first success. As in the authors' code, progress counts from the start
+    of the video and stays 1 after success.
 
     Args:
-        rollout: its index.
+        rollout: index of the rollout.
         first: index of the video's first frame.
-        done: index of the first frame with success; None in a failed rollout, whose progress nobody knows.
-        times: int64 ``[n]``, as `clock` gives them.
+        done: index of the first frame with success; None in a failed rollout, whose progress is NaN.
+        times: int64 ``[n]``, see `clock`.
     """
     progress = np.full(len(times), np.nan) if done is None else np.minimum(times / (done - first + 1), 1.0)
     return Clip(rollout, first + times - 1, progress)
 
 
 class SPURRecipe(Recipe):
-    """Batches of pairs and their loss, for `vlp_gym.training.loop.train`; batch n depends on the seed and n alone.
+    """Batches of video pairs and their loss; a batch depends on its number and the seed alone.
 
-    The four strategies, and which of the two videos is preferred:
+    The four strategies and their preference:
 
-    - expertise: a rollout that succeeds > one of the same task that fails;
-    - task: any rollout of the task > any of another task, whose progress is 0 throughout;
-    - rewind: a rollout that succeeds > its beginning, up to success at most, and from there some frames backwards;
-    - subsequence: of two beginnings of a rollout that succeeds, the longer > the shorter.
+    - expertise: a successful rollout > a failed one of the same task;
+    - task: any rollout of the task > any rollout of another task, whose progress is 0 throughout;
+    - rewind: a successful rollout > its beginning, up to success at most, followed by some frames backwards;
+    - subsequence: a longer beginning of a successful rollout > a shorter one.
 
-    Every video starts at a random frame in the first half of its way to success (of the whole rollout, if it fails),
-    the two of one rollout together. A failed rollout has no progress target, also under another task's sentence.
-    Videos of more than `frames` frames are thinned out as the wrapper's windows are.
+    A video starts at a random frame in the first half of the way to success (of the whole rollout if it fails); two
+    videos of one rollout start together. Failed rollouts have no progress target, under any sentence. Videos of more
+    than `frames` frames are subsampled like the wrapper's windows.
 
     Args:
-        trajectories: of all training tasks, with frames of one size.
-        batch_size: B, pairs a batch; the paper's 16.
-        frames: T, the paper's 16; at most the model's window.
-        ratios: how often each of `STRATEGIES` is drawn.
-        seed: decides everything.
+        trajectories: rollouts of all training tasks, with frames of one size.
+        batch_size: B, pairs per batch; 16 in the paper.
+        frames: T, at most the model's window; 16 in the paper.
+        ratios: sampling weight of each of `STRATEGIES`.
+        seed: seeds all random draws.
 
     Raises:
-        ValueError: if no rollout suits a strategy that is to be drawn, or an argument is out of range.
+        ValueError: if no rollout suits a strategy of positive weight, or an argument is out of range.
         DatasetError: if a trajectory carries no sentences.
     """
 
@@ -167,21 +160,20 @@ class SPURRecipe(Recipe):
         self.batch_size, self.frames, self.seed = batch_size, frames, seed
         self.ratios = np.asarray(ratios, np.float64) / sum(ratios)
         self.tasks = sorted({trajectory.task for trajectory in trajectories})
-        self.rollouts: dict[str, list[int]] = {task: [] for task in self.tasks}
-        self.successes: dict[str, list[int]] = {task: [] for task in self.tasks}
-        self.failures: dict[str, list[int]] = {task: [] for task in self.tasks}
-        self.ways: dict[str, list[int]] = {task: [] for task in self.tasks}
-        for index, trajectory in enumerate(trajectories):
-            done = trajectory.first_success
-            self.rollouts[trajectory.task].append(index)
-            (self.failures if done is None else self.successes)[trajectory.task].append(index)
-            if done is not None and done >= 2:  # a way with something before its end, wherever it starts
-                self.ways[trajectory.task].append(index)
+        done = [trajectory.first_success for trajectory in trajectories]
+
+        def by_task(fits: Callable[[int | None], bool]) -> dict[str, list[int]]:
+            some = [index for index, success in enumerate(done) if fits(success)]
+            return {task: [index for index in some if trajectories[index].task == task] for task in self.tasks}
+
+        self.rollouts = by_task(lambda success: True)
+        self.successes = by_task(lambda success: success is not None)
+        self.failures = by_task(lambda success: success is None)
+        self.ways = by_task(lambda success: success is not None and success >= 2)  # some frames before success remain
         self.suited = {
             "expertise": [task for task in self.tasks if self.successes[task] and self.failures[task]],
             "task": self.tasks if len(self.tasks) > 1 else [],
-            "rewind": [task for task in self.tasks if self.ways[task]],
-            "subsequence": [task for task in self.tasks if self.ways[task]],
+            **{name: [task for task in self.tasks if self.ways[task]] for name in ("rewind", "subsequence")},
         }
         for name, ratio in zip(STRATEGIES, self.ratios, strict=True):
             if ratio and not self.suited[name]:
@@ -192,13 +184,12 @@ class SPURRecipe(Recipe):
         }  # fmt: skip
 
     def batch(self, number: int) -> PairBatch:
-        """Batch `number` of the endless sequence that the seed defines."""
         rng = np.random.default_rng([self.seed, number])
         strategies = rng.choice(len(STRATEGIES), self.batch_size, p=self.ratios)
         frames, masks, targets, labels, sentences = [], [], [], [], []
         for strategy in strategies:
             task, better, worse = self.pair(STRATEGIES[strategy], rng)
-            first = bool(rng.random() < 0.5)  # else the model could answer by the order alone
+            first = bool(rng.random() < 0.5)  # else the order would give the answer away
             for clip in (better, worse) if first else (worse, better):
                 chosen, mask = window_indices(len(clip.frames), self.frames, "prefix")
                 frames.append(self.trajectories[clip.rollout].frames[clip.frames[chosen]])
@@ -216,7 +207,7 @@ class SPURRecipe(Recipe):
         )  # fmt: skip
 
     def pair(self, strategy: str, rng: np.random.Generator) -> tuple[str, Clip, Clip]:
-        """A task, the preferred video and the other one, made by one of `STRATEGIES`."""
+        """A task, its preferred video and the other one, by one of `STRATEGIES`."""
         task = str(rng.choice(self.suited[strategy]))
         if strategy == "expertise":
             return task, self._whole(self.successes[task], rng), self._whole(self.failures[task], rng)
@@ -236,7 +227,7 @@ class SPURRecipe(Recipe):
         return task, cut(rollout, first, done, clock(end)), cut(rollout, first, done, clock(shorter))
 
     def loss(self, model: nn.Module, batch: PairBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Preference of each pair and progress of both videos; one pass over the pairs, one over the second videos."""
+        """Losses of preference and progress; one pass over the pairs, one over the second videos."""
         model = cast(SPURModel, model)
         tokens = model.encode_frames(batch.frames.flatten(0, 2)).unflatten(0, batch.mask.shape)
         text = model.encode_text(batch.instructions)
@@ -248,7 +239,7 @@ class SPURRecipe(Recipe):
         return {"loss": loss.total, "preference": loss.preference, "progress": loss.progress}
 
     def _whole(self, rollouts: list[int], rng: np.random.Generator) -> Clip:
-        """One of the rollouts, from a random first frame to its end."""
+        """A random rollout, from a random first frame to its end."""
         rollout = int(rng.choice(rollouts))
         first, trajectory = self._first_frame(rollout, rng), self.trajectories[rollout]
         return cut(rollout, first, trajectory.first_success, clock(len(trajectory.frames) - first))

@@ -1,4 +1,4 @@
-"""How VLP learns from a batch of clips (eq. 4): over a frozen CLIP, or jointly with the compact model's encoders."""
+"""Training of VLP on clips (eq. 4): over a frozen CLIP, or jointly with the compact model's encoders."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from vlp_gym.data.trajectory import Trajectory
 from vlp_gym.models.vlp import VLPModel
 from vlp_gym.objectives.preference import vlp_loss
 from vlp_gym.training.augment import augment_clips
+from vlp_gym.training.recipe import expect_model
 from vlp_gym.training.recipes.clips import ClipBatch, ClipOptions, ClipRecipe, ClipSampler
 
 NEGATIVES = 4  # videos of other tasks (VLP, table 8)
@@ -21,10 +22,10 @@ NEGATIVES = 4  # videos of other tasks (VLP, table 8)
 class VLPOptions(ClipOptions):
     """VLP: a preference score by cross-attention over a frozen CLIP.
 
-    The optimizer's defaults are the paper's (table 8); the warm-up is not in it.
+    The optimizer's defaults are the paper's (table 8), except for the warm-up, which it does not mention.
 
     Attributes:
-        backbone: open_clip:NAME/PRETRAINED, open_clip:NAME for random weights, or small.
+        backbone: open_clip:NAME/PRETRAINED, open_clip:NAME for random weights, or small (the compact model's encoders).
     """
 
     steps: int = 15_000
@@ -33,14 +34,11 @@ class VLPOptions(ClipOptions):
     backbone: str = "open_clip:ViT-B-16/openai"
 
     def build(self, trajectories: Sequence[Trajectory]) -> tuple[VLPModel, VLPRecipe]:
-        """See `TrainOptions.build`."""
         model = VLPModel(self.backbone)
         return model, VLPRecipe(self.sampler(trajectories, model.window))
 
     def packages(self) -> dict[str, str]:
-        """See `TrainOptions.packages`."""
-        needed = {"open_clip": "clip"} if self.backbone.startswith("open_clip:") else {}
-        return super().packages() | needed
+        return super().packages() | ({"open_clip": "clip"} if self.backbone.startswith("open_clip:") else {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,48 +46,38 @@ class JointOptions(ClipOptions):
     """VLP's model over the compact model's encoders, trained together from scratch."""
 
     def build(self, trajectories: Sequence[Trajectory]) -> tuple[VLPModel, VLPRecipe]:
-        """See `TrainOptions.build`."""
         model = VLPModel("small")
         return model, VLPRecipe(self.sampler(trajectories, model.window))
 
 
 class VLPRecipe(ClipRecipe):
-    """Pairs of clips of a task; the next tasks give the foreign sentence and the negative videos."""
+    """Pairs of clips of one task; the next tasks in the batch give the wrong sentence and the negative videos."""
 
     def __init__(self, sampler: ClipSampler) -> None:
         super().__init__(sampler)
         self.settings["recipe"] = "vlp"
 
     def loss(self, model: nn.Module, batch: ClipBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        """VLP eq. 4 on two clips of each task, drawn from those of the batch; the others are not encoded.
+        """VLP eq. 4 on two random clips of each task; the other clips are not encoded.
 
-        The preferred clip is that of the better tier or, where a tier is not known, of the larger reward. Pairs of
-        unknown order are left out of the intra-task term.
-
-        Args:
-            model: a `VLPModel`.
-            batch: the clips.
-            generator: draws the clips and the augmentation, on the CPU.
-
-        Raises:
-            TypeError: for any other model.
+        The preferred clip has the better tier or, if a tier is unknown, the larger reward. Pairs of unknown order are
+        left out of the intra-task term.
         """
-        if not isinstance(model, VLPModel):
-            raise TypeError(f"expected a VLPModel, got {type(model).__name__}")
+        live = expect_model(model, VLPModel)
         groups, clips, time = batch.frames.shape[:3]
         device = batch.frames.device
         chosen = torch.argsort(torch.rand(groups, clips, generator=generator), 1)[:, :2].to(device)
         rows = torch.arange(groups, device=device)[:, None]
         pixels = augment_clips(batch.frames[rows, chosen].flatten(0, 1), generator)
         frames = (pixels.permute(0, 2, 3, 1) * 255).round().to(torch.uint8)
-        a, b = model.encode_frames(frames).unflatten(0, (groups, 2, time)).unbind(1)
-        text = model.encode_text(batch.instructions)
+        a, b = live.encode_frames(frames).unflatten(0, (groups, 2, time)).unbind(1)
+        text = live.encode_text(batch.instructions)
         mask = torch.ones(groups, time, dtype=torch.bool, device=device)
         tier, paid = (values[rows, chosen] for values in (batch.tier, batch.segment_return))
-        better = torch.where(tier.isnan().any(1), paid[:, 0] - paid[:, 1], tier[:, 0] - tier[:, 1])  # NaN: not known
+        better = torch.where(tier.isnan().any(1), paid[:, 0] - paid[:, 1], tier[:, 0] - tier[:, 1])  # NaN: unknown
 
         def score(video: Tensor, sentence: Tensor) -> Tensor:
-            return model.score(video, sentence, mask).preference
+            return live.score(video, sentence, mask).preference
 
         score_a, score_b = score(a, text), score(b, text)
         foreign = text.roll(1, 0)
