@@ -66,7 +66,7 @@ def test_a_demonstration_is_asked_about_frame_by_frame(model: TOPRewardModel) ->
     success = np.arange(count) == count - 1
     trajectory = Trajectory(
         "push-v3", "expert", 0, "a", 5, False, video(*levels), np.arange(count), nothing[:, 0:1].sum(1), success,
-        np.zeros(3, np.float32), nothing,
+        np.zeros(3, np.float32), nothing, sentences=(SENTENCE,),
     )  # fmt: skip
     (row,) = score_dataset(model, [trajectory], progress_bar=False)
     np.testing.assert_allclose(row["value"], np.log(levels / 255), rtol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ pytest.importorskip("accelerate")
 from rollouts import painted_tasks
 from tiny import tiny_model
 
+from vlp_gym.frames.resize import resize_frames
 from vlp_gym.training.loop import train
 from vlp_gym.training.recipe import TrainConfig
 from vlp_gym.training.recipes.clips import ClipSampler
@@ -153,3 +155,18 @@ class TestLoss:
         with pytest.raises(TypeError) as caught:
             loss(torch.nn.Linear(1, 1), self.batch(), torch.Generator())
         assert str(caught.value) == "expected a CompactRewardModel, got Linear"
+
+
+def test_frames_of_another_size_are_those_after_the_models_resize():
+    large = painted_tasks(["push-v3", "reach-v3"], each=1, size=64)
+    batch = ClipSampler(large, tasks_per_batch=2, clips_per_task=3, window=4, seed=0).batch(0)
+    shape = batch.frames.shape
+    small = resize_frames(batch.frames.flatten(0, 2), (32, 32)).unflatten(0, shape[:3])
+    for loss in (compact_loss, relevance_loss):
+        given, resized = (
+            loss(tiny().eval(), each, torch.Generator().manual_seed(0))
+            for each in (batch, replace(batch, frames=small))
+        )
+        assert {name: part.item() for name, part in given.items()} == pytest.approx(
+            {name: part.item() for name, part in resized.items()}
+        )

@@ -83,7 +83,8 @@ class FuRLCallback(BaseCallback):
         if self.trainer is None:
             goal = None
             if self.goal is not None:
-                goal = engines[0].exclusively(lambda: model.encode_frames(torch.from_numpy(self.goal)[None])[0, 0])
+                picture, guard = torch.from_numpy(self.goal)[None], engines[0].model
+                goal = engines[0].exclusively(lambda: guard.encode_frames(picture, where="the goal")[0, 0])
             text = engines[0].encode_text(sentence)[0]
             self.trainer = FuRLTrainer(model, text, goal=goal, **self.options)
         elif self.trainer.model is not model:

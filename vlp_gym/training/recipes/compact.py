@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vlp_gym.data.trajectory import Trajectory
+from vlp_gym.frames.resize import resize_frames
 from vlp_gym.models.compact import ClipFeatures, CompactRewardModel
 from vlp_gym.objectives.position import position_loss
 from vlp_gym.objectives.progress import pairwise_ranking_loss, progress_loss
@@ -90,7 +91,9 @@ def compact_loss(model: nn.Module, batch: ClipBatch, generator: torch.Generator)
     """Loss of the first stage: progress, quality and a little relevance on augmented clips; see `Recipe.loss`."""
     model = expect_model(model, CompactRewardModel)
     batch = mirror_clips(batch, generator)
-    tokens = model.backbone.encode_pixels(augment_clips(batch.frames.flatten(0, 1), generator))
+    groups, clips, time = batch.frames.shape[:3]
+    frames = resize_frames(batch.frames.flatten(0, 2), model.frame_size).unflatten(0, (groups * clips, time))
+    tokens = model.backbone.encode_pixels(augment_clips(frames, generator))
     progress, relevance = _parts(model, batch, tokens)
     loss = _weighted_sum(progress) + RELEVANCE_WEIGHT * _weighted_sum(relevance)
     return {"loss": loss, **progress, **relevance}
