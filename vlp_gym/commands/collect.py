@@ -43,8 +43,7 @@ def collect(
         agent_model: the reward model for --agent.
         stride: environment steps between stored frames.
         size: side length in pixels of the stored square frames; 224 suits CLIP and larger models.
-        camera: corner, corner2, corner3, corner4, topview, behindGripper or gripperPOV. Another camera with the same
-            seed shows the same rollouts.
+        camera: corner, corner2, corner3, corner4, topview, behindGripper or gripperPOV; only the view depends on it.
         varied_share: share of rollouts, in [0, 1], with random camera pose, light and colours.
         random_start: start the hand at a random position instead of the task's own.
         seed: seeds all random draws; equal seeds give equal collections.

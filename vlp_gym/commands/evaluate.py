@@ -22,8 +22,7 @@ def evaluate(
     Args:
         model: a shipped name (see `vlp-gym models`), a checkpoint folder, or a hub id org/name.
         data: folder from `vlp-gym collect`, preferably with another seed than the training data.
-        split: evaluation tasks. vlp and ml45 are the five Meta-World tasks that each holds out; all is all 50 tasks;
-            data is every task in the folder.
+        split: vlp or ml45: the five Meta-World tasks that it holds out; all: all 50; data: every task in the folder.
         out: folder for the report; default: runs/eval/MODEL-SPLIT.
         seed: seeds all random draws.
         pairs_per_task: pairs per task for scripted ITP, IVP and ILP.

@@ -42,20 +42,16 @@ def label(
     Args:
         segments: folder from SegmentStore.save; use SegmentStore(frame_size=224) for labels by hand.
         out: folder for the labelled pairs, for PreferenceBuffer.load; pairs already there are kept.
-        labels: source of the labels: human for a web page; scripted for the larger sum of environment rewards; or a
-            reward model, as a shipped name (see `vlp-gym models`), a checkpoint folder, or a hub id org/name.
+        labels: human (web page), scripted (larger sum of environment rewards), or a reward model (name, folder or id).
         human: same as --labels human.
         instruction: the task in one sentence; not needed for scripted labels.
-        kind: what a reward model compares: preference compares frames spread over each segment, reward compares sums of
-            its rewards.
+        kind: a reward model compares segments by frames spread over each (preference) or by summed rewards (reward).
         pairs: number of pairs to label.
-        sampler: uniform draws random pairs; k-center draws pairs that differ most from each other and from labelled
-            ones; k-means draws pairs across two clusters of behaviour.
+        sampler: random pairs (uniform), most different ones (k-center), or pairs across two clusters (k-means).
         length: steps per segment; default: the length they were recorded for.
         newest: use only this many of the newest episodes; default: all.
         seed: seeds all random draws; repeating the command adds new pairs.
-        port: port of the web page, on this computer only; default: a free one. From another computer:
-            ssh -L PORT:127.0.0.1:PORT HOST.
+        port: local port of the web page; 0: any free one. Remote access: ssh -L PORT:127.0.0.1:PORT HOST.
         browser: open the web page; its address is always printed.
     """
     import numpy as np

@@ -19,10 +19,10 @@ def score(
     temperature: float = 1.0,
     out: Path | None = None,
 ) -> None:
-    """Score a video for an instruction; writes the reward curve as PNG, and beside the video as MP4 and GIF.
+    """Score a video for an instruction; writes the reward curve (PNG), and the video with the curve (MP4, GIF).
 
-    With --dataset, score collected rollouts for the uses of GVL: success detection, filtering of demonstrations, and
-    weights of steps for advantage-weighted regression.
+    With --dataset, score collected rollouts as in GVL: detect successes, filter demonstrations, and weight steps for
+    advantage-weighted regression.
 
     Args:
         video: video file (mp4, mkv, webm, avi, gif ...) of at most 2,000 frames.
@@ -32,8 +32,7 @@ def score(
         tasks: score only these tasks of the dataset; default: all.
         threshold: value-order correlation from which a rollout counts as a success, in [-1, 1].
         temperature: tau of the step weights exp(tau * change of value), in [0, 100].
-        out: folder for curve.png, overlay.mp4 and overlay.gif, or for scores.json, scores.md and scores.png; default:
-            runs/score/NAME.
+        out: folder for the curve and videos, or for scores.json, scores.md and scores.png; default: runs/score/NAME.
     """
     if (video is None) == (dataset is None):
         raise ValueError("expected a video or --dataset, and not both")

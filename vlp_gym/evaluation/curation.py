@@ -48,8 +48,7 @@ def filter_demonstrations(videos: Sequence[ArrayLike], *, threshold: float = THR
     Raises:
         ValueError: see `detect_success`.
     """
-    kept = [number for number, values in enumerate(videos) if detect_success(values, threshold=threshold)]
-    return np.array(kept, np.int64)
+    return np.flatnonzero([detect_success(values, threshold=threshold) for values in videos])
 
 
 def dataset_quality(videos: Sequence[ArrayLike]) -> tuple[float, float, int]:

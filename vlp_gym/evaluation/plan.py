@@ -134,7 +134,7 @@ def _scripted_pairs(plan: TaskPlan, own: list[int], rng: np.random.Generator, pa
     for i in own:
         reward = trajectories[i].episode_reward
         curve = np.interp(np.linspace(0, len(reward) - 1, 16), np.arange(len(reward)), reward)
-        features.append([*curve, reward.mean(), reward[-1], float(np.any(trajectories[i].success))])
+        features.append([*curve, reward.mean(), reward[-1], float(trajectories[i].success.any())])
     labels = metrics.kmeans_two_sets(features, seed=int(rng.integers(2**31)))
     sets = [[i for i, label in zip(own, labels, strict=True) if label == which] for which in (0, 1)]
     result: list[Pair] = []

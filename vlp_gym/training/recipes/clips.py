@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ SEGMENT_STEPS = 50  # environment steps in a preference segment (VLP)
 TIER_RANK = {"expert": 2.0, "medium": 1.0, "random": 0.0}
 UNDONE = 0.3  # factor on the progress of a reversed clip: its last frames may be another task's first
 TIER_SHARE = {EXPLORE: 2.0, AGENT: 4.0}  # sampling weights of tiers (others: 1); the states of these vary most
+SLOTS = (("expert",), ("medium",), ("random", NEAR_MISS, EXPLORE, AGENT))  # tiers of a task's first clips
 # Probability of each way to cut a clip. Without reversed clips a model would reward any change.
 MODES = {"whole": 0.3, "prefix": 0.2, "segment": 0.25, "rewind": 0.08, "reverse": 0.17}
 
@@ -107,7 +109,7 @@ class ClipSampler:
             if lacking := TIER_RANK.keys() - tiers.keys():
                 raise ValueError(f"{task}: expected trajectories of every tier, found none of {sorted(lacking)}")
         self.sentences = sentences_by_task(trajectories)
-        self.taken = {sentence for sentences in self.sentences.values() for sentence in sentences}
+        self.taken = set(chain(*self.sentences.values()))
         self.have_opposites = {trajectory.task for trajectory in trajectories if trajectory.opposite in self.by_task}
         self.opposites = {
             sentence: opposites
@@ -116,7 +118,7 @@ class ClipSampler:
         }
         self.labels: dict[int, FrameLabels] = {}
         for tiers in self.by_task.values():
-            indices = [index for some in tiers.values() for index in some]
+            indices = list(chain(*tiers.values()))
             self.labels.update(zip(indices, label_task([trajectories[index] for index in indices]), strict=True))
         self.tasks_per_batch, self.clips_per_task = tasks_per_batch, clips_per_task
         self.window, self.seed = window, seed
@@ -159,10 +161,7 @@ class ClipSampler:
     def _clip(self, task: str, slot: int, length: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """One clip: the tensor fields of `ClipBatch` without the dimensions G and C."""
         tiers = self.by_task[task]
-        wanted: tuple[str, ...] = (
-            (("expert",), ("medium",), ("random", NEAR_MISS, EXPLORE, AGENT))[slot] if slot < 3 else tuple(tiers)
-        )
-        names = [name for name in wanted if name in tiers]
+        names = [name for name in (SLOTS[slot] if slot < len(SLOTS) else tiers) if name in tiers]
         share = np.array([TIER_SHARE.get(name, 1.0) for name in names])
         tier = str(rng.choice(names, p=share / share.sum()))
         number = int(rng.choice(tiers[tier]))

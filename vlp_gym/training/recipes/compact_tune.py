@@ -63,20 +63,19 @@ def tune(model: CompactRewardModel, trajectories: Sequence[Trajectory], tasks: S
     sentences = [[trajectory.canonical, *trajectory.held_out] for trajectory in first]
     text = model.encode_text([sentence for group in sentences for sentence in group])
     owner = np.repeat(np.arange(len(tasks)), [len(group) for group in sentences])
-    scene, motion, quality = [], [], []
+    scores = []  # scene, motion and quality [sentences] of each video
     for trajectory in chosen:
         index, mask = window_indices(len(trajectory.frames), model.window, "prefix")
         tokens = model.encode_frames(torch.from_numpy(trajectory.frames[index]))[None]
         clip = model.features(tokens, torch.from_numpy(mask)[None])
-        scene.append(model.scene_relevance(clip, text)[0].numpy())
-        motion.append(model.motion_relevance(clip, text)[0].numpy())
+        scene, motion = model.scene_relevance(clip, text)[0], model.motion_relevance(clip, text)[0]
         under_each = clip.rows(torch.zeros(len(text), dtype=torch.int64))
         progress = model.progress_logits(under_each, text)
-        goes = model.quality(under_each, progress, torch.from_numpy(mask).expand_as(progress))
-        quality.append(torch.sigmoid(goes).numpy())
+        quality = model.quality(under_each, progress, torch.from_numpy(mask).expand_as(progress)).sigmoid()
+        scores.append(torch.stack([scene, motion, quality]).numpy())
     task_of = np.array([tasks.index(t.task) for t in chosen])
     tier_of = np.array([TIERS.index(t.tier) for t in chosen])
-    scenes, motions, qualities = np.array(scene), np.array(motion), np.array(quality)  # [videos, sentences] each
+    scenes, motions, qualities = np.stack(scores, 1)  # [videos, sentences] each
     table = [
         (a, b, *_accuracies(scenes + b * motions + a * qualities, owner, task_of, tier_of))
         for a, b in itertools.product(QUALITY_WEIGHTS, MOTION_WEIGHTS)

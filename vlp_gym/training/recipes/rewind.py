@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -165,13 +166,11 @@ class RewindRecipe(Recipe):
             return
         device = next(model.parameters()).device
         encoded: dict[str, list[Tensor]] = {task: [] for task in self.tasks}
-        count = sum(map(len, self.demonstrations.values()))
-        with tqdm(total=count, desc="encoding", unit="demonstration", disable=not progress_bar) as bar:
-            for task, demonstrations in self.demonstrations.items():
-                for demonstration in demonstrations:
-                    parts = torch.from_numpy(demonstration.frames).split(FRAMES_AT_ONCE)
-                    encoded[task].append(torch.cat([backbone.encode_frozen(part.to(device)).cpu() for part in parts]))
-                    bar.update()
+        every = list(chain(*self.demonstrations.values()))
+        for demonstration in tqdm(every, desc="encoding", unit="demonstration", disable=not progress_bar):
+            parts = torch.from_numpy(demonstration.frames).split(FRAMES_AT_ONCE)
+            tokens = torch.cat([backbone.encode_frozen(part.to(device)).cpu() for part in parts])
+            encoded[demonstration.task].append(tokens)
         self._encoded = encoded
 
     def batch(self, number: int) -> RewindBatch:
