@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from vlp_gym.data.trajectory import TIERS, Trajectory
+from vlp_gym.engine.guard import GuardedModel
 from vlp_gym.engine.windows import window_indices
 from vlp_gym.evaluation.metrics import preference_accuracy
 from vlp_gym.models.compact import CompactRewardModel
@@ -61,12 +62,13 @@ def tune(model: CompactRewardModel, trajectories: Sequence[Trajectory], tasks: S
         raise ValueError(f"expected trajectories of every tier of every validation task, found none of {missing}")
     first = [next(t for t in chosen if t.task == task) for task in tasks]  # carries the task's sentences
     sentences = [[trajectory.canonical, *trajectory.held_out] for trajectory in first]
-    text = model.encode_text([sentence for group in sentences for sentence in group])
+    guard = GuardedModel(model)
+    text = guard.encode_text([sentence for group in sentences for sentence in group], where="validation sentences")
     owner = np.repeat(np.arange(len(tasks)), [len(group) for group in sentences])
     scores = []  # scene, motion and quality [sentences] of each video
     for trajectory in chosen:
         index, mask = window_indices(len(trajectory.frames), model.window, "prefix")
-        tokens = model.encode_frames(torch.from_numpy(trajectory.frames[index]))[None]
+        tokens = guard.encode_frames(torch.from_numpy(trajectory.frames[index]), where=trajectory.name)[None]
         clip = model.features(tokens, torch.from_numpy(mask)[None])
         scene, motion = model.scene_relevance(clip, text)[0], model.motion_relevance(clip, text)[0]
         under_each = clip.rows(torch.zeros(len(text), dtype=torch.int64))
