@@ -40,7 +40,11 @@ class RewardModel(Protocol):
 
     window: int
     history: History
-    frame_size: tuple[int, int]
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """See the class; an attribute will do."""
+        ...
 
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
         """Encode B sentences as tokens, float ``[B, L, D]``; padding rows are exactly zero."""
