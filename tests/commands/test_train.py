@@ -13,14 +13,14 @@ pytest.importorskip("tyro")
 pytest.importorskip("accelerate")
 
 from vlp_gym.commands.main import main
-from vlp_gym.metaworld import instructions
+from vlp_gym.metaworld import splits
 from vlp_gym.training.recipes.registry import available_recipes, load_options
 
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch):
     monkeypatch.setenv("PYTHONWARNINGS", "ignore")  # `main` sets it; so it is put back
-    monkeypatch.setattr(instructions, "train_tasks", lambda split: ("push-v3", "reach-v3"))
+    monkeypatch.setattr(splits, "train_tasks", lambda split: ("push-v3", "reach-v3"))
 
 
 class TestHelp:
