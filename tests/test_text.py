@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlp_gym.errors import InstructionError
-from vlp_gym.text import check_length, normalize_instruction
+from vlp_gym.text import check_length, normalize_instruction, normalize_sentence
 
 
 def whole(message: str) -> str:
@@ -82,3 +82,12 @@ def test_length_over_the_limit_is_refused_unless_truncation_is_asked_for() -> No
     with pytest.raises(InstructionError, match=whole(message)):
         check_length(78, 77, truncate=False)
     assert check_length(78, 77, truncate=True) == 77
+
+
+@pytest.mark.parametrize("path", ["goal.png", "/videos/Demo 1.MP4", "demo.gif"])
+def test_the_path_of_a_file_is_no_sentence(path):
+    message = f"{path!r} looks like the path of a file, and this model takes a sentence"
+    with pytest.raises(InstructionError, match=f"^{re.escape(message)}$"):
+        normalize_sentence(path)
+    assert normalize_instruction(path) == path  # models that take goals read it
+    assert normalize_sentence(" open the .png file viewer ") == "open the .png file viewer"

@@ -148,3 +148,9 @@ def test_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtraError, match=r'^drawing needs matplotlib: pip install "vlp_gym\[viz\]"$'):
         viz.plot_reward_curves(CURVES, tmp_path / "curves.png")
+
+
+def test_dollars_in_a_sentence_are_no_mathematics(tmp_path):
+    title = "take the $5 cup (50% off), not the $10 cup"
+    viz.plot_reward_curves({"$a_{b$": [0.0, 1.0]}, tmp_path / "curve.png", title=title)
+    assert (tmp_path / "curve.png").stat().st_size > 1_000

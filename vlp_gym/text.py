@@ -38,6 +38,21 @@ def normalize_instruction(instruction: str) -> str:
     return text
 
 
+FILES = (".png", ".jpg", ".jpeg", ".gif", ".mp4", ".avi", ".mkv", ".mov", ".webm")
+
+
+def normalize_sentence(instruction: str) -> str:
+    """`normalize_instruction` for a model that takes sentences only.
+
+    Raises:
+        InstructionError: also for the path of a picture or video, which would be read as a sentence.
+    """
+    text = normalize_instruction(instruction)
+    if text.lower().endswith(FILES):
+        raise InstructionError(f"{text!r} looks like the path of a file, and this model takes a sentence")
+    return text
+
+
 def check_length(tokens: int, limit: int, *, truncate: bool) -> int:
     """Check an instruction's number of tokens and return how many to keep.
 

@@ -30,6 +30,7 @@ INK, GREY, FAINT = "#222222", "#777777", "#E3E3E3"
 DPI = 160
 
 _STYLE = {
+    "text.parse_math": False,  # a sentence may hold two $
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",

@@ -184,3 +184,14 @@ def test_shipped_models_load(name: str) -> None:
     model = load_reward_model(name)
     assert not model.training  # type: ignore[attr-defined]
     assert model.window >= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [("liv", "convert liv FILE"), ("r3m", "convert r3m FILE"), ("spur", "train spur --data FOLDER"),
+     ("rewind", "convert rewind FILE"), ("siglip2-lora", "train siglip2-lora --data FOLDER")],
+)  # fmt: skip
+def test_a_kind_of_model_says_how_to_make_one(name, command):
+    message = f"{name!r} is a kind of model: make one with `vlp-gym {command} --out runs/{name}`, then name that folder"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        load_reward_model(name)

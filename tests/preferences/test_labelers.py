@@ -17,7 +17,8 @@ from vlp_gym.engine.tickets import Answer, FrameScore, Ticket
 from vlp_gym.engine.video import VideoScorer
 from vlp_gym.errors import InstructionError, QueryError
 from vlp_gym.models.protocol import Scores
-from vlp_gym.preferences.labelers import ModelLabeler, RecordedLabeler, ScriptedLabeler, decide
+from vlp_gym.preferences import PreferenceLearner
+from vlp_gym.preferences.labelers import ModelLabeler, RecordedLabeler, ScriptedLabeler, as_labels, decide
 from vlp_gym.preferences.segments import SegmentStore
 from vlp_gym.testing import PaintedEnv, PaintedModel
 
@@ -258,3 +259,30 @@ def test_a_model_that_measures_from_the_start_gets_the_episodes_first_frame():
     soft = ModelLabeler(engine, SENTENCE, soft=True)(first, second)
     np.testing.assert_allclose(soft, sigmoid([(1.0 - 0.0) - (0.5 - 0.75)]), atol=1e-6)
     assert model.masks == [[False, True, True]]
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.tensor, list, lambda rows: torch.tensor(rows, dtype=torch.float16)])
+def test_labels_may_come_as_any_array(kind):
+    given = as_labels(kind([1.0, 0.0, 0.5, float("nan")]), 4, len)
+    assert given.dtype == np.float64
+    np.testing.assert_array_equal(given, [1.0, 0.0, 0.5, np.nan])
+
+
+@pytest.mark.parametrize(
+    ("labels", "got"),
+    [(np.ones(3), "float64 [3]"), (["a", "b"], "<U1 [2]"), (np.ones((2, 1)), "float64 [2, 1]"), ([0.5, 2.0], "2.0")],
+)
+def test_labels_that_are_none_name_the_labeler(labels, got):
+    message = f"expected 2 labels in [0, 1], or NaN to skip a pair, from the labeler RecordedLabeler, got {got}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        as_labels(labels, 2, RecordedLabeler())
+
+
+@pytest.mark.parametrize(
+    ("labeler", "got"),
+    [(RecordedLabeler, "the class RecordedLabeler; make one: RecordedLabeler(...)"), ("human", "'human'")],
+)
+def test_a_labeler_is_checked_before_the_first_step(labeler, got):
+    message = f"expected a labeler, called with first and second segments, got {got}"
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        PreferenceLearner(labeler)

@@ -4,11 +4,13 @@ import math
 import re
 from itertools import pairwise
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlp_gym.rewards.shaping import Shaping, delta, gated_progress, potential, score_of
+from vlp_gym.rewards.shaping import Shaping, delta, gated_progress, own_number, potential, score_of
 
 UNIT = st.floats(0, 1)
 SCORES = st.lists(UNIT, min_size=2, max_size=50)
@@ -98,3 +100,26 @@ def test_an_own_reward_that_cannot_be_mixed_in(env_reward):  # fault 18
 def test_settings_that_make_no_sense(arguments, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         Shaping(**arguments)
+
+
+@pytest.mark.parametrize("number", [np.float32(2), np.int64(2), 2])
+def test_any_number_becomes_a_python_float(number):
+    shaping = Shaping("progress", scale=number)
+    reward = shaping.reward(0.0, 0.5, terminated=False)
+    assert (type(reward), reward) == (float, 1.0)
+
+
+@pytest.mark.parametrize("value", ["1e1", True, None, [1.0]])
+def test_what_is_no_number_is_named(value):
+    with pytest.raises(TypeError, match=f"^{re.escape(f'scale must be a number, got {value!r}')}$"):
+        Shaping("progress", scale=value)
+
+
+@pytest.mark.parametrize(
+    ("given", "number"),
+    [(1, 1.0), (np.float32(0.5), 0.5), (np.array([1.0]), 1.0), (torch.tensor([2.0]), 2.0), (None, None),
+     (np.array([1.0, 2.0]), None), ("3", None), (np.array([]), None)],
+)  # fmt: skip
+def test_the_environments_own_reward_as_one_number(given, number):
+    assert own_number(given) == number
+    assert type(own_number(given)) is type(number)

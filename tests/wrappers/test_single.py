@@ -319,3 +319,26 @@ def test_a_real_environment_that_draws_with_pygame():
     env = VLPRewardWrapper(gym.make("CartPole-v1", render_mode="rgb_array"), SENTENCE, PaintedModel(history="prefix"))
     check_wrapper(env)
     env.close()
+
+
+def test_an_own_reward_that_is_an_array_is_no_obstacle():
+    class Arrays(PaintedEnv):
+        def step(self, action):
+            observation, _, *rest = super().step(action)
+            return observation, np.array([0.25]) if self.elapsed == 1 else np.zeros(3), *rest
+
+    env = VLPRewardWrapper(Arrays(), "press the button", PaintedModel())
+    env.reset()
+    _, reward, _, _, info = env.step(0)
+    assert (reward, info["vlp"]["env_reward"]) == (painted_value(0, 0, 1), 0.25)
+    _, reward, _, _, info = env.step(0)
+    assert (reward, info["vlp"]["env_reward"]) == (painted_value(0, 0, 2), None)
+    mixed = VLPRewardWrapper(Arrays(), "press the button", PaintedModel(), env_reward_weight=1.0)
+    mixed.reset()
+    assert mixed.step(0)[1] == painted_value(0, 0, 1) + 0.25
+    message = (
+        "the environment's own reward is None and cannot be mixed in; repair it or set env_reward_weight=0 "
+        "(env 0, episode 0, step 2)"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        mixed.step(0)

@@ -106,6 +106,13 @@ def load_reward_model(name: str | os.PathLike[str], *, device: str | torch.devic
         if isinstance(model, torch.nn.Module):
             model.to(device).eval()
         return model
+    if text in _CLASSES and not Path(text).exists():
+        from vlp_gym.models.published.convert import CONVERTERS
+
+        how = f"convert {text} FILE" if text in CONVERTERS else f"train {text} --data FOLDER"
+        raise ValueError(
+            f"{text!r} is a kind of model: make one with `vlp-gym {how} --out runs/{text}`, then name that folder"
+        )
     looks_like_path = isinstance(name, os.PathLike) or text.startswith((".", "~", os.sep)) or Path(text).exists()
     if looks_like_path or is_hub_id(text):
         return load_folder(fetch_folder(text), device=device)

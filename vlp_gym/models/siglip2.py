@@ -14,7 +14,7 @@ from vlp_gym.frames.resize import resize_frames
 from vlp_gym.models.backbones.hub import Pretrained
 from vlp_gym.models.checkpoint import CheckpointMixin
 from vlp_gym.models.cosine import CosineModel
-from vlp_gym.text import check_length, normalize_instruction
+from vlp_gym.text import check_length, normalize_sentence
 
 NEEDS = "SigLIP2 with LoRA needs"
 BASE = "google/siglip2-base-patch16-224"
@@ -60,7 +60,7 @@ class SigLIP2Model(CosineModel, nn.Module, CheckpointMixin):
         Raises:
             InstructionError: see `vlp_gym.text`; the limit is the base's, 64 tokens for SigLIP2.
         """
-        sentences = [normalize_instruction(sentence).lower() for sentence in instructions]  # as it was pretrained
+        sentences = [normalize_sentence(sentence).lower() for sentence in instructions]  # as it was pretrained
         for sentence in sentences:
             check_length(len(self.tokenizer(sentence)["input_ids"]), self.text_length, truncate=self.truncate)
         # Padded to the full length: the tower pools the last position.

@@ -33,6 +33,31 @@ class Labeler(Protocol):
         ...
 
 
+def check_labeler(labeler: object) -> None:
+    """Raise TypeError unless this can be called with two `Segments`."""
+    if isinstance(labeler, type) or not callable(labeler):
+        got = f"the class {labeler.__name__}; make one: {labeler.__name__}(...)" if isinstance(labeler, type) else None
+        raise TypeError(f"expected a labeler, called with first and second segments, got {got or repr(labeler)}")
+
+
+def as_labels(labels: Any, count: int, labeler: object) -> Floats:
+    """What a labeler returned, an array, tensor or list, as float64 ``[N]``.
+
+    Raises:
+        ValueError: it is not N numbers in [0, 1] or NaN.
+    """
+    array = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
+    got = f"{array.dtype} {list(array.shape)}"
+    if array.shape == (count,) and array.dtype.kind in "biuf":
+        array = array.astype(np.float64)
+        wrong = array[~np.isnan(array) & ~((array >= 0) & (array <= 1))]
+        if not len(wrong):
+            return array
+        got = str(wrong[0])
+    name = getattr(labeler, "__name__", type(labeler).__name__)
+    raise ValueError(f"expected {count} labels in [0, 1], or NaN to skip a pair, from the labeler {name}, got {got}")
+
+
 class ScriptedLabeler:
     """Labels from the environment's own rewards, for comparison: no reward model is asked.
 

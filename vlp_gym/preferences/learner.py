@@ -36,7 +36,7 @@ from tqdm import tqdm
 from vlp_gym.engine.tickets import Ticket
 from vlp_gym.errors import CheckpointError
 from vlp_gym.preferences.buffer import PreferenceBuffer
-from vlp_gym.preferences.labelers import Labeler, ModelLabeler, agreement
+from vlp_gym.preferences.labelers import Labeler, ModelLabeler, agreement, as_labels, check_labeler
 from vlp_gym.preferences.reward import FitReport, RewardEnsemble
 from vlp_gym.preferences.samplers import Sampler, choose_pairs
 from vlp_gym.preferences.schedule import Queries
@@ -97,6 +97,7 @@ class PreferenceLearner:
     ) -> None:
         if reward_std is not None and not 0.0 < reward_std < float("inf"):
             raise ValueError(f"reward_std must be a number above 0, or None, got {reward_std}")
+        check_labeler(labeler)
         self.labeler, self.queries = labeler, queries or Queries()
         self.fit_epochs, self.hidden, self.standardize = fit_epochs, tuple(hidden), standardize
         self.reward_std, self._mean, self._factor = reward_std, 0.0, 1.0
@@ -192,7 +193,7 @@ class PreferenceLearner:
             self.segments, ensemble, count, self.rng,
             sampler=sampler, newest=queries.newest, candidates=queries.candidates, labelled=self.preferences,
         )  # fmt: skip
-        labels = self.labeler(first, second)
+        labels = as_labels(self.labeler(first, second), count, self.labeler)
         predicted = ensemble.preferences(first, second).mean(0)
         self.unfitted |= bool(self.preferences.add(first, second, labels, soft=True))
         self.asked += count

@@ -26,7 +26,7 @@ class Queries:
         length: steps in a segment.
 
     Raises:
-        ValueError: for a number below 1 (explore: below 0), or an unknown schedule.
+        ValueError: for a number below 1 (explore: below 0), or an unknown schedule or sampler.
     """
 
     budget: int = 1_000
@@ -42,6 +42,8 @@ class Queries:
     def __post_init__(self) -> None:
         if self.schedule not in get_args(Schedule):
             raise ValueError(f"schedule must be one of {get_args(Schedule)}, got {self.schedule!r}")
+        if self.sampler not in get_args(Sampler):
+            raise ValueError(f"sampler must be one of {get_args(Sampler)}, got {self.sampler!r}")
         for name in ("budget", "session", "every", "newest", "candidates", "length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

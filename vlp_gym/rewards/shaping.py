@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, get_args
+
+import numpy as np
 
 Reward = Literal["progress", "delta", "potential", "preference", "final"]
 REWARDS: tuple[Reward, ...] = get_args(Reward)
@@ -42,6 +45,18 @@ def score_of(kind: Reward, preference: float, progress: float | None, relevance:
     return gated_progress(progress, relevance)
 
 
+def own_number(reward: object) -> float | None:
+    """The environment's own reward as a float; None where there is none, or it is not one number.
+
+    >>> own_number([1.0]), own_number([1.0, 2.0]), own_number(None)
+    (1.0, None, None)
+    """
+    if type(reward) is float:
+        return reward
+    values = np.asarray(reward)
+    return float(values.reshape(-1)[0]) if values.size == 1 and values.dtype.kind in "biuf" else None
+
+
 def delta(previous: float, current: float) -> float:
     """Change of the score in this step: current - previous."""
     return current - previous
@@ -66,6 +81,7 @@ class Shaping:
     """How a wrapper turns scores into rewards; the fields are `VLPRewardWrapper`'s arguments of the same names.
 
     Raises:
+        TypeError: a value is no number.
         ValueError: a value is invalid, alone or in combination.
 
     Example:
@@ -84,6 +100,13 @@ class Shaping:
     def __post_init__(self) -> None:
         if self.kind not in REWARDS:
             raise ValueError(f"reward must be one of {REWARDS}, got {self.kind!r}")
+        for name in ("scale", "gamma", "env_reward_weight", "success_threshold", "success_bonus"):
+            value = getattr(self, name)
+            if name == "success_threshold" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+            object.__setattr__(self, name, float(value))  # such as a NumPy number
         if not 0.0 <= self.gamma <= 1.0:
             raise ValueError(f"gamma must be in [0, 1], got {self.gamma}")
         for name in ("scale", "env_reward_weight", "success_bonus"):

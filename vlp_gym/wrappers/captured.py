@@ -21,7 +21,7 @@ from vlp_gym.engine.tickets import Ticket
 from vlp_gym.errors import VLPError
 from vlp_gym.models.protocol import RewardModel
 from vlp_gym.rewards.options import Shorthand, make_stream
-from vlp_gym.rewards.shaping import Reward, Shaping
+from vlp_gym.rewards.shaping import Reward, Shaping, own_number
 from vlp_gym.rewards.stream import Delivery, Transition
 from vlp_gym.wrappers.capture import BEGUN, RESET_FRAME, STEP_FRAME, STEPPED, FrameBlock, frame_file
 from vlp_gym.wrappers.streaming import Streaming
@@ -167,7 +167,7 @@ class CapturedRewards(Streaming):
         assert self._block is not None
         stream, num_envs = self._stream, len(self._stream)
         stepped = [bool(number) or not begun for number, _, begun in self._block.events.tolist()]
-        own_rewards = [None if reward is None else float(reward) for reward in own]
+        own_rewards = [own_number(reward) for reward in own]
         asked = [
             self._transition(index, bool(terminated[index]), bool(truncated[index]), own_rewards[index])
             if stepped[index]

@@ -20,7 +20,7 @@ from vlp_gym.errors import add_note
 from vlp_gym.frames.check import RenderFn, check_cameras
 from vlp_gym.models.protocol import History, RewardModel
 from vlp_gym.rewards.options import make_stream
-from vlp_gym.rewards.shaping import Reward, Shaping
+from vlp_gym.rewards.shaping import Reward, Shaping, own_number
 from vlp_gym.rewards.stream import Delivery, Transition
 from vlp_gym.wrappers.streaming import Streaming
 
@@ -197,7 +197,7 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
             add_note(error, NOTE.format(ticket))
             raise
         self._stream.env_is_stepping(False)
-        env_reward = None if own is None else float(own)
+        env_reward = own_number(own)
         self._stream.observe([Transition(0, views, bool(terminated), bool(truncated), env_reward)])
         delivered = self._stream.collect()[0]
         if not self._stream.late:

@@ -14,9 +14,15 @@ import stable_baselines3 as sb3
 from late import late_env, late_venv, rewards_fit, sums_up
 from stable_baselines3.common.vec_env import VecNormalize
 
-from vlp_gym import VLPDictReplayBuffer, VLPNStepReplayBuffer, VLPReplayBuffer, VLPRewardCallback
+from vlp_gym import (
+    VLPDictReplayBuffer,
+    VLPNStepReplayBuffer,
+    VLPReplayBuffer,
+    VLPRewardCallback,
+    VLPRewardWrapper,
+)
 from vlp_gym.integrations.sb3.buffers import VLPRolloutBuffer
-from vlp_gym.testing import PaintedModel
+from vlp_gym.testing import PaintedEnv, PaintedModel
 
 TINY = {"net_arch": [8]}
 OFF_POLICY = [sb3.SAC, sb3.TD3, sb3.DDPG, sb3.DQN, contrib.TQC, contrib.CrossQ]
@@ -218,3 +224,8 @@ def test_one_environment_that_sb3_wraps_itself():
     model.learn(60, callback=VLPRewardCallback())
     assert rewards_fit(model.replay_buffer)
     env.close()
+
+
+def test_ars_learns_from_rewards_known_at_once():
+    env = VLPRewardWrapper(PaintedEnv(), "press the button", PaintedModel())
+    assert contrib.ARS("LinearPolicy", env).learn(20, callback=VLPRewardCallback()).num_timesteps >= 20

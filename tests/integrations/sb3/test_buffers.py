@@ -516,3 +516,9 @@ def test_every_class_of_rollout_buffer_has_a_twin():
     assert sb3_buffers.VLPRecurrentRolloutBuffer is type(late_rollout_buffer(buffers[0]))
     with pytest.raises(AttributeError, match=r"^module 'vlp_gym.integrations.sb3.buffers' has no attribute 'VLP'$"):
         _ = sb3_buffers.VLP
+
+
+def test_dictionary_observations_name_the_right_buffer():
+    space = gym.spaces.Dict({"a": SPACES[0]})
+    with pytest.raises(TypeError, match=r"^VLPReplayBuffer takes no dictionary observations; use VLPDictReplayBuffer$"):
+        VLPReplayBuffer(8, space, SPACES[1])

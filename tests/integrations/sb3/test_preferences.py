@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import get_args
 
 import gymnasium as gym
 import numpy as np
@@ -29,6 +30,7 @@ from vlp_gym.preferences import (
     StateEntropy,
     agreement,
 )
+from vlp_gym.preferences.samplers import Sampler
 from vlp_gym.storage import read_pair
 from vlp_gym.testing import PaintedModel
 
@@ -544,6 +546,7 @@ def test_what_it_does_not_go_with():
         ({"length": 0}, "length must be at least 1, got 0"),
         ({"explore": -1}, "explore must be at least 0, got -1"),
         ({"schedule": "linear"}, "schedule must be one of ('constant', 'decaying', 'increasing'), got 'linear'"),
+        ({"sampler": "random"}, f"sampler must be one of {get_args(Sampler)}, got 'random'"),
     ],
 )
 def test_queries_that_make_no_sense(options, message):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.spaces import Dict
 from numpy.typing import NDArray
 from stable_baselines3.common import buffers as sb3
 from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
@@ -154,6 +155,9 @@ class VLPReplayBuffer(LateRewards, ReplayBuffer):
     def __init__(self, *args: Any, optimize_memory_usage: bool = False, **kwargs: Any) -> None:
         if optimize_memory_usage:
             raise ValueError(NO_SHARED_ROWS)
+        spaces = [value for value in (*args, *kwargs.values()) if isinstance(value, Dict)]
+        if spaces and not isinstance(self, sb3.DictReplayBuffer):
+            raise TypeError(f"{type(self).__name__} takes no dictionary observations; use VLPDictReplayBuffer")
         super().__init__(*args, **kwargs)
         self._ledger = RewardLedger(self.n_envs)
 

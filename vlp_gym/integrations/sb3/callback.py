@@ -84,7 +84,9 @@ class VLPRewardCallback(BaseCallback):
             self._source.yield_to_learner(self._source.late)
 
     def _on_step(self) -> bool:
-        infos = self.locals["infos"]
+        infos = self.locals.get("infos", ())  # ARS has none: it adds up returns by itself
+        if not infos:
+            return True
         assert self._source is not None
         for index, (info, done) in enumerate(zip(infos, self.locals["dones"], strict=True)):
             ours = info["vlp"]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp_gym.text import check_length, normalize_instruction
+from vlp_gym.text import check_length, normalize_sentence
 
 MAX_WORDS = 64
 PAIR_WEIGHT = 0.5
@@ -42,7 +42,7 @@ class HashedWords(nn.Module):
         return torch.stack([self._encode(sentence) for sentence in instructions])[:, None]
 
     def _encode(self, instruction: str) -> Tensor:
-        words = re.findall(r"\w+", normalize_instruction(instruction).lower())
+        words = re.findall(r"\w+", normalize_sentence(instruction).lower())
         words = words[: check_length(len(words), MAX_WORDS, truncate=self.truncate)]
         if self.training and len(words) > 1:
             kept = [word for word in words if torch.rand(()).item() >= self.word_dropout]

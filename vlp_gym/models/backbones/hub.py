@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from vlp_gym.errors import CheckpointError, MissingExtraError, import_extra, reason
-from vlp_gym.text import check_length, normalize_instruction
+from vlp_gym.text import check_length, normalize_sentence
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def mean_word(model: Any, tokenizer: Any, instructions: Sequence[str], limit: in
     Raises:
         InstructionError: a sentence is blank, or over the limit of tokens and ``truncate`` is False.
     """
-    sentences = [normalize_instruction(instruction) for instruction in instructions]
+    sentences = [normalize_sentence(instruction) for instruction in instructions]
     for ids in tokenizer(sentences, verbose=False)["input_ids"]:
         check_length(len(ids), limit, truncate=truncate)
     inputs = tokenizer(sentences, padding=True, truncation=True, max_length=limit, return_tensors="pt")

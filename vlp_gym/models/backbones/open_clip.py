@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vlp_gym.errors import CheckpointError, MissingExtraError, import_extra
 from vlp_gym.models.pictures import per_channel, square_pictures
-from vlp_gym.text import check_length, normalize_instruction
+from vlp_gym.text import check_length, normalize_sentence
 
 
 class OpenClip(nn.Module):
@@ -53,7 +53,7 @@ class OpenClip(nn.Module):
         Raises:
             InstructionError: a sentence is blank, or over the text tower's limit and ``truncate`` is False.
         """
-        sentences = [normalize_instruction(instruction) for instruction in instructions]
+        sentences = [normalize_sentence(instruction) for instruction in instructions]
         counts = [_count_tokens(self.tokenizer, sentence) for sentence in sentences]
         lengths = [check_length(count, self.context_length, truncate=self.truncate) for count in counts]
         return self.tokenizer(sentences, context_length=self.context_length).to(self.mean.device), lengths

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlp_gym.models.backbones.qwen_base import Kind
-from vlp_gym.text import check_length, normalize_instruction
+from vlp_gym.text import check_length, normalize_sentence
 
 MAX_SENTENCE = 256  # tokens per sentence; Qwen accepts thousands, but then they outnumber the frames' tokens
 _MEAN_STD: dict[Kind, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
@@ -143,7 +143,7 @@ class QwenVL(nn.Module):
         """
         checked = []
         for instruction in instructions:
-            sentence = normalize_instruction(instruction)
+            sentence = normalize_sentence(instruction)
             ids = self.ids(sentence)
             keep = check_length(len(ids), MAX_SENTENCE, truncate=self.truncate)
             checked.append(sentence if keep == len(ids) else self.tokenizer.decode(ids[:keep]))
