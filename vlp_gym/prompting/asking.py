@@ -6,6 +6,7 @@ import json
 import math
 import os
 import threading
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -21,7 +22,7 @@ Result = TypeVar("Result")
 COUNTERS = ("requests", "retries", "cached", "unparsed", "prompt_tokens", "completion_tokens")
 
 
-class AskedChat:
+class AskedChat(ABC):
     """Base of a `Chat`: the answer cache, retries and counters around `_complete` and `_first_token`.
 
     Args:
@@ -70,13 +71,13 @@ class AskedChat:
         with self._counting:
             return {name: self._counts[name] for name in COUNTERS}
 
+    @abstractmethod
     def _complete(self, content: Content) -> str:
         """The model's answer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _first_token(self, content: Content, candidates: Sequence[str]) -> list[float]:
         """Log-probabilities of the candidates as the first token."""
-        raise NotImplementedError
 
     def _count(self, **increments: int) -> None:
         """Add to the counters."""
