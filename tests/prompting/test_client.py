@@ -14,20 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from tests.chat_server import ChatServer
-from vlp_gym.errors import DatasetError, InstructionError, MissingExtraError, QueryError, QueryTimeout
-from vlp_gym.models.pictures import square
-from vlp_gym.models.raw_tokens import code_points, pixel_tokens, tokens_to_images, tokens_to_sentences
+from vlp_gym.errors import MissingExtraError, QueryError, QueryTimeout
 from vlp_gym.prompting import ChatClient, Unparsed, open_chat
 from vlp_gym.prompting.cache import PromptCache, default_folder, question_key
 from vlp_gym.prompting.client import RateLimit, candidate_logprob
 from vlp_gym.prompting.content import Chat, png_bytes
 from vlp_gym.prompting.failures import retry_after_s
-from vlp_gym.prompting.parse import parse_choice, parse_percentages, parse_text
-from vlp_gym.prompting.shots import load_examples
 from vlp_gym.prompting.workers import concurrently
 
 KEY = "sk-secret-0123456789"
@@ -434,141 +429,6 @@ def test_an_endpoint_without_log_probabilities(server: ChatServer, make: Make) -
     assert str(caught.value) == (
         f"{server.url} gives no log-probabilities of 'tiny'; take an endpoint that has top_logprobs, such as vLLM"
     )
-
-
-# --- reading answers -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "Frame 1: Frame Description: a, Task Completion Percentages: 10%\n"
-        "Frame 2: Frame Description: b, Task Completion Percentages: 20.5%",
-        "Sure!\n**Frame 2:** Frame Description: like Frame 1 but open\n**Task Completion Percentages:** {20.5}%\n\n"
-        "- Frame 1: Frame Description: shut.\n  Task Completion Percentage: 10\nThat is 100% true.",
-        "frame #1: task completion percentages: 10 % (shut)\nFRAME #2: TASK COMPLETION PERCENTAGES: 20.50%.",
-        "Frame 1: Task Completion Percentages (%): `10`\nFrame 2: Task Completion Percentages = {20.5}%, step 1 done",
-    ],
-)
-def test_percentages_are_read(answer: str) -> None:
-    assert parse_percentages(answer, 2) == [10.0, 20.5]
-
-
-def line(number: int, percentage: Any) -> str:
-    return f"Frame {number}: Frame Description: x, Task Completion Percentages: {percentage}%\n"
-
-
-@pytest.mark.parametrize(
-    ("answer", "reason"),
-    [
-        ("", "frames [1, 2] of 2 are missing"),
-        (line(1, 5), "frames [2] of 2 are missing"),
-        (line(1, 5) + line(2, 6) + line(1, 5), "frame 1 appears twice"),
-        (line(1, 5) + line(2, 6) + line(3, 7), "frame 3 was not among the frames 1 to 2"),
-        (line(0, 5) + line(1, 6), "frame 0 was not among the frames 1 to 2"),
-        (line(1, 5) + line(2, 101), "frame 2 has the percentage 101, expected 0 to 100"),
-        (line(1, -5) + line(2, 6), "frame 1 has the percentage -5, expected 0 to 100"),
-        (line(1, "10-20") + line(2, 6), "frame 1 has 0 task completion percentages, expected 1"),
-        (line(1, "ten") + line(2, 6), "frame 1 has 0 task completion percentages, expected 1"),
-        (line(1, ".5") + line(2, 6), "frame 1 has 0 task completion percentages, expected 1"),
-        (line(1, "<5") + line(2, 6), "frame 1 has 0 task completion percentages, expected 1"),
-        (line(1, "~5") + line(2, 6), "frame 1 has 0 task completion percentages, expected 1"),
-        (line(1, "\N{MINUS SIGN}5") + line(2, 6), "frame 1 has the percentage -5, expected 0 to 100"),
-        *(
-            (line(1, text) + line(2, 6), "frame 1 has a range or several numbers, expected one percentage")
-            for text in ("10%-20", "40% to 60", "{40}%\N{EN DASH}{60}", "40% or so, at most 60", "40%, to 60 ")
-        ),
-        (
-            line(1, 5) + line(2, "40% to 60 ").replace("%\n", "\n"),
-            "frame 2 has a range or several numbers, expected one percentage",
-        ),
-        (
-            line(1, 5).strip() + " Task Completion Percentages: 6%\n" + line(2, 6),
-            "frame 1 has 2 task completion percentages, expected 1",
-        ),
-    ],
-)
-def test_percentages_that_do_not_fit_are_refused(answer: str, reason: str) -> None:
-    with pytest.raises(Unparsed) as caught:
-        parse_percentages(answer, 2)
-    assert str(caught.value) == reason
-
-
-@pytest.mark.parametrize(
-    ("answer", "choice"),
-    [("0", 0), ("1\n", 1), ("-1", -1), ("\N{MINUS SIGN}1", -1), ("It is 5 cm nearer.\n\n`1`.", 1), ("Reply: 0", 0)],
-)
-def test_a_choice_is_read(answer: str, choice: int) -> None:
-    assert parse_choice(answer) == choice
-
-
-@pytest.mark.parametrize(
-    ("answer", "count"), [("", 0), ("2", 0), ("10", 0), ("0 or 1", 2), ("0.5", 0), ("1%", 0), ("0\nas I said", 0)]
-)
-def test_what_is_no_choice_is_refused(answer: str, count: int) -> None:
-    with pytest.raises(Unparsed) as caught:
-        parse_choice(answer)
-    assert str(caught.value) == f"the last line has {count} of the answers 0, 1 and -1, expected 1"
-
-
-def test_an_empty_text_is_refused() -> None:
-    assert parse_text(" yes\n") == "yes"
-    with pytest.raises(Unparsed, match=r"^the answer is empty$"):
-        parse_text(" \n")
-
-
-# --- pixels, sentences, examples, names ------------------------------------------------------------------------------
-
-
-def test_pixels_survive_as_tokens() -> None:
-    frames = torch.arange(256, dtype=torch.uint8).repeat(6)[: 2 * 4 * 6 * 3].view(2, 4, 6, 3).contiguous()
-    tokens = pixel_tokens(frames, (4, 6))
-    assert (tokens.shape, tokens.dtype) == ((2, 24, 3), torch.float16)
-    assert np.array_equal(tokens_to_images(tokens, (4, 6)), frames.numpy())
-    every = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 16, 16, 3)
-    assert np.array_equal(tokens_to_images(pixel_tokens(every, (16, 16)), (16, 16)), every.numpy())
-    with pytest.raises(TypeError, match=r"^expected uint8 frames \[N, H, W, 3\], got torch.float32 \[1, 2, 2, 3\]$"):
-        pixel_tokens(torch.zeros(1, 2, 2, 3), (2, 2))
-
-
-def test_sentences_survive_as_tokens() -> None:
-    sentences = ["open the drawer", "öffne die Tür", "🚪"]
-    text = code_points([f" {sentence} " for sentence in sentences])
-    assert text.shape == (3, 15, 1)
-    assert tokens_to_sentences(text) == sentences
-    assert (text[2, 1:] == 0).all()
-    with pytest.raises(InstructionError):
-        code_points([" "])
-
-
-def test_a_frame_size_is_one_number_or_two() -> None:
-    assert square((3, 5)) == (3, 5)
-    with pytest.raises(ValueError, match=r"^frame_size must be at least 1 pixel, got 0$"):
-        square(0)
-
-
-def test_examples_are_pictures_with_percentages_in_their_names(tmp_path: Path) -> None:
-    for name, value in (("open-0", 1), ("open-100", 3), ("open-62.5", 2), ("shut-9", 4)):
-        Image.fromarray(picture(value)).save(tmp_path / f"{name}.png")
-    (tmp_path / "notes.txt").write_text("x")
-    first, second = load_examples(tmp_path)
-    assert (first[0][:, 0, 0, 0].tolist(), first[1]) == ([1, 2, 3], [0.0, 62.5, 100.0])
-    assert (second[0].shape, second[1]) == ((1, 4, 6, 3), [9.0])
-
-
-def test_examples_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError) as caught:
-        load_examples(tmp_path)
-    assert str(caught.value) == f"{tmp_path}: expected pictures such as drawer-0.png and drawer-62.5.png, found none"
-    Image.fromarray(picture()).save(tmp_path / "open-101.png")
-    with pytest.raises(DatasetError) as caught:
-        load_examples(tmp_path)
-    assert str(caught.value) == (
-        f"{tmp_path}: the pictures of 'open' are no example (expected percentages in [0, 100], got [101.0])"
-    )
-    (tmp_path / "open-101.png").write_bytes(b"no picture")
-    with pytest.raises(DatasetError):
-        load_examples(tmp_path)
 
 
 def test_a_chat_model_by_name(server: ChatServer, tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-# A line that begins with "Frame 3", after any Markdown.
-_FRAME = re.compile(r"^[^\w\n]*frame\s*#?(\d+)\b", re.IGNORECASE | re.MULTILINE)
+# A line that begins with "Frame 3", after any Markdown and the number of a list ("1. Frame 1").
+_FRAME = re.compile(r"^[^\w\n]*(?:\d+[.)][^\w\n]*)?frame\s*#?(\d+)\b", re.IGNORECASE | re.MULTILINE)
 # "Task Completion Percentages: {40}%"; without a per cent sign the number must end its line, so "10-20" fails.
 # The characters allowed in between are listed, because ".5%", "<5%" and "~5%" are not 5.
 _PERCENTAGE = re.compile(
