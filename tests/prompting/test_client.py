@@ -258,6 +258,12 @@ def test_no_answer_that_can_be_read_is_an_error(server: ChatServer, make: Make, 
     assert not list(tmp_path.rglob("*.json"))
 
 
+def test_an_answer_without_end_is_not_parsed(server: ChatServer, make: Make) -> None:
+    server.faults.append("say:" + "7" * 100_001)
+    with pytest.raises(QueryError, match="it has 100001 characters, at most 100000 are read"):
+        make(attempts=1).ask(["how many?"], number)
+
+
 # --- the cache -------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -88,3 +91,13 @@ def test_an_empty_text_is_refused() -> None:
     assert parse_text(" yes\n") == "yes"
     with pytest.raises(Unparsed, match=r"^the answer is empty$"):
         parse_text(" \n")
+
+
+@pytest.mark.parametrize("parse", [lambda answer: parse_percentages(answer, 2), parse_choice])
+@pytest.mark.parametrize("filler", [" ", "\n", "}", "% ", "(", "9", "-", "1. ", "to ", "Frame 1: ", "1\n", " \t{"])
+@pytest.mark.parametrize("end", ["", "x", "%"])
+def test_a_degenerate_answer_takes_no_time(parse: Callable[[str], object], filler: str, end: str) -> None:
+    start = time.process_time()
+    with contextlib.suppress(Unparsed):
+        parse("Frame 1: Task Completion Percentages: 5" + filler * 20_000 + end)
+    assert time.process_time() - start < 1.0

@@ -19,6 +19,9 @@ from vlp_gym.prompting.workers import leave_if_abandoned
 
 Result = TypeVar("Result")
 
+# A longer answer is a model that never stops, not one to parse.
+MAX_ANSWER = 100_000  # characters
+
 COUNTERS = ("requests", "retries", "cached", "unparsed", "prompt_tokens", "completion_tokens")
 
 
@@ -109,6 +112,8 @@ class AskedChat(ABC):
                 leave_if_abandoned()
                 reply = send([*content, *again])
                 try:
+                    if len(reply) > MAX_ANSWER:
+                        raise Unparsed(f"it has {len(reply)} characters, at most {MAX_ANSWER} are read")
                     value = read(reply)
                 except Unparsed as error:
                     self._count(unparsed=1)
