@@ -10,15 +10,34 @@ import threading
 import time
 from functools import partial
 
+import gymnasium as gym
 import numpy as np
 import psutil
 import pytest
 from gymnasium.error import ClosedEnvironmentError
 
 from vlp_gym.errors import VLPError
-from vlp_gym.testing import PaintedEnv, painted_value
+from vlp_gym.testing import PaintedEnv, PaintedModel, painted_value
+from vlp_gym.wrappers import VLPRewardWrapper
 
 SENTENCE = "press the button"
+
+
+def wrap(env=None, model=None, **options) -> VLPRewardWrapper:
+    """A painted environment whose rewards come from a painted model."""
+    return VLPRewardWrapper(env or PaintedEnv(), SENTENCE, model or PaintedModel(), **options)
+
+
+def rollout(env: gym.Env, steps: int = 1000) -> list[tuple[float, dict]]:
+    """The rewards and infos of one episode."""
+    env.reset()
+    transitions = []
+    over = False
+    while not over and len(transitions) < steps:
+        _, reward, terminated, truncated, info = env.step(0)
+        transitions.append((reward, info["vlp"]))
+        over = terminated or truncated
+    return transitions
 
 
 def painted_fns(lengths, *, truncate=False):

@@ -18,28 +18,11 @@ from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from painted import SENTENCE, rollout, wrap
 
 from vlp_gym.errors import InstructionError
 from vlp_gym.testing import FaultyModel, PaintedEnv, PaintedModel, check_wrapper, painted_value
 from vlp_gym.wrappers import VLPRewardWrapper
-
-SENTENCE = "press the button"
-
-
-def wrap(env=None, model=None, **options) -> VLPRewardWrapper:
-    return VLPRewardWrapper(env or PaintedEnv(), SENTENCE, model or PaintedModel(), **options)
-
-
-def rollout(env: gym.Env, steps: int = 1000) -> list[tuple[float, dict]]:
-    """The rewards and infos of one episode."""
-    env.reset()
-    transitions = []
-    over = False
-    while not over and len(transitions) < steps:
-        _, reward, terminated, truncated, info = env.step(0)
-        transitions.append((reward, info["vlp"]))
-        over = terminated or truncated
-    return transitions
 
 
 def draw(env: gym.Env) -> np.ndarray:

@@ -2,31 +2,12 @@ from __future__ import annotations
 
 import re
 
-import gymnasium as gym
 import pytest
 from gymnasium.error import ResetNeeded
+from painted import rollout, wrap
 
 from vlp_gym.errors import FrameError, QueryError
 from vlp_gym.testing import FRAME_FAULTS, FaultyEnv, FaultyModel, PaintedEnv, PaintedModel, painted_value
-from vlp_gym.wrappers import VLPRewardWrapper
-
-SENTENCE = "press the button"
-
-
-def wrap(env=None, model=None, **options) -> VLPRewardWrapper:
-    return VLPRewardWrapper(env or PaintedEnv(), SENTENCE, model or PaintedModel(), **options)
-
-
-def rollout(env: gym.Env, steps: int = 1000) -> list[tuple[float, dict]]:
-    """The rewards and infos of one episode."""
-    env.reset()
-    transitions = []
-    over = False
-    while not over and len(transitions) < steps:
-        _, reward, terminated, truncated, info = env.step(0)
-        transitions.append((reward, info["vlp"]))
-        over = terminated or truncated
-    return transitions
 
 
 @pytest.mark.parametrize("mode", [None, "human", "rgb_array_list"])
