@@ -13,7 +13,7 @@ class Size:
         envs: painted environments on one engine.
         episodes: episodes of each of them, of 30 steps on average.
         fault_every: one of this many frames, and one of this many batches, makes the painted model fail.
-        transitions: the least number that must be scored.
+        transitions: the least number that must be scored, in each mode and in both; timing decides what faults take away.
         soak_steps: transitions that go into SB3's replay buffer under faults.
         backbone: open_clip architecture of VLP.
         heads: attention heads of VLP.
@@ -34,7 +34,7 @@ class Size:
     """
 
     envs: int = 16
-    episodes: int = 240
+    episodes: int = 260
     fault_every: int = 500
     transitions: int = 100_000
     soak_steps: int = 10_000
@@ -58,7 +58,7 @@ class Size:
 
 FULL = Size()
 SMALL = Size(
-    envs=4, episodes=12, fault_every=50, transitions=700, soak_steps=400, backbone="mini-vit", heads=4, pixels=32,
+    envs=4, episodes=24, fault_every=50, transitions=700, soak_steps=400, backbone="mini-vit", heads=4, pixels=32,
     blocks=1, frames=16, batches=(1, 4), engine_envs=4, scenes=("gymnasium", "drawn"), scene_envs=(1, 2), scene_steps=5,
     opened=6, settled=3, windows=2, pairs=2, steps=1, qwen="tiny",
 )  # fmt: skip
