@@ -13,7 +13,7 @@ class Size:
         envs: painted environments on one engine.
         episodes: episodes of each of them, of 30 steps on average.
         fault_every: one of this many frames, and one of this many batches, makes the painted model fail.
-        transitions: the least number that must be scored, in each mode and in both; timing decides what faults take away.
+        transitions: the least number that must be scored, in each mode and in both; timing decides what faults take.
         soak_steps: transitions that go into SB3's replay buffer under faults.
         backbone: open_clip architecture of VLP.
         heads: attention heads of VLP.
