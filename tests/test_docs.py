@@ -398,3 +398,15 @@ def test_the_site_is_built_without_a_warning(tmp_path):
         if name != "__version__":
             assert f'id="vlp_gym.{name}"' in page, name
     assert "Replaces the environment's reward by what a reward model says" in page  # a docstring, through the stub
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stderr
+    assert (tmp_path / "site" / "index.html").is_file()

@@ -74,7 +74,9 @@ def plot_reward_curves(
     Args:
         curves: label -> rewards, float ``[F]``.
         path: file to write (.png, .pdf or .svg), replaced atomically.
-        title, xlabel, ylabel: texts of the figure and its axes.
+        title: text above the figure.
+        xlabel: text at the horizontal axis.
+        ylabel: text at the vertical axis.
         steps: label -> position of each reward, float ``[F]``; the index by default.
         frames: label -> video, uint8 ``[F, H, W, 3]``; its strip has the colour of the curve with that label.
         dashed: labels of dashed curves; their colours start from the first one again, so that "expert" and
@@ -161,7 +163,8 @@ def plot_learning_curve(
     Args:
         runs: label -> one history per seed, each a list of evaluation rows with "step" and the quantities.
         path: file to write, replaced atomically.
-        title, xlabel: texts of the figure and the horizontal axes.
+        title: text above the figure.
+        xlabel: text at the horizontal axes.
         quantities: key in the rows -> title of its panel; "success" and "reward" by default. Missing ones are skipped.
 
     Raises:

@@ -115,7 +115,9 @@ class GuardedModel:
         """Score windows: frame tokens ``[B, T, K, D]``, text tokens ``[B, L, D]``, mask ``[B, T]``.
 
         Args:
-            frames, text, mask: as `RewardModel.score` takes them.
+            frames: as `RewardModel.score` takes them.
+            text: the same.
+            mask: the same.
             where: see the class.
             in_context: the frame tokens are those of `encode_in_context`.
             finite: refuse NaN and inf, in progress where the frame is real; False leaves that to the caller.
@@ -148,7 +150,9 @@ class GuardedModel:
         """P(a > b | text), ``[B]``: the head of a `PairwiseModel`, else Bradley-Terry on the preferences (VLP eq. 3).
 
         Args:
-            a, b, text: as `PairwiseModel.prefer` takes them; every frame is real.
+            a: as `PairwiseModel.prefer` takes it; every frame is real.
+            b: the same.
+            text: the same.
             where: see the class.
         """
         if not self.pairwise:

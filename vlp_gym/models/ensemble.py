@@ -139,7 +139,9 @@ class EnsembleModel(nn.Module, CheckpointMixin):
         """Each member's scores and its values of the frames, float32 ``[B, T]``, before rank normalisation.
 
         Args:
-            frames, text, mask: as `score` takes them.
+            frames: as `score` takes them.
+            text: the same.
+            mask: the same.
             scorers: called in the place of the members' own ``score``.
         """
         scorers = scorers or [model.score for model in self.members]

@@ -109,7 +109,8 @@ class FuRLTrainer:
         text: the base's embedding of the sentence, float ``[D']``.
         goal: the base's embedding of an image of success, float ``[D]``, or None.
         gap: frames between a positive frame and the earlier one it must exceed.
-        margin, distance_margin: see `vlp_gym.objectives.furl`.
+        margin: see `vlp_gym.objectives.furl`.
+        distance_margin: see there.
         batch_size: frames of each kind per update.
         learning_rate: learning rate of Adam.
         capacity: number of the newest frames of each kind that are kept.

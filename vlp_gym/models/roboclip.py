@@ -41,7 +41,9 @@ class RoboCLIPModel(nn.Module, CheckpointMixin):
         window: frames per clip, even.
         frame_size: side of the square that frames are resized to, in pixels, even.
         width: factor on the channels of the video encoder; 1.0 is the release.
-        embedding, word_dim, text_hidden: see `S3DG`.
+        embedding: see `S3DG`.
+        word_dim: see there.
+        text_hidden: see there.
         words: rows of the word embedding; None means one per word plus the padding.
         truncate: truncate sentences over 16 words instead of raising.
 

@@ -58,7 +58,8 @@ class PreferenceBuffer(Packed):
         """Add labelled pairs; above the capacity, the oldest are dropped.
 
         Args:
-            first, second: N segments each.
+            first: N segments.
+            second: N segments.
             labels: ``[N]``; 1 (the first is better), 0 (the second), 0.5 (equal) or NaN (skipped: not kept).
             soft: allow any probability in [0, 1].
 

@@ -116,7 +116,8 @@ class ModelLabeler:
         instruction: what is to be done, in one sentence.
         kind: "preference" compares f of T frames spread over each segment (VLP eq. 3), or asks the model's pairwise
             head in both orders and takes the mean; "reward" compares the sums of the rewards that the model pays.
-        margin, soft: see `RecordedLabeler`.
+        margin: see `RecordedLabeler`.
+        soft: see there.
 
     Raises:
         InstructionError: for an instruction that is blank, or over the model's limit.

@@ -59,7 +59,8 @@ class PreferenceLearner:
         labeler: labels pairs of segments.
         queries: the labelling schedule; None takes the defaults.
         fit_epochs: most epochs of a fit; it stops at an accuracy of 0.97.
-        hidden, standardize: see `RewardEnsemble`.
+        hidden: see `RewardEnsemble`.
+        standardize: see there.
         reward_std: shift and scale the learned reward to mean 0 and this standard deviation at each session, since
             labels determine neither (Christiano et al., 2017); see `measure`. None leaves it as it is.
         disagreement_bonus: weight of the members' standard deviation, see `reward` (RUNE, Liang et al., 2022).
@@ -69,7 +70,8 @@ class PreferenceLearner:
         seed: seeds the choice of pairs and the ensemble.
 
     Attributes:
-        segments, preferences: the newest episodes, and the labelled pairs.
+        segments: the newest episodes.
+        preferences: the labelled pairs.
         ensemble: the networks; None before `start`.
         asked: pairs that the labeler was asked about.
         history: the rows that `session` returned.
@@ -124,7 +126,8 @@ class PreferenceLearner:
         """Begin, or go on after `restore` or an interrupt; running episodes are dropped.
 
         Args:
-            state_size, action_size: S and A.
+            state_size: S, numbers in a state.
+            action_size: A, numbers in an action.
             step: steps the agent has made; 0 begins a new schedule.
             random_steps: steps before exploration begins (the agent's ``learning_starts``).
 

@@ -27,7 +27,8 @@ class Candidates:
     """M pairs to choose from, and what the choice depends on.
 
     Attributes:
-        first, second: M segments each.
+        first: M segments.
+        second: M segments.
         ensemble: the learned reward; the samplers by disagreement and entropy need one.
         labelled: pairs labelled so far.
     """

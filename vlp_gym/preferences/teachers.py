@@ -58,7 +58,8 @@ class ScriptedTeacher:
         """Label N pairs.
 
         Args:
-            first, second: N segments each, with the environment's own rewards.
+            first: N segments, with the environment's own rewards.
+            second: the same.
             rng: random generator; every teacher draws 2 N numbers.
             mean_return: undiscounted mean return of recent segments. At 0 or below, as in B-Pref, no threshold applies.
 

@@ -64,7 +64,9 @@ class CapturedRewards(Streaming):
             venv: the vector environment itself, no wrapper around it.
             call: calls a method of every sub-environment.
             instruction: one for all, or one for each.
-            model, reward, options: as `VLPRewardWrapper` has them.
+            model: as `VLPRewardWrapper` has it.
+            reward: the same.
+            options: the same.
         """
         num_envs: int = venv.num_envs
         sentences: list[Any] = list(instruction) if isinstance(instruction, (list, tuple)) else [instruction] * num_envs

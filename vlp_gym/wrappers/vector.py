@@ -45,7 +45,9 @@ class VLPVectorRewardWrapper(
     Args:
         env: made from `capture_frames`.
         instruction: what is to be done, in one sentence; one for all environments, or a list of one for each.
-        model, reward, options: arguments of `VLPRewardWrapper`, which lists them and what they raise.
+        model: as `VLPRewardWrapper` has it.
+        reward: the same.
+        options: other arguments of `VLPRewardWrapper`, which lists them and what they raise.
 
     Raises:
         ValueError: also for an environment that was not made from `capture_frames`.

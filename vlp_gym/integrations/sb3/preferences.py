@@ -48,10 +48,12 @@ class PreferenceCallback(BaseCallback):
     are kept for the labeler.
 
     Args:
-        labeler, queries, options: arguments of `PreferenceLearner`. The mean and deviation for reward_std are taken
-            over the replay buffer, and disagreement_bonus falls to 0 at the last step.
+        labeler: as `PreferenceLearner` has it.
+        queries: the same.
         reset_updates: gradient steps of the agent after its critic was reset; None: no reset.
         verbose: as in every callback of Stable-Baselines3.
+        options: other arguments of `PreferenceLearner`. The mean and deviation for reward_std are taken over the
+            replay buffer, and disagreement_bonus falls to 0 at the last step.
 
     Attributes:
         learner: the `PreferenceLearner`; some of its attributes are also attributes of the callback.

@@ -39,7 +39,9 @@ class GVLModel(PromptedModel):
     video of one frame needs no question.
 
     Args:
-        chat, frame_size, max_concurrency: see `PromptedModel`.
+        chat: see `PromptedModel`.
+        frame_size: see there.
+        max_concurrency: see there.
         examples: frames, uint8 ``[T, H, W, 3]``, and percentages in [0, 100] of videos of any task with known progress;
             each is shown shuffled (eq. 4).
         window: T, frames per question, the first one included.

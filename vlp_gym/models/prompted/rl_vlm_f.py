@@ -38,7 +38,8 @@ class RLVLMFModel(PromptedModel):
     reward and costs two questions per step.
 
     Args:
-        chat, frame_size: see `PromptedModel`.
+        chat: see `PromptedModel`.
+        frame_size: see there.
         max_concurrency: pairs asked about at a time.
 
     Example:

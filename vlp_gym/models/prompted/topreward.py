@@ -32,7 +32,8 @@ class TOPRewardModel(PromptedModel):
     Args:
         chat: the chat model; the endpoint must support ``top_logprobs``.
         window: T, frames per question.
-        frame_size, max_concurrency: see `PromptedModel`.
+        frame_size: see `PromptedModel`.
+        max_concurrency: see there.
 
     Example:
         >>> model = TOPRewardModel.from_spec("qwen3-vl?base_url=http://127.0.0.1:8000/v1&cache=none")
