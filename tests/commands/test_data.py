@@ -31,11 +31,6 @@ def other(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def _environment(monkeypatch):
-    monkeypatch.setenv("PYTHONWARNINGS", "ignore")  # `main` sets it; so it is put back
-
-
 def run(*arguments):
     return main([str(argument) for argument in arguments])
 

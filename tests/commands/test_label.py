@@ -15,7 +15,6 @@ pytest.importorskip("tyro")
 pytest.importorskip("PIL")
 
 from painted_segments import painted_store
-from tiny import tiny_model
 
 from vlp_gym.commands.main import main
 from vlp_gym.preferences import labelers
@@ -24,24 +23,11 @@ from vlp_gym.preferences.buffer import PreferenceBuffer
 SENTENCE = ("--instruction", "press the button")
 
 
-@pytest.fixture(autouse=True)
-def _environment(monkeypatch):
-    monkeypatch.setenv("PYTHONWARNINGS", "ignore")  # `main` sets it; so it is put back
-
-
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
     """Episode k of six pays k + 1 a step; segments of 8 steps."""
     folder = tmp_path_factory.mktemp("segments")
     painted_store().save(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A tiny model with random weights."""
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny_model().save_pretrained(folder)
     return folder
 
 

@@ -23,7 +23,6 @@ pytest.importorskip("accelerate")
 pytest.importorskip("av")
 
 from rollouts import painted, painted_tasks, write_tasks
-from tiny import tiny_model
 
 from vlp_gym.commands import main as cli
 from vlp_gym.commands import score as score_command
@@ -46,7 +45,6 @@ SIBLING = SIBLINGS["door-close-v3"]
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch):
-    monkeypatch.setenv("PYTHONWARNINGS", "ignore")  # `main` sets it; so it is put back
     monkeypatch.setattr(splits, "train_tasks", lambda split: TRAIN_TASKS if split == "vlp" else None)
 
 
@@ -56,14 +54,6 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     write_tasks(folder, painted_tasks(TRAIN_TASKS, each=1, size=112))
     write_tasks(folder, [painted(t, tier, k) for t in (*TEST_TASKS, SIBLING) for k, tier in enumerate(TIERS)])
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A tiny model with random weights."""
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny_model().save_pretrained(folder)
     return folder
 
 

@@ -184,7 +184,8 @@ def stream_trajectories(*folders: str | Path, tasks: Sequence[str] | None = None
                         yield from pool.map(decode_trajectory, batch.to_pylist())
             except DatasetError as error:
                 raise DatasetError(f"{file}: {error}") from error
-            except (ValueError, KeyError, TypeError, NotImplementedError, OSError) as error:  # as pyarrow raises them
+            # pyarrow's own errors are subclasses of these; a column of a kind that it cannot read is the fourth.
+            except (ValueError, KeyError, TypeError, NotImplementedError, OSError) as error:
                 raise DatasetError(
                     f"{file.parents[1]}: a shard cannot be read ({file.name}: {error}); delete it and collect again"
                 ) from error

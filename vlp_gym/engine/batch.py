@@ -10,11 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vlp_gym.engine.guard import HEADS, GuardedModel
+from vlp_gym.engine.guard import HEADS, GuardedModel, not_finite
 from vlp_gym.engine.tickets import UNSCORED, Answer, FrameScore, Request
 from vlp_gym.engine.token_cache import TokenCache
 from vlp_gym.engine.windows import window_indices
-from vlp_gym.errors import QueryError
 from vlp_gym.models.protocol import History, Scores
 
 
@@ -102,8 +101,7 @@ def check_score(request: Request, score: FrameScore) -> Answer:
     """The answer with this score, or with the error that one of its numbers is NaN or inf."""
     for name, value in zip(HEADS, score, strict=True):
         if value is not None and not math.isfinite(value):
-            message = f"the reward model gave the {name} {value}, which no reward may have ({request.ticket})"
-            return Answer(request.ticket, None, QueryError(message))
+            return Answer(request.ticket, None, not_finite(name, value, request.ticket))
     return Answer(request.ticket, score)
 
 

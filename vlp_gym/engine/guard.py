@@ -15,7 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from vlp_gym.errors import InstructionError, QueryError
-from vlp_gym.models.protocol import ContextualModel, GoalModel, PairwiseModel, RewardModel, Scores, Truncating
+from vlp_gym.models.protocol import (
+    AnchoredModel,
+    ContextualModel,
+    GoalModel,
+    PairwiseModel,
+    RewardModel,
+    Scores,
+    Truncating,
+)
 from vlp_gym.models.registry import place_model
 
 Result = TypeVar("Result")
@@ -50,6 +58,7 @@ class GuardedModel:
         self.device = next((weight.device for weight in _weights(self.model)), torch.device("cpu"))
         self.contextual = isinstance(self.model, ContextualModel)
         self.pairwise = isinstance(self.model, PairwiseModel)
+        self.anchored = isinstance(self.model, AnchoredModel) and self.model.anchored
         self.max_batch = 256
         """Rows in one call of the model; halved, for good, when the memory does not suffice."""
         parts: list[Any] = list(self.model.modules()) if isinstance(self.model, nn.Module) else [self.model]
@@ -170,6 +179,10 @@ class GuardedModel:
         check_finite(chances, "P(a > b)", where)
         return chances
 
+    def prefer_in_both_orders(self, a: Tensor, b: Tensor, text: Tensor, *, where: object) -> Tensor:
+        """(P(a > b) + 1 - P(b > a)) / 2, ``[B]``: symmetric even where the head is not; arguments as in `prefer`."""
+        return (self.prefer(a, b, text, where=where) + 1.0 - self.prefer(b, a, text, where=where)) / 2
+
     def probe(self, text: Tensor) -> Scores:
         """Score one black frame under text tokens ``[L, D]``."""
         where = "first call, on a black frame"
@@ -250,8 +263,12 @@ def check_finite(values: Tensor | None, name: str, where: object) -> None:
     """Raise QueryError if one of these numbers is NaN or inf; None has no numbers."""
     if values is None or torch.isfinite(values).all():
         return
-    wrong = values[~torch.isfinite(values)].flatten()[0].item()
-    raise QueryError(f"the reward model gave the {name} {wrong}, which no reward may have ({where})")
+    raise not_finite(name, values[~torch.isfinite(values)].flatten()[0].item(), where)
+
+
+def not_finite(name: str, value: float, where: object) -> QueryError:
+    """The error for a number of a model that is NaN or inf."""
+    return QueryError(f"the reward model gave the {name} {value}, which no reward may have ({where})")
 
 
 def _cat(parts: Sequence[Tensor]) -> Tensor:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlp_gym.engine.guard import GuardedModel
-from vlp_gym.engine.windows import window_indices
-from vlp_gym.models.protocol import AnchoredModel, GoalModel, RewardModel
+from vlp_gym.engine.windows import segment_window, window_indices
+from vlp_gym.models.protocol import GoalModel, RewardModel
 from vlp_gym.rewards.shaping import gated_progress
 
 Floats = NDArray[np.float64]
@@ -58,16 +58,8 @@ class VideoScorer:
         self._tokens = torch.cat([self.guard.encode_frames(chunk, where=name) for chunk in chunks])
 
     def window(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """The frames that a segment of the video is judged by, and which of them are real.
-
-        T frames are spread evenly over the segment, whatever the model's history, as VLP samples a video (section 4.2).
-        An `AnchoredModel` also gets the video's first frame, in front and masked out.
-        """
-        chosen, mask = window_indices(stop - start, self.model.window, "prefix")
-        indices = start + chosen
-        if isinstance(self.model, AnchoredModel) and self.model.anchored:
-            return np.insert(indices, 0, 0), np.insert(mask, 0, False)
-        return indices, mask
+        """The frames that a segment is judged by, whatever the model's history: see `segment_window`."""
+        return segment_window(start, stop, self.model.window, anchored=self.guard.anchored)
 
     def preferences(self, spans: Sequence[tuple[int, int]], sentences: Sequence[str]) -> Floats:
         """Preference of N segments of the video, each under its own sentence, float ``[N]``.
@@ -88,15 +80,12 @@ class VideoScorer:
         return self.guard.encode_frames(shown, where=name).cpu()
 
     def prefer(self, a: Sequence[Tensor], b: Sequence[Tensor], sentences: Sequence[str]) -> Floats:
-        """P(a > b) of N pairs of clips, float ``[N]``: the mean of what a `PairwiseModel` answers in both orders.
+        """P(a > b) of N pairs of clips, float ``[N]``, see `GuardedModel.prefer_in_both_orders`.
 
         Args:
             a: N clips, see `clip`.
             b: N clips.
             sentences: N instructions.
-
-        Returns:
-            (P(a > b) + 1 - P(b > a)) / 2, which is symmetric even where the head is not.
         """
         chances = np.zeros(len(sentences))
         for sizes in {(len(one), len(other)) for one, other in zip(a, b, strict=True)}:  # pairs of one shape at a time
@@ -104,9 +93,8 @@ class VideoScorer:
             for chunk in (rows[k : k + PAIR_BATCH] for k in range(0, len(rows), PAIR_BATCH)):
                 first, second = (torch.stack([side[i] for i in chunk]).to(self.guard.device) for side in (a, b))
                 text = self._text[[self._row[sentences[i]] for i in chunk]]
-                forth = self.guard.prefer(first, second, text, where=self._name)
-                back = self.guard.prefer(second, first, text, where=self._name)
-                chances[chunk] = ((forth + 1.0 - back) / 2).double().cpu().numpy()
+                both = self.guard.prefer_in_both_orders(first, second, text, where=self._name)
+                chances[chunk] = both.double().cpu().numpy()
         return chances
 
     def values(self, sentence: str, order: NDArray[np.int64] | None = None) -> Floats:

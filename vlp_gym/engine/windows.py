@@ -53,3 +53,27 @@ def window_indices(num_frames: int, window: int, history: History) -> tuple[NDAr
     else:
         indices = np.linspace(0, num_frames - 1, window).round().astype(np.int64)
     return indices, np.ones(window, np.bool_)
+
+
+def segment_window(
+    start: int, stop: int, window: int, *, anchored: bool
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Choose the frames that a segment of an episode is judged by: spread evenly over it (VLP, section 4.2).
+
+    Args:
+        start: the segment's first frame.
+        stop: one past its last frame.
+        window: T >= 1, frames per score.
+        anchored: put the episode's first frame in front, masked out, for an `AnchoredModel`.
+
+    Returns:
+        Indices into the episode's frames, int64 ``[T]``, and the mask, bool ``[T]``; ``[T + 1]`` if anchored.
+
+    Example:
+        >>> segment_window(4, 9, 3, anchored=True)[0].tolist()
+        [0, 4, 6, 8]
+    """
+    chosen, mask = window_indices(stop - start, window, "prefix")
+    if anchored:
+        return np.insert(start + chosen, 0, 0), np.insert(mask, 0, False)
+    return start + chosen, mask

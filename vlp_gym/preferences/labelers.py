@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlp_gym.engine.engine import QueryEngine
-from vlp_gym.engine.windows import window_indices
+from vlp_gym.engine.windows import segment_window, window_indices
 from vlp_gym.errors import QueryError
-from vlp_gym.models.protocol import AnchoredModel, RewardModel
+from vlp_gym.models.protocol import RewardModel
 from vlp_gym.preferences.segments import EpisodeRecord, Segments, Span
 from vlp_gym.preferences.teachers import ScriptedTeacher, TeacherName, scripted_teacher
 from vlp_gym.rewards.shaping import gated_progress
@@ -173,8 +173,7 @@ class ModelLabeler:
     def _ask_in_both_orders(self, windows: Sequence[Sequence[Any]]) -> Floats:
         a, b = (torch.cat([tokens for tokens, _ in side]) for side in windows)
         text, where = self._text.expand(len(a), -1, -1), f"{len(windows[0])} pairs of segments"
-        prefer = self.engine.model.prefer
-        both = (prefer(a, b, text, where=where) + 1.0 - prefer(b, a, text, where=where)) / 2
+        both = self.engine.model.prefer_in_both_orders(a, b, text, where=where)
         return both.double().cpu().numpy().reshape(len(windows[0]), -1).mean(1)
 
     def _rewards(self, memory: _Memory, record: EpisodeRecord | None, span: Span) -> float:
@@ -227,18 +226,13 @@ class _Memory:
         return torch.stack([self._encoded[record.number, step] for step in steps])
 
     def window(self, record: EpisodeRecord | None, span: Span) -> tuple[Tensor, Tensor]:
-        """T frames spread over a segment, from before its first step on: tokens ``[C, T, K, D]``, mask ``[C, T]``.
-
-        An `AnchoredModel` also gets the episode's first frame, in front and masked out.
-        """
-        kept = [step for step in self.steps(record, span) if span.start <= step <= span.stop]
+        """The `segment_window` from before a segment's first step on: tokens ``[C, T, K, D]``, mask ``[C, T]``."""
+        steps = self.steps(record, span)
+        kept = [number for number, step in enumerate(steps) if span.start <= step <= span.stop]
         if not kept:
             raise QueryError(f"no frame was kept of the steps of {span}")
-        indices, mask = window_indices(len(kept), self.size, "prefix")
-        shown = [kept[index] for index in indices]
-        if isinstance(self.model.model, AnchoredModel) and self.model.model.anchored:
-            shown, mask = [self.steps(record, span)[0], *shown], np.insert(mask, 0, False)
-        rows = self.tokens(record, shown).transpose(0, 1)
+        indices, mask = segment_window(kept[0], kept[-1] + 1, self.size, anchored=self.model.anchored)
+        rows = self.tokens(record, [steps[index] for index in indices]).transpose(0, 1)
         return rows, torch.from_numpy(mask).to(rows.device).expand(len(rows), -1)
 
     def _takes_tokens(self, record: EpisodeRecord) -> bool:

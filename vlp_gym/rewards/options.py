@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, TypedDict
 
 from vlp_gym.engine.engine import QueryEngine
@@ -62,7 +63,7 @@ def make_stream(
     given = (scale, gamma, env_reward_weight, success_threshold, success_bonus, terminate_on_success)
     if not isinstance(reward, Shaping):
         reward = Shaping(reward, *given)
-    elif given != (1.0, 0.99, 0.0, None, 0.0, False):
+    elif given != tuple(option.default for option in fields(Shaping)[1:]):  # all but the kind
         raise ValueError("a Shaping brings its own scale, gamma, env_reward_weight, success_* and terminate_on_success")
     if not isinstance(model, QueryEngine):
         engine = QueryEngine(model, window=window, history=history, device=device, truncate=truncate, mode=mode)
