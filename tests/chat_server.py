@@ -23,7 +23,8 @@ class ChatServer:
 
     Attributes:
         faults: what the next requests meet, one each: a number (status), a pair of it and headers, "drop", "slow",
-            "garbage" (no JSON), "strange" (JSON without choices), "refuse" (no content), "no-logprobs", or "say:TEXT".
+            "garbage" (no JSON), "strange" (JSON without choices), "refuse" (no content), "no-logprobs", "say:TEXT", or
+            a function that answers the handler by itself.
         bodies: what the next requests are answered with, whatever else they meet: JSON values, or bytes as they are.
         requests: bodies of the requests so far, and when they came (`time.monotonic`).
         headers: of these requests.
@@ -87,6 +88,10 @@ class ChatServer:
 
     def _reply(self, handler: BaseHTTPRequestHandler, body: dict[str, Any], fault: Any) -> None:
         if fault == "drop":
+            handler.close_connection = True
+            return
+        if callable(fault):
+            fault(handler)
             handler.close_connection = True
             return
         status, headers = fault if isinstance(fault, tuple) else (fault if isinstance(fault, int) else 200, {})

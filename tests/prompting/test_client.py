@@ -457,8 +457,9 @@ def test_a_name_with_an_option_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ValueError) as caught:
         open_chat("m?colour=red", {"window": int})
     assert str(caught.value) == (
-        "'m?colour=red': expected options of ['attempts', 'base_url', 'cache', 'completion_price', 'max_retries', "
-        "'max_tokens', 'prompt_price', 'requests_per_minute', 'temperature', 'timeout_s', 'window'], got 'colour'"
+        "'m?colour=red': expected options of ['attempts', 'base_url', 'cache', 'completion_price', 'deadline_s', "
+        "'max_retries', 'max_tokens', 'prompt_price', 'requests_per_minute', 'temperature', "
+        "'timeout_s', 'window'], got 'colour'"
     )
     with pytest.raises(ValueError) as caught:
         open_chat("m?attempts=many")
@@ -477,6 +478,7 @@ def test_a_name_with_an_option_that_does_not_exist_is_refused() -> None:
         ({"timeout_s": 0.0}, "timeout_s must be finite and greater than 0, got 0.0"),
         ({"timeout_s": math.nan}, "timeout_s must be finite and greater than 0, got nan"),
         ({"timeout_s": math.inf}, "timeout_s must be finite and greater than 0, got inf"),
+        ({"deadline_s": 0.0}, "deadline_s must be finite and greater than 0, got 0.0"),
         ({"requests_per_minute": 0.0}, "requests_per_minute must be finite and greater than 0, got 0.0"),
         ({"requests_per_minute": math.nan}, "requests_per_minute must be finite and greater than 0, got nan"),
         ({"temperature": math.nan}, "temperature must be finite and at least 0, got nan"),

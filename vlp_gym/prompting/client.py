@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import math
 import os
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -43,8 +45,10 @@ class ChatClient(AskedChat):
         attempts: how often a question is asked until its answer can be parsed.
         temperature: 0 is as deterministic as the endpoint allows; None omits it, as some models require.
         max_tokens: largest number of tokens per answer; None leaves it to the endpoint.
-        timeout_s: time limit of one request, in seconds.
+        timeout_s: time limit of one whole request, from connecting to the last byte of its answer, in seconds.
         max_retries: how often a failed request is repeated.
+        deadline_s: time limit of a request with all its repetitions and the pauses between them, in seconds; waiting
+            for `requests_per_minute` does not count.
         backoff_s: pause before the first retry, in seconds.
         requests_per_minute: rate limit; requests start at least 60 / this seconds apart. None means no limit.
         prompt_price: dollars per million tokens sent; with a price `stats` has "dollars".
@@ -66,12 +70,14 @@ class ChatClient(AskedChat):
         max_tokens: int | None = None,
         timeout_s: float = 60.0,
         max_retries: int = 4,
+        deadline_s: float = 300.0,
         backoff_s: float = 0.5,
         requests_per_minute: float | None = None,
         prompt_price: float = 0.0,
         completion_price: float = 0.0,
     ) -> None:
         _require("timeout_s", timeout_s, above=0)
+        _require("deadline_s", deadline_s, above=0)
         _require("requests_per_minute", requests_per_minute, above=0)
         for name, value, least in (
             ("temperature", temperature, 0),
@@ -82,14 +88,20 @@ class ChatClient(AskedChat):
             ("completion_price", completion_price, 0),
         ):
             _require(name, value, least=least)
-        self.timeout_s, self.max_retries, self.backoff_s = timeout_s, max_retries, backoff_s
+        self.timeout_s, self.max_retries, self.deadline_s, self.backoff_s = (
+            timeout_s,
+            max_retries,
+            deadline_s,
+            backoff_s,
+        )
         options = {"temperature": temperature, "max_tokens": max_tokens}
         self._options = {name: value for name, value in options.items() if value is not None}
         super().__init__(model, self._options, cache=cache, attempts=attempts)
         self._limit = RateLimit(requests_per_minute)
         self._prices = {"prompt_tokens": prompt_price, "completion_tokens": completion_price}
         self._random = random.Random()  # not the global generator: a retry must not change the agent's draws
-        self._client = _open(base_url, timeout_s)
+        self._given_url, self._key = base_url, _key(base_url)
+        self._clients: dict[int, Any] = {}
         self.base_url = str(self._client.base_url).rstrip("/")
 
     def stats(self) -> dict[str, float]:
@@ -101,7 +113,29 @@ class ChatClient(AskedChat):
 
     def close(self) -> None:
         """Close the connections."""
-        self._client.close()
+        from vlp_gym.prompting.bounded import run
+
+        run(self._client.close())
+
+    @property
+    def _client(self) -> Any:
+        """The connections of this process: a forked child must not read its parent's answers."""
+        process = os.getpid()
+        if process not in self._clients:
+            self._clients[process] = self._open(process)
+        return self._clients[process]
+
+    def _open(self, process: int) -> Any:
+        import openai
+
+        from vlp_gym.prompting.bounded import BoundedClient, let_go
+
+        http = BoundedClient(timeout=None, headers={"Accept-Encoding": "gzip"})
+        weakref.finalize(self, let_go, process, http).atexit = False
+        # `_request` retries and ends requests, so that every one is counted and rate-limited.
+        return openai.AsyncOpenAI(
+            api_key=self._key, base_url=self._given_url, timeout=None, max_retries=0, http_client=http
+        )
 
     def _complete(self, content: Content) -> str:
         return self._request(content, self._options, _text)
@@ -125,23 +159,30 @@ class ChatClient(AskedChat):
         """Request a chat completion and `read` its first choice; `read` raises NoCompletion if it is malformed."""
         import openai
 
+        from vlp_gym.prompting.bounded import Refused, run
+
         messages = [{"role": "user", "content": [_part(part) for part in content]}]
+        left_s = self.deadline_s
         for attempt in range(self.max_retries + 1):
             self._limit.wait()
             leave_if_abandoned()
             self._count(requests=1, retries=int(attempt > 0))
+            started, limit_s = time.monotonic(), min(self.timeout_s, left_s)
             try:
-                completion = self._client.chat.completions.create(model=self.name, messages=messages, **options)
+                asked = self._client.chat.completions.create(model=self.name, messages=messages, **options)
+                completion = run(asked, limit_s)
                 self._count_tokens(completion)
                 return read(_first_choice(completion))
-            except (openai.OpenAIError, *NO_JSON) as error:
-                failure = diagnose(error, self.name, self.timeout_s, self._client.api_key)
+            except (openai.OpenAIError, Refused, asyncio.TimeoutError, *NO_JSON) as error:
+                failure = diagnose(error, self.name, limit_s, self._key)
+            left_s -= time.monotonic() - started
             wait_s = self._wait_s(attempt, failure.retry_after_s)
-            over = attempt == self.max_retries or wait_s > RETRY_AFTER_CAP_S
+            over = attempt == self.max_retries or wait_s > min(RETRY_AFTER_CAP_S, left_s)
             if over or not failure.passing:
                 # Outside the except block: the traceback must not show openai's exception, which may quote the key.
                 raise failure.error(self._describe(failure, attempt + 1))
             pause(wait_s)
+            left_s -= wait_s
         raise AssertionError("unreachable")
 
     def _count_tokens(self, completion: Any) -> None:
@@ -156,7 +197,7 @@ class ChatClient(AskedChat):
 
     def _describe(self, failure: Failure, requests: int) -> str:
         times = "" if requests == 1 else f", {requests} times"
-        return masked(f"{self.base_url} {failure.what}{times}; {failure.advice}", self._client.api_key)
+        return masked(f"{self.base_url} {failure.what}{times}; {failure.advice}", self._key)
 
 
 class RateLimit:
@@ -260,17 +301,14 @@ def _part(part: str | Image) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
-def _open(base_url: str | None, timeout_s: float) -> Any:
-    openai = import_extra("openai", "a chat endpoint needs the package openai", "prompt")
+def _key(base_url: str | None) -> str:
+    import_extra("openai", "a chat endpoint needs the package openai", "prompt")
     key = os.environ.get("OPENAI_API_KEY", "").strip()  # a key read from a file may end in a line break
     if not (key.isascii() and key.isprintable()):
         raise ValueError("OPENAI_API_KEY holds characters that no header may have; set it again")
-    if not key:
-        if not (base_url or os.environ.get("OPENAI_BASE_URL")):
-            raise ValueError(
-                "no chat endpoint is known: set OPENAI_API_KEY for OpenAI's, or OPENAI_BASE_URL (or base_url=...) for "
-                "another one"
-            )
-        key = "none"  # a private server needs none, but the package does
-    # `_request` retries, so that every request is counted and rate-limited.
-    return openai.OpenAI(api_key=key, base_url=base_url, timeout=timeout_s, max_retries=0)
+    if not key and not (base_url or os.environ.get("OPENAI_BASE_URL")):
+        raise ValueError(
+            "no chat endpoint is known: set OPENAI_API_KEY for OpenAI's, or OPENAI_BASE_URL (or base_url=...) for "
+            "another one"
+        )
+    return key or "none"  # a private server needs none, but the package does

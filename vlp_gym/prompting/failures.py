@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import email.utils
 import math
 import time
@@ -47,7 +48,12 @@ def diagnose(error: Exception, model: str, timeout_s: float, key: str) -> Failur
     """
     import openai
 
-    if isinstance(error, openai.APITimeoutError):  # first: it is also a connection error
+    from vlp_gym.prompting.bounded import Refused
+
+    for raised in (error, error.__cause__):  # some versions of openai raise a connection error from it
+        if isinstance(raised, Refused):
+            return Failure(_short(raised.what, key), raised.advice, passing=False)
+    if isinstance(error, (asyncio.TimeoutError, openai.APITimeoutError)):  # first: the latter is a connection error
         return Failure(
             f"did not answer within {timeout_s:g} s",
             "raise timeout_s for a slow model, or see whether the server is busy",

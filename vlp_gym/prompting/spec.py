@@ -26,6 +26,7 @@ _CLIENT: Options = {
     "base_url": str,
     "temperature": or_none(float),
     "timeout_s": float,
+    "deadline_s": float,
     "max_retries": int,
     "requests_per_minute": or_none(float),
     "prompt_price": float,
