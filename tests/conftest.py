@@ -14,7 +14,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import pytest
 import torch
 
-from vlp_gym.frames.rendering import choose_gl_backend
+from vlp_gym.frames.gl import choose_gl_backend
 
 choose_gl_backend()  # before anything imports mujoco
 torch.set_num_threads(1)

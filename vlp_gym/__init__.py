@@ -15,6 +15,9 @@ from __future__ import annotations
 
 import lazy_loader
 
+from vlp_gym.frames.gl import load_triton
+
+load_triton()  # before Mesa draws, or beside it
 __version__ = "0.1.0"
 
 __getattr__, _dir, _names = lazy_loader.attach_stub(__name__, __file__)

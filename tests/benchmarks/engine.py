@@ -25,7 +25,7 @@ from vlp_gym import VLPRewardWrapper, load_reward_model, make_metaworld
 from vlp_gym.engine import QueryEngine
 from vlp_gym.engine.tickets import Ticket
 from vlp_gym.engine.windows import window_indices
-from vlp_gym.frames.rendering import choose_gl_backend
+from vlp_gym.frames.gl import choose_gl_backend
 from vlp_gym.models.protocol import ContextualModel, RewardModel, Scores
 from vlp_gym.storage import write_atomic
 from vlp_gym.testing import PaintedEnv, PaintedModel

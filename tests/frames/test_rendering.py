@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
-import subprocess
-import sys
 
 import gymnasium as gym
 import numpy as np
@@ -24,7 +21,7 @@ def rank_correlation(a, b):
 
 @pytest.fixture(scope="module")
 def own_picture():
-    """By Gymnasium's viewer, which draws into whatever GL context is current: so before any other is made."""
+    """By Gymnasium's viewer."""
     env = gym.make("InvertedPendulum-v5", render_mode="rgb_array", width=80, height=64)
     env.reset(seed=0)
     picture = env.render()
@@ -170,22 +167,3 @@ def test_roll_camera_turns_the_picture():
     assert upright.any()
     assert (np.abs(turned[::-1, ::-1].astype(int) - upright).max(-1) > 8).mean() < 0.01  # but for edges
     assert (turned != upright).any()
-
-
-def test_an_optimizer_can_be_made_after_rendering():
-    """Mesa and Triton, which torch.optim imports, each bring an LLVM: in the wrong order the process dies."""
-    code = """
-from vlp_gym.frames.rendering import FastRenderer, choose_gl_backend
-choose_gl_backend()
-import mujoco, torch
-model = mujoco.MjModel.from_xml_string('<mujoco><worldbody><geom size="1"/></worldbody></mujoco>')
-data = mujoco.MjData(model)
-renderer = FastRenderer(model, 16, 16)
-mujoco.mj_forward(model, data)
-renderer.render(data)
-torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
-print("alive")
-renderer.close()
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
-    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr

@@ -68,7 +68,8 @@ def make_scene(scene: str, pixels: int) -> gym.Env[Any, Any]:
 
         return make_metaworld("button-press-v3", size=pixels)
     if scene == "gymnasium":
-        from vlp_gym.frames.rendering import FastRender, choose_gl_backend
+        from vlp_gym.frames.gl import choose_gl_backend
+        from vlp_gym.frames.rendering import FastRender
 
         choose_gl_backend()
         return FastRender(gym.make("Pusher-v5", render_mode="rgb_array", max_episode_steps=1000), pixels, pixels)

@@ -3,20 +3,15 @@
 Software rendering dominates the cost of a vision reward on a CPU. Meta-World's default scene spends its time on a
 4096-pixel shadow map, 4-sample anti-aliasing and reflections; Gymnasium's viewer also reads the depth buffer and
 allocates arrays on every call. `FastRenderer` does none of this, keeps one GL context, and reads straight into the
-caller's array.
+caller's array. The context that was current before is current again afterwards.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes.util
-import importlib
-import os
-import sys
 import weakref
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import gymnasium as gym
@@ -24,35 +19,13 @@ import numpy as np
 from gymnasium.error import ClosedEnvironmentError
 
 from vlp_gym.errors import import_extra
+from vlp_gym.frames.gl import choose_gl_backend, kept_context
 
 if TYPE_CHECKING:
     import mujoco
 
 Quality = Literal["fast", "default"]
 MAX_GEOMS = 2000
-
-
-def choose_gl_backend() -> None:
-    """Set ``MUJOCO_GL`` on a machine without a display, unless the user has; call before importing mujoco.
-
-    EGL if there is an NVIDIA GPU or no OSMesa (newer systems do not ship it), else OSMesa.
-    """
-    if "MUJOCO_GL" not in os.environ and "DISPLAY" not in os.environ:
-        egl = os.path.exists("/dev/nvidia0") or ctypes.util.find_library("OSMesa") is None
-        os.environ["MUJOCO_GL"] = "egl" if egl else "osmesa"
-    _load_triton_first()
-
-
-def _load_triton_first() -> None:
-    """Load Triton's LLVM before Mesa's; in the other order, the first ``torch.optim.Adam(...)`` crashes the process.
-
-    Both libraries bring an LLVM, and constructing an optimizer imports Triton. If Mesa's is already loaded, because
-    another package has rendered, importing Triton here would crash too, so nothing is done.
-    """
-    maps = Path("/proc/self/maps")
-    if "triton" not in sys.modules and maps.exists() and "libLLVM" not in maps.read_text():
-        with contextlib.suppress(ImportError):
-            importlib.import_module("triton")
 
 
 class FastRenderer:
@@ -101,14 +74,14 @@ class FastRenderer:
                     setattr(self._camera, name, value)
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, width)
         model.vis.global_.offheight = max(model.vis.global_.offheight, height)
-        with _fast_quality(model) if quality == "fast" else contextlib.nullcontext():
+        with kept_context(), _fast_quality(model) if quality == "fast" else contextlib.nullcontext():
             gl = mujoco.GLContext(width, height)
             gl.make_current()
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
             self._gl = gl
+            mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         # At exit, `__del__` is too late: MuJoCo's contexts complain, and EGL's must be freed before EGL.
         atexit.register(_close_if_alive, weakref.ref(self))
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=MAX_GEOMS)
         self._option = mujoco.MjvOption()
         self._perturb = mujoco.MjvPerturb()
@@ -127,12 +100,13 @@ class FastRenderer:
         """Render the state ``data`` into ``out``, uint8 ``[height, width, 3]``, top row first."""
         import mujoco
 
-        self._gl.make_current()
         mujoco.mjv_updateScene(
             self._model, data, self._option, self._perturb, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
         )
-        mujoco.mjr_render(self._viewport, self._scene, self._context)
-        mujoco.mjr_readPixels(self._bottom_up, None, self._viewport, self._context)
+        with kept_context():
+            self._gl.make_current()
+            mujoco.mjr_render(self._viewport, self._scene, self._context)
+            mujoco.mjr_readPixels(self._bottom_up, None, self._viewport, self._context)
         np.copyto(out, self._bottom_up[::-1])
 
     def render(self, data: mujoco.MjData) -> np.ndarray:
@@ -144,9 +118,10 @@ class FastRenderer:
     def close(self) -> None:
         """Free the GL context; a second call does nothing."""
         if self._gl is not None:
-            self._gl.make_current()  # else another context's buffers and textures would be freed
-            self._context.free()
-            self._gl.free()
+            with kept_context():
+                self._gl.make_current()  # else another context's buffers and textures would be freed
+                self._context.free()
+                self._gl.free()
             self._gl = None
 
     def __del__(self) -> None:

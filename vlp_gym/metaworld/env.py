@@ -9,7 +9,8 @@ import gymnasium as gym
 import numpy as np
 
 from vlp_gym.errors import import_extra
-from vlp_gym.frames.rendering import FastRender, Quality, choose_gl_backend, roll_camera
+from vlp_gym.frames.gl import choose_gl_backend
+from vlp_gym.frames.rendering import FastRender, Quality, roll_camera
 from vlp_gym.metaworld.splits import full_name
 
 CAMERA = "corner2"
