@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import unicodedata
 
@@ -17,11 +18,44 @@ def whole(message: str) -> str:
     return f"^{re.escape(message)}$"
 
 
-@pytest.mark.parametrize("blank", ["", " ", "\t\r\n", "\u00a0\u3000", "\u200b", "\ufeff \u2060", "\x07"])
+EMPTY = 'the instruction is empty; say what is to be done, such as "press the button"'
+
+
+def is_refused(text: str) -> bool:
+    with contextlib.suppress(InstructionError):
+        return not normalize_instruction(text)
+    with pytest.raises(InstructionError, match=whole(EMPTY)):
+        normalize_instruction(text)
+    return True
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\t\r\n", "\u00a0\u3000", "\u200b", "\ufeff \u2060", "\x07", "\u0301"])
 def test_an_instruction_without_a_visible_character_is_refused(blank: str) -> None:
-    message = 'the instruction is empty; say what is to be done, such as "press the button"'
-    with pytest.raises(InstructionError, match=whole(message)):
-        normalize_instruction(blank)
+    assert is_refused(blank)
+
+
+# https://www.unicode.org/Public/16.0.0/ucd/DerivedCoreProperties.txt, Default_Ignorable_Code_Point
+IGNORABLE = [
+    *(0xAD, 0x34F, 0x61C, 0x115F, 0x1160, 0x17B4, 0x17B5, *range(0x180B, 0x1810), *range(0x200B, 0x2010)),
+    *(*range(0x202A, 0x202F), *range(0x2060, 0x2070), 0x3164, *range(0xFE00, 0xFE10), 0xFEFF, 0xFFA0),
+    *(*range(0xFFF0, 0xFFF9), *range(0x1BCA0, 0x1BCA4), *range(0x1D173, 0x1D17B), *range(0xE0000, 0xE1000)),
+]
+BLANK_BY_NAME = re.compile(r"HANGUL .*FILLER|BRAILLE PATTERN BLANK|NULL NOTEHEAD|HIEROGLYPH (FULL|HALF) BLANK")
+
+
+def test_a_character_is_visible_unless_unicode_says_that_it_is_not() -> None:
+    """All 1.1 million of them, each as the whole instruction."""
+    never = {*IGNORABLE, *range(0xFDD0, 0xFDF0), *(plane << 16 | 0xFFFE | k for plane in range(17) for k in (0, 1))}
+    for code in (*range(1, 0xD800), *range(0xE000, 0x110000)):
+        character = chr(code)
+        category = unicodedata.category(character)
+        blank = code in never or category[0] in "ZM" or category in ("Cc", "Cf")
+        blank = blank or BLANK_BY_NAME.search(unicodedata.name(character, "")) is not None
+        # An older Python does not know the name of a blank that it has no name for.
+        if code not in (0x13441, 0x13442):
+            assert is_refused(character) == blank, hex(code)
+    assert is_refused("".join(map(chr, sorted(never))) + "\U00013441 \U00013442")
+    assert not is_refused("\u3164press\u2800")
 
 
 @pytest.mark.parametrize("thing", [None, 3, b"press the button", ["press the button"]])

@@ -75,8 +75,19 @@ def check_length(tokens: int, limit: int, *, truncate: bool) -> int:
     return min(tokens, limit)
 
 
+# Letters and symbols without a picture: Hangul fillers, blank Braille, a note without a head, blank hieroglyphs.
+_BLANK = frozenset("\u115f\u1160\u3164\uffa0\u2800\U0001d159\U00013441\U00013442")
+
+
 def _is_visible(character: str) -> bool:
-    # str.strip keeps zero-width characters (category Cf), so a blank instruction could pass as text.
-    # Cn and Co count as visible: an emoji newer than this Python's Unicode tables is unassigned.
-    category = unicodedata.category(character)
-    return category not in ("Cc", "Cf") and not category.startswith("Z")
+    """Whether it is a letter, number, mark of punctuation or symbol that is drawn.
+
+    White space, controls and format characters (zero width, soft hyphens, bidi controls, tags) are not, nor are
+    variation selectors and accents, which only change the character before them.
+    """
+    category, code = unicodedata.category(character), ord(character)
+    if category == "Cn":  # an emoji may be newer than this Python's tables; these are never drawn:
+        ignorable = code == 0x2065 or 0xFFF0 <= code <= 0xFFF8 or 0xE0000 <= code <= 0xE0FFF
+        noncharacter = code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF
+        return not (ignorable or noncharacter or character in _BLANK)
+    return (category[0] in "LNPS" or category == "Co") and character not in _BLANK

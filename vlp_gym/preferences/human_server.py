@@ -6,11 +6,15 @@ sites cannot label: the address contains a token that they do not know, and requ
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 import secrets
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
@@ -19,7 +23,10 @@ from typing import Any
 from vlp_gym.preferences.buffer import EQUAL, FIRST, SECOND, SKIP
 
 LABELS = {"left": FIRST, "right": SECOND, "equal": EQUAL, "skip": SKIP}
-MAX_BODY = 1024  # bytes of a request; a label takes about 50
+MAX_BODY = 1024  # bytes of a request's body; a label takes about 50
+MAX_REQUEST = 128 * 1024  # bytes of a request with its headers and what is read of a body that is too large
+MAX_CONNECTIONS = 64  # a browser opens about 6
+REQUEST_S, ANSWER_S = 10.0, 60.0  # for a request to come whole, and for its answer to be taken
 _KNOWN = "expected round and pair as numbers and label as left, right, equal, skip, undo or stop"
 
 
@@ -77,6 +84,7 @@ class LabelServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, instruction: str, port: int = 0) -> None:
+        self._until: dict[socket.socket, float] = {}  # open connections, oldest first, and when they are ended
         super().__init__(("127.0.0.1", port), _Handler)
         self.instruction = instruction
         self.round = Round(0, 0, lambda *_: b"")
@@ -91,15 +99,62 @@ class LabelServer(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
 
+    def process_request(self, request: Any, address: Any) -> None:
+        """Answer in a thread; with too many connections the oldest must go, so that nobody can keep the page away."""
+        if len(self._until) >= MAX_CONNECTIONS:
+            self._end(next(iter(self._until), request))
+        self.allow(request, REQUEST_S)
+        super().process_request(request, address)
+
+    def allow(self, connection: Any, seconds: float) -> None:
+        """End a connection after some seconds from now, however slowly it drips: a time-out would be for each read."""
+        self._until[connection] = time.monotonic() + seconds
+
+    def service_actions(self) -> None:
+        """Called a few times a second by `serve_forever`."""
+        now = time.monotonic()
+        for connection, until in list(self._until.items()):
+            if until < now:
+                self._end(connection)
+
+    def shutdown_request(self, request: Any) -> None:
+        """The end of each connection."""
+        self._until.pop(request, None)
+        super().shutdown_request(request)
+
+    def _end(self, connection: socket.socket) -> None:
+        self._until.pop(connection, None)
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)  # wakes its thread, which closes it
+
     def handle_error(self, request: Any, address: Any) -> None:
         """Print errors, except that a browser hung up."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, address)
 
 
+class _Beginning(io.RawIOBase):
+    """The first bytes of a stream, as if it ended there."""
+
+    def __init__(self, stream: Any, size: int) -> None:
+        self._stream, self._left = stream, size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read1(min(len(buffer), self._left))
+        self._left -= len(data)
+        buffer[: len(data)] = data
+        return len(data)
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: LabelServer
-    timeout = 10  # seconds for a request to come whole
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile = io.BufferedReader(_Beginning(self.rfile, MAX_REQUEST))
 
     def do_GET(self) -> None:
         path, asked = self._path(), self.server.round
@@ -160,6 +215,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, document.encode(), "application/json")
 
     def _answer(self, status: int, body: bytes, kind: str = "text/plain", cache: str = "no-store") -> None:
+        self.server.allow(self.connection, ANSWER_S)
         nonce = f"'nonce-{self.server.nonce}'"
         self.send_response(status)
         headers = {
