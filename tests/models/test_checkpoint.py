@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import tiny_model
@@ -112,7 +113,7 @@ def test_round_trip(folder: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
     assert state_bytes(loaded) == state_bytes(original)
     assert not loaded.training
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "config.json", "model.safetensors"]
     assert read_model_config(folder)["config"] == {"width": 4, "sizes": [1, 2]}
     live = Tiny()
     load_weights(live, folder)
@@ -177,7 +178,7 @@ def test_pretrained_methods(tmp_path: Path) -> None:
     assert state_bytes(loaded) == state_bytes(model)
     assert loaded.config["width"] == 5
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "README.md", "config.json", "model.safetensors", "notes.txt",
+        ".lock", "README.md", "config.json", "model.safetensors", "notes.txt",
     ]  # fmt: skip
     assert "library_name: vlp_gym" in (tmp_path / "README.md").read_text()
     (tmp_path / "README.md").write_text("my card")
@@ -196,13 +197,16 @@ def test_push_to_hub_uploads_the_same_files(monkeypatch: pytest.MonkeyPatch) -> 
         def create_repo(self, repo_id: str, **_: object) -> object:
             return type("Repo", (), {"repo_id": repo_id})()
 
-        def upload_folder(self, *, repo_id: str, folder_path: Path, **_: object) -> str:
-            uploaded[repo_id] = sorted(path.name for path in folder_path.iterdir())
+        def upload_folder(self, *, repo_id: str, folder_path: Path, ignore_patterns: list[str], **_: object) -> str:
+            names = [path.name for path in folder_path.iterdir()]
+            uploaded[repo_id] = sorted(filter_repo_objects(names, ignore_patterns=ignore_patterns))
             return "url"
 
     monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
     assert Tiny().push_to_hub("org/tiny") == "url"
     assert uploaded == {"org/tiny": ["README.md", "config.json", "model.safetensors"]}
+    Tiny().push_to_hub("org/tiny", ignore_patterns="*.json")
+    assert uploaded == {"org/tiny": ["README.md", "model.safetensors"]}
 
 
 # What happens to files (faults 53-57)
@@ -455,7 +459,7 @@ def test_disk_full_at_any_step_leaves_the_old_checkpoint(
     # The second rename is the commit: after it, the new checkpoint is the one that loads.
     assert state_bytes(load_checkpoint(Tiny, folder)) == (old if step < 2 else state_bytes(new))
     save_checkpoint(new, folder)
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "config.json", "model.safetensors"]
 
 
 def test_disk_full_while_bytes_are_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -470,7 +474,7 @@ def test_disk_full_while_bytes_are_written(folder: Path, monkeypatch: pytest.Mon
         save_checkpoint(Tiny(), folder)
     monkeypatch.undo()
     assert state_bytes(load_checkpoint(Tiny, folder)) == old
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "config.json", "model.safetensors"]
 
 
 def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

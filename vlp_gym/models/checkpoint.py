@@ -186,6 +186,12 @@ class CheckpointMixin(PyTorchModelHubMixin, library_name="vlp_gym", license="mit
             return self.push_to_hub(repo_id or folder.name, model_card_kwargs=model_card_kwargs, **push_to_hub_kwargs)
         return None
 
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:  # type: ignore[override]
+        """Upload the model, as the hub's own method does; the folder's lock stays behind."""
+        ignored = options.pop("ignore_patterns", None) or []
+        ignored = [ignored] if isinstance(ignored, str) else ignored
+        return super().push_to_hub(repo_id, ignore_patterns=[*ignored, ".lock"], **options)
+
     @classmethod
     def from_pretrained(  # type: ignore[override]  # the architecture comes from the checkpoint, not from arguments
         cls,
