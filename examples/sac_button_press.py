@@ -111,7 +111,10 @@ def main(options: Options) -> None:
 
     history = evaluation.history
     title, unit = f"“{options.instruction}”", "decisions of the agent"
-    plot_learning_curve({options.task: [history]}, out / "learning_curve.png", title=title, xlabel=unit)
+    best = (0.0, options.scale)
+    plot_learning_curve(
+        {options.task: [history]}, out / "learning_curve.png", title=title, xlabel=unit, reward_range=best
+    )
     film(options, model, agent, out / "final_policy.mp4")
     result = {
         "options": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()},
@@ -238,6 +241,7 @@ def first_look(options: Options, model: Any, path: Path) -> None:
         frames=frames,
         dashed=wrong,
         xlabel="decision of the agent",
+        reward_range=(0.0, options.scale),
     )
     print(f"first look at the reward: {path}")
 
@@ -248,7 +252,7 @@ def film(options: Options, model: Any, agent: SAC, path: Path) -> None:
         options, lambda observation, _: agent.predict(observation, deterministic=True)[0], model,
         options.instruction,
     )  # fmt: skip
-    overlay_video(frames, rewards, path, title=options.instruction)
+    overlay_video(frames, rewards, path, title=options.instruction, reward_range=(0.0, options.scale))
 
 
 if __name__ == "__main__":

@@ -156,3 +156,23 @@ def test_without_pyav(tmp_path, monkeypatch):
         MissingExtraError, match=r'^reading and writing videos needs PyAV: pip install "vlp_gym\[viz\]"$'
     ):
         read_video(tmp_path / "a.mp4")
+
+
+def test_dollars_in_a_sentence_are_no_mathematics(tmp_path):
+    frames = np.zeros((2, 32, 32, 3), np.uint8)
+    for suffix in ("gif", "mp4"):
+        overlay_video(frames, [0.0, 1.0], tmp_path / f"o.{suffix}", title="take the $5 cup (50% off), not the $10 " * 3)
+        assert (tmp_path / f"o.{suffix}").stat().st_size > 0
+
+
+def test_a_reward_that_never_leaves_0_does_not_fill_the_picture(tmp_path):
+    frames = np.zeros((2, 64, 64, 3), np.uint8)
+
+    def rows(**options):
+        overlay_video(frames, [0.0, 1e-4], tmp_path / "o.gif", **options)
+        image = read_video(tmp_path / "o.gif")[-1].astype(int)
+        wanted = [int(viz.COLOURS[0][k : k + 2], 16) for k in (1, 3, 5)]
+        return np.flatnonzero((np.abs(image - wanted).max(axis=-1) < 60).any(axis=1))
+
+    assert np.ptp(rows(reward_range=(0.0, 1.0))) < 10
+    assert np.ptp(rows()) > 40

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from typing import ClassVar
 
 import matplotlib
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 from vlp_gym import viz
 from vlp_gym.errors import MissingExtraError
+from vlp_gym.figures import DPI
 
 CURVES = {"expert": [0.0, 0.5, 1.0], "random": [0.0, 0.1, 0.0], "expert, wrong sentence": [0.0, 0.1, 0.2]}
 
@@ -112,6 +114,92 @@ class TestLearningCurve:
     def test_no_known_quantity(self, tmp_path):
         with pytest.raises(ValueError, match=r"^runs: expected rows with one of success, reward, got none$"):
             viz.plot_learning_curve({"a": [[{"step": 1.0}]]}, tmp_path / "learning.png")
+
+
+LONG = [f"{name}, a label that is so long that three of them are wider than the picture" for name in "abcdef"]
+EVALUATIONS = {name: [[{"step": s, "success": s / 4, "reward": s / 9} for s in range(4)]] for name in LONG}
+TASKS = [f"{name} " * 3 for name in LONG[:5]]
+RESULT = {
+    "tasks": TASKS, "mean": {"ivp": 0.5}, "per_task": {task: {"ivp": 0.5} for task in TASKS}, "split": "data",
+    "settings": {"model": "a model whose name is long " * 4},
+}  # fmt: skip
+
+
+class TestEverythingFits:
+    @pytest.mark.parametrize(
+        "draw",
+        [
+            lambda path: viz.plot_reward_curves({label: [0, 1] for label in LONG}, path, title=LONG[0] * 2),
+            lambda path: viz.plot_reward_curves({label: [0, 1] for label in LONG}, path, dashed=LONG[3:]),
+            lambda path: viz.plot_learning_curve(EVALUATIONS, path, title=LONG[0] * 2),
+            lambda path: viz.plot_learning_curve(EVALUATIONS, path, quantities={"success": "success"}),
+            lambda path: viz.plot_evaluation(RESULT, {"Preferences": {"ivp": "IVP"}}, path),
+        ],
+    )
+    def test_nothing_reaches_the_border(self, tmp_path, draw):
+        draw(tmp_path / "wide.png")
+        image = picture(tmp_path / "wide.png")
+        for border in (image[:, :2], image[:, -2:], image[:1], image[-1:]):
+            assert (border == 255).all()
+
+    def test_short_labels_stand_beside_each_other(self, tmp_path):
+        for name, labels in (("short", "abc"), ("long", LONG[:3])):
+            viz.plot_reward_curves({label: [0, 1] for label in labels}, tmp_path / f"{name}.png")
+        assert picture(tmp_path / "short.png").shape == (round(2.9 * DPI), round(7.2 * DPI), 3)
+        assert len(picture(tmp_path / "long.png")) > 2.9 * DPI + 40
+
+
+class TestOnePoint:
+    @pytest.mark.parametrize(
+        "draw",
+        [
+            lambda path: viz.plot_learning_curve({"a": [[{"step": 5, "success": 0.5}]]}, path),
+            lambda path: viz.plot_reward_curves({"a": [0.5]}, path),
+            lambda path: viz.plot_training([{"step": 5, "loss": 0.5}], path),
+        ],
+    )
+    def test_it_is_seen(self, tmp_path, draw):
+        draw(tmp_path / "one.png")
+        assert colours_near(picture(tmp_path / "one.png"), viz.COLOURS[0]) > 50
+
+
+class TestRewardRange:
+    """A reward that never leaves 0 must not fill the picture."""
+
+    HOPELESS: ClassVar = [{"step": k, "reward": 1e-4 * k} for k in range(9)]
+
+    @pytest.mark.parametrize(
+        ("draw", "flat"),
+        [
+            (lambda path, rows: viz.plot_learning_curve({"a": [rows]}, path), True),
+            (lambda path, rows: viz.plot_learning_curve({"a": [rows]}, path, reward_range=(-1.0, 1.0)), True),
+            (lambda path, rows: viz.plot_learning_curve({"a": [rows]}, path, reward_range=None), False),
+            (lambda path, rows: viz.plot_reward_curves({"a": [row["reward"] for row in rows]}, path), False),
+            (
+                lambda path, rows: viz.plot_reward_curves(
+                    {"a": [row["reward"] for row in rows]}, path, reward_range=(0, 1)
+                ),
+                True,
+            ),
+            (
+                lambda path, rows: viz.plot_reward_curves(
+                    {"a": [row["reward"] for row in rows]}, path, reward_range=(-np.inf, 0)
+                ),
+                False,
+            ),
+        ],
+    )
+    def test_the_axis(self, tmp_path, draw, flat):
+        draw(tmp_path / "curve.png", self.HOPELESS)
+        image = picture(tmp_path / "curve.png")
+        wanted = [int(viz.COLOURS[0][k : k + 2], 16) for k in (1, 3, 5)]
+        rows = np.flatnonzero((np.abs(image - wanted).max(axis=-1) < 12).any(axis=1))
+        assert np.ptp(rows) < 8 if flat else np.ptp(rows) > len(image) / 2
+
+    def test_what_is_beyond_it_is_shown(self, tmp_path):
+        viz.plot_reward_curves({"a": [-3.0, 5.0]}, tmp_path / "curve.png")
+        viz.plot_reward_curves({"a": [-3.0, 5.0]}, tmp_path / "same.png", reward_range=(0.0, 1.0))
+        assert (picture(tmp_path / "curve.png") == picture(tmp_path / "same.png")).all()
 
 
 class TestAttention:

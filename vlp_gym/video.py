@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -12,8 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vlp_gym.errors import DatasetError, import_extra
+from vlp_gym.figures import COLOURS, FAINT, new_figure, show_at_least, style
 from vlp_gym.storage import write_atomic
-from vlp_gym.viz import COLOURS, FAINT, new_figure, style
 
 MAX_FRAMES = 2_000
 MAX_PIXELS = 4096 * 2304  # per coded frame
@@ -84,6 +85,7 @@ def overlay_video(
     title: str = "",
     ylabel: str = "reward",
     height: int = 320,
+    reward_range: tuple[float, float] | None = None,
 ) -> None:
     """Write a video of a rollout with its growing reward curve beside it.
 
@@ -95,6 +97,7 @@ def overlay_video(
         title: above the curve, such as the instruction.
         ylabel: label of the curve's vertical axis.
         height: height of the video in pixels; odd ones are raised by 1.
+        reward_range: the vertical axis shows at least this; None fits it to the rewards.
 
     Raises:
         ValueError: lengths differ, there is no frame, or the file's suffix is another.
@@ -106,7 +109,7 @@ def overlay_video(
         raise ValueError(f"expected one reward for each frame, got {len(frames)} frames and rewards {values.shape}")
     if path.suffix not in (".mp4", ".gif"):
         raise ValueError(f"{path}: expected a file ending in .mp4 or .gif")
-    pictures = _with_curve(frames, values, height + height % 2, title, ylabel)
+    pictures = _with_curve(frames, values, height + height % 2, title, ylabel, reward_range)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, _encode_mp4(pictures, fps) if path.suffix == ".mp4" else _encode_gif(pictures, fps))
 
@@ -128,7 +131,12 @@ def _decode(container: Any, stream: Any, path: Path, max_pixels: int, longest_si
 
 
 def _with_curve(
-    frames: NDArray[np.uint8], values: NDArray[np.float64], height: int, title: str, ylabel: str
+    frames: NDArray[np.uint8],
+    values: NDArray[np.float64],
+    height: int,
+    title: str,
+    ylabel: str,
+    reward_range: tuple[float, float] | None,
 ) -> Iterator[NDArray[np.uint8]]:
     """Pictures, uint8 ``[height, width, 3]``, width even: the frame on the left, the curve so far on the right."""
     from PIL import Image
@@ -139,10 +147,11 @@ def _with_curve(
         figure = new_figure(panel_width / dpi, height / dpi, dpi=dpi)
         axes = figure.add_subplot()
         axes.set(xlabel="frame", ylabel=ylabel)
-        axes.set_title(title, wrap=True)
+        axes.set_title(textwrap.fill(title, max(1, 11 * panel_width // dpi)))  # wrap=True takes $ for mathematics
         margin = 0.06 * max(float(np.ptp(values)), 1e-3)
         axes.set_xlim(0, max(1, len(values) - 1))
         axes.set_ylim(min(0.0, values.min()) - margin, values.max() + margin)
+        show_at_least(axes, reward_range)
         axes.plot(values, color=FAINT, linewidth=1.4)  # the whole curve as a preview
         (line,) = axes.plot([], [], color=COLOURS[0], linewidth=2.2, animated=True)
         (dot,) = axes.plot([], [], "o", color=COLOURS[1], markersize=6, animated=True)

@@ -6,10 +6,8 @@ raises MissingExtraError without matplotlib.
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,44 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vlp_gym.errors import import_extra
-from vlp_gym.storage import write_atomic
+from vlp_gym.figures import COLOURS, GREY, INK, figure_file, fitting_legend, marker, matplotlib_package, show_at_least
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-# Okabe and Ito's palette, safe for colour-blind readers, without its yellow, which is too light for lines.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-INK, GREY, FAINT = "#222222", "#777777", "#E3E3E3"
-DPI = 160
-
-_STYLE = {
-    "text.parse_math": False,  # a sentence may hold two $
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 9,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": GREY,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": FAINT,
-    "grid.linewidth": 0.7,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "text.color": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "lines.linewidth": 1.8,
-    "lines.solid_capstyle": "round",
-}
 
 
 def plot_reward_curves(
@@ -68,6 +32,7 @@ def plot_reward_curves(
     frames: Mapping[str, NDArray[np.uint8]] | None = None,
     dashed: Sequence[str] = (),
     num_shown: int = 7,
+    reward_range: tuple[float, float] | None = None,
 ) -> None:
     """Plot reward curves over time, with a strip of frames below for each video.
 
@@ -82,6 +47,7 @@ def plot_reward_curves(
         dashed: labels of dashed curves; their colours start from the first one again, so that "expert" and
             "expert, wrong sentence" match if they are in the same order.
         num_shown: frames per strip.
+        reward_range: the vertical axis shows at least this; None fits it to the curves.
 
     Raises:
         ValueError: there is no curve.
@@ -100,12 +66,13 @@ def plot_reward_curves(
         for label, curve in curves.items():
             x = np.arange(len(np.asarray(curve))) if steps is None else np.asarray(steps[label])
             style: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.4} if label in dashed else {}
-            axes.plot(x, np.asarray(curve), color=colour[label], label=label, **style)
+            axes.plot(x, np.asarray(curve), color=colour[label], label=label, **marker(x), **style)
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.margins(x=0.01)
+        show_at_least(axes, reward_range)
         if len(curves) > 1:
             handles, columns = _legend_rows(axes, dashed)
-            axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=columns, handlelength=2.0)
+            fitting_legend(axes, handles, columns, loc="lower left", bbox_to_anchor=(-0.01, 1.0), handlelength=2.0)
         for row, (label, video) in enumerate(strips.items(), start=1):
             strip = figure.add_subplot(grid[row])
             _strip(strip, video, num_shown, colour.get(label, INK), label)
@@ -140,12 +107,15 @@ def plot_training(history: Sequence[Mapping[str, float]], path: str | Path, *, t
                 x, y = np.asarray(points, dtype=np.float64).T
                 if len(x) > 20:
                     axes.plot(x, y, color=colour, alpha=0.22, linewidth=0.8)
-                axes.plot(x, _smooth(y), color=colour, label=name)
+                axes.plot(x, _smooth(y), color=colour, label=name, **marker(x))
             name = group if len(quantities) > 1 or group in quantities else f"{group} {next(iter(quantities))}"
             axes.set(title=name.replace("_", " "), xlabel="step")
             axes.margins(x=0.01)
             if len(quantities) > 1:
-                axes.legend(ncols=1 + (len(quantities) > 4), handlelength=1.2, columnspacing=1.0)
+                handles = axes.get_legend_handles_labels()[0]
+                fitting_legend(
+                    axes, handles, [2, 1] if len(handles) > 4 else [1], width=2.4, handlelength=1.2, columnspacing=1.0
+                )
         for axes in panels[len(series) :]:
             axes.set_axis_off()
 
@@ -157,6 +127,7 @@ def plot_learning_curve(
     title: str = "",
     quantities: Mapping[str, str] | None = None,
     xlabel: str = "environment steps",
+    reward_range: tuple[float, float] | None = (0.0, 1.0),
 ) -> None:
     """Plot success and reward against environment steps: the mean over seeds and the range from worst to best.
 
@@ -166,6 +137,8 @@ def plot_learning_curve(
         title: text above the figure.
         xlabel: text at the horizontal axes.
         quantities: key in the rows -> title of its panel; "success" and "reward" by default. Missing ones are skipped.
+        reward_range: the axis of "reward" shows at least this: (0, 1) for the reward "progress", so that a curve that
+            never leaves 0 looks like one; None fits it to the data, for "delta" and "potential".
 
     Raises:
         ValueError: no row has one of the quantities.
@@ -175,27 +148,27 @@ def plot_learning_curve(
     panels = {key: name for key, name in wanted.items() if any(key in row for row in rows)}
     if not panels:
         raise ValueError(f"runs: expected rows with one of {', '.join(wanted)}, got none")
-    with figure_file(0.4 + 3.4 * len(panels), 2.8 + 0.2 * (len(runs) // 3), path, title=title) as figure:
+    with figure_file(0.4 + 3.4 * len(panels), 2.8, path, title=title) as figure:
         for axes, (key, name) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
             for (label, histories), colour in zip(runs.items(), cycle(COLOURS), strict=False):
                 x, curves = _align(histories, key)
                 if len(x) == 0:
                     continue
                 seeds = f" ({len(curves)} seeds)" if len(curves) > 1 else ""
-                axes.plot(x, curves.mean(axis=0), color=colour, label=label + seeds)
+                axes.plot(x, curves.mean(axis=0), color=colour, label=label + seeds, **marker(x))
                 if len(curves) > 1:
                     axes.fill_between(x, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.18, linewidth=0)
             axes.set(title=name, xlabel=xlabel)
             axes.xaxis.set_major_formatter(_thousands)
             axes.margins(x=0.01)
-            if key.startswith(("success", "label_accuracy")):
-                axes.set_ylim(-0.03, 1.03)
+            shares = key.startswith(("success", "label_accuracy"))
+            show_at_least(axes, (0.0, 1.0) if shares else reward_range if key == "reward" else None)
         if len(runs) > 1 or any(len(h) > 1 for h in runs.values()):
             lines: dict[str, Any] = {}
             for axes in figure.axes:  # a run may have no rows for one of the panels
                 handles, labels = axes.get_legend_handles_labels()
                 lines |= dict(zip(labels, handles, strict=True))
-            figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=min(3, len(runs)))
+            fitting_legend(figure, list(lines.values()), [3, 2, 1], loc="outside lower center")
 
 
 def plot_evaluation(
@@ -239,8 +212,8 @@ def plot_evaluation(
             axes.spines["left"].set_visible(False)
             axes.grid(visible=False, axis="y")
         if named:
-            handles, labels = panels[0].get_legend_handles_labels()
-            figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(tasks)), handletextpad=0.2)
+            handles = panels[0].get_legend_handles_labels()[0]
+            fitting_legend(figure, handles, [5, 4, 3, 2, 1], loc="outside lower center", handletextpad=0.2)
 
 
 def attention_overlay(frame: NDArray[np.uint8], attention: ArrayLike, *, opacity: float = 0.6) -> NDArray[np.uint8]:
@@ -260,7 +233,7 @@ def attention_overlay(frame: NDArray[np.uint8], attention: ArrayLike, *, opacity
     weights = np.asarray(attention, dtype=np.float64)
     if weights.ndim != 2 or not np.isfinite(weights).all():
         raise ValueError(f"attention: expected a finite [h, w] matrix, got shape {weights.shape}")
-    colormaps = _matplotlib().colormaps
+    colormaps = matplotlib_package().colormaps
     weights = _bilinear(weights - min(0.0, float(weights.min())), frame.shape[0], frame.shape[1])
     weights = weights / weights.max() if weights.max() > 0 else weights
     grey = (frame.astype(np.float64) @ [0.299, 0.587, 0.114])[..., None] * np.ones(3)
@@ -269,58 +242,21 @@ def attention_overlay(frame: NDArray[np.uint8], attention: ArrayLike, *, opacity
     return np.clip(grey * (1 - alpha) + colour * alpha, 0, 255).round().astype(np.uint8)
 
 
-# ---------------------------------------------------------------- shared with vlp_gym.video
-
-
-def _matplotlib() -> Any:
-    return import_extra("matplotlib", "drawing needs matplotlib", "viz")
-
-
-def new_figure(width: float, height: float, *, dpi: int = DPI) -> Figure:
-    """Make a figure with an Agg canvas, sizes in inches; draw on it within ``style()``."""
-    _matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def style() -> Any:
-    """Context in which new axes have this package's style."""
-    return _matplotlib().rc_context(_STYLE)
-
-
-@contextmanager
-def figure_file(width: float, height: float, path: str | Path, *, title: str = "") -> Iterator[Any]:
-    """Context of a figure in this package's style, sizes in inches; written to `path` unless the block raises."""
-    path = Path(path)
-    with style():
-        figure = new_figure(width, height)
-        yield figure
-        if title:
-            figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=path.suffix[1:] or "png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, buffer.getvalue())
-
-
 def _paired_colours(labels: Sequence[str], dashed: Sequence[str]) -> dict[str, str]:
     solid = [label for label in labels if label not in dashed]
     other = [label for label in labels if label in dashed]
     return {label: colour for group in (solid, other) for label, colour in zip(group, cycle(COLOURS), strict=False)}
 
 
-def _legend_rows(axes: Axes, dashed: Sequence[str]) -> tuple[list[Any], int]:
-    """Handles in the order in which columns fill, so that each dashed curve is below its solid one."""
+def _legend_rows(axes: Axes, dashed: Sequence[str]) -> tuple[list[Any], list[int]]:
+    """Handles, each dashed curve below its solid one, and the numbers of columns for which that holds."""
     handles, labels = axes.get_legend_handles_labels()
     solid = [handle for handle, label in zip(handles, labels, strict=True) if label not in dashed]
     other = [handle for handle in handles if handle not in solid]
     if len(solid) != len(other):
-        return handles, min(4, len(handles))
-    return [handle for pair in zip(solid, other, strict=True) for handle in pair], len(solid)
+        return handles, [4, 3, 2, 1]
+    pairs = [handle for pair in zip(solid, other, strict=True) for handle in pair]
+    return pairs, [columns for columns in range(len(solid), 0, -1) if len(solid) % columns == 0]
 
 
 def _strip(axes: Axes, video: NDArray[np.uint8], count: int, colour: str, label: str) -> None:

@@ -27,12 +27,12 @@ from tiny_qwen import tiny_qwen2_5
 
 from vlp_gym.data.shards import load_trajectories
 from vlp_gym.data.trajectory import Trajectory
+from vlp_gym.figures import COLOURS, figure_file
 from vlp_gym.metaworld.sentences import with_sentences
 from vlp_gym.models.spur import SPURModel
 from vlp_gym.storage import write_atomic
 from vlp_gym.training.loop import train
 from vlp_gym.training.recipes.spur import STRATEGIES, SPUROptions, SPURRecipe
-from vlp_gym.viz import COLOURS, figure_file
 
 EVALUATION_BATCHES = 16
 

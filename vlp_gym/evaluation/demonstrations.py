@@ -108,7 +108,7 @@ def summarize(rows: Sequence[dict[str, Any]], threshold: float) -> str:
 
 def plot_scores(rows: Sequence[dict[str, Any]], path: str | Path, *, threshold: float, title: str = "") -> None:
     """Plot the values over time by tier, and a histogram of the value-order correlation."""
-    from vlp_gym.viz import COLOURS, figure_file
+    from vlp_gym.figures import COLOURS, figure_file
 
     with figure_file(9.0, 3.6, path) as figure:
         over_time, ordered = figure.subplots(1, 2)

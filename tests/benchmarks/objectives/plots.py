@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tests.benchmarks.objectives.report import COMPARED, PUBLISHED
-from vlp_gym.viz import COLOURS, GREY, INK, figure_file
+from vlp_gym.figures import COLOURS, GREY, INK, figure_file
 
 _TITLES = {"consistency": "consistency with the true reward", "voc_spearman": "order of expert frames (VOC)"}
 
