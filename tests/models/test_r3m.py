@@ -20,15 +20,11 @@ from vlp_gym.testing import check_reward_model
 torchvision = pytest.importorskip("torchvision")
 transformers = pytest.importorskip("transformers")
 
-from tiny_clip import random_frames  # noqa: E402  # needs the line above
-
+from tests.tiny_bases import WORDS, write_tokenizer  # noqa: E402  # needs the lines above
+from tests.tiny_clip import random_frames  # noqa: E402
 from vlp_gym.models.r3m import R3MModel  # noqa: E402
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-WORDS = [
-    *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
-    *("press", "the", "button", "close", "door", "and", "then", "open", "drawer", ",", "please"),
-]
 SIZES = {
     "resnet": 18,
     "hidden": 24,
@@ -45,10 +41,7 @@ SENTENCES = ["press the button", "close the door and then open the drawer , plea
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A local folder with a tokenizer of 16 words."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    (folder / "vocab.txt").write_text("\n".join(WORDS))
-    transformers.DistilBertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
-    return str(folder)
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +148,8 @@ def test_instructions(tokenizer: str) -> None:
 
 def test_without_a_tokenizer(tokenizer: str) -> None:
     pattern = (
-        r"R3M's tokenizer 'nobody/nothing' could not be loaded, neither from a local folder nor from the hub: [\s\S]+\n"
-        "It is downloaded once and then cached; connect this machine once, or convert the checkpoint again with the "
+        r"nobody/nothing: R3M's tokenizer is neither in such a folder nor on the hub \(.+\)\. "
+        "It is downloaded once and then cached: connect this machine once, or convert the checkpoint again with the "
         'path of a folder that holds it as `tokenizer`. The model "vlp-compact" works offline.'
     )
     model = R3MModel(**SIZES, tokenizer="nobody/nothing")  # frames need none, nor does converting

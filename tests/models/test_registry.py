@@ -156,7 +156,10 @@ def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("no route to host\nmore")
 
     monkeypatch.setattr(checkpoint, "snapshot_download", download)
-    expected = "org/name: no such folder, and the hub did not deliver it (no route to host)"
+    expected = (
+        f"org/name: no such folder in {Path.cwd()}, and the hub delivered no model of this name (no route to host); "
+        "give the path of a folder, or connect this machine and check the name"
+    )
     with pytest.raises(CheckpointError, match=f"^{re.escape(expected)}$"):
         load_reward_model("org/name")
 

@@ -15,6 +15,7 @@ pytest.importorskip("transformers")
 import transformers
 
 from tests.own_code import with_own_code
+from tests.tiny_bases import WORDS, write_encoders
 from vlp_gym.engine.guard import GuardedModel
 from vlp_gym.errors import CheckpointError, InstructionError
 from vlp_gym.models.backbones.dino_minilm import DinoMiniLMBackbone
@@ -25,31 +26,12 @@ from vlp_gym.storage import read_pair
 from vlp_gym.testing import check_reward_model
 
 TINY = {"hidden": 16, "layers": 2, "heads": 2, "feed_forward": 24}
-WORDS = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "[MASK]",
-    *["press", "the", "button", "close", "door", "and", "then", "open", "drawer", "please", ","],
-]
 
 
 @pytest.fixture(scope="module")
 def encoders(tmp_path_factory):
     """Folders with a tiny DINOv2 and a tiny BERT with its tokenizer, as a download would leave them."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("encoders")
-    small = {"num_hidden_layers": 2, "num_attention_heads": 2}
-    vision = transformers.Dinov2Config(hidden_size=12, image_size=42, patch_size=14, **small)
-    transformers.Dinov2Model(vision).save_pretrained(folder / "dino")
-    language = transformers.BertConfig(
-        vocab_size=len(WORDS), hidden_size=10, intermediate_size=20, max_position_embeddings=14, **small
-    )
-    transformers.BertModel(language).save_pretrained(folder / "bert")
-    (folder / "vocab.txt").write_text("\n".join(WORDS))
-    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder / "bert")
-    return {"frame_encoder": str(folder / "dino"), "text_encoder": str(folder / "bert"), "frame_size": 28}
+    return write_encoders(tmp_path_factory.mktemp("encoders"))
 
 
 def small_model(seed=0, **options):

@@ -11,37 +11,14 @@ import torch
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402  # needs the lines above
-
-from tests.own_code import with_own_code  # noqa: E402
+from tests.own_code import with_own_code  # noqa: E402  # needs the lines above
+from tests.tiny_bases import SIGLIP_LENGTH as LENGTH  # noqa: E402
+from tests.tiny_bases import write_siglip as write_base  # noqa: E402
 from vlp_gym.errors import CheckpointError, InstructionError  # noqa: E402
 from vlp_gym.models.checkpoint import load_state  # noqa: E402
 from vlp_gym.models.registry import load_reward_model  # noqa: E402
 from vlp_gym.models.siglip2 import SigLIP2Model  # noqa: E402
 from vlp_gym.testing import check_reward_model  # noqa: E402
-
-WORDS = ["press", "the", "button", "close", "door", "and", "then", "open", "drawer", "please", "slowly"]
-LENGTH = 12
-SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-
-
-def write_base(folder, seed=0):
-    """A base as the hub would deliver it."""
-    torch.manual_seed(seed)
-    special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    text = {**SIZES, **special, "vocab_size": 32, "max_position_embeddings": LENGTH, "projection_size": 16}
-    vision = {**SIZES, "image_size": 32, "patch_size": 8}
-    model = transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=vision))
-    for weight in model.parameters():  # its own start leaves all frames nearly alike
-        torch.nn.init.normal_(weight, std=0.3)
-    model.save_pretrained(folder)
-    vocabulary = {word: row for row, word in enumerate(["<unk>", "<pad>", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>"
-    ).save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,8 @@ from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from torch import Tensor, nn
 
 from vlp_gym.errors import CheckpointError, reason
+from vlp_gym.models.budget import building
+from vlp_gym.models.config import check_config
 from vlp_gym.storage import read_document, read_pair, write_atomic, write_pair
 
 FORMAT_VERSION = 1
@@ -65,6 +67,7 @@ def save_checkpoint(
         state = {name: tensor.to(target) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     _check_finite(state, f"{type(model).__name__} was not saved")
     document = {"model_type": model.model_type, "format_version": FORMAT_VERSION, "config": stored_config(model)}
+    check_config(type(model), stored_config(model), f"{type(model).__name__} was not saved")
     write_pair(folder, document, state, stem="model")
     if card is not None:
         write_atomic(Path(folder) / "README.md", card.encode())
@@ -104,16 +107,12 @@ def load_checkpoint(model_class: type[ModelT], folder: str | Path, *, device: st
             f"{folder}: expected a model of type {expected_type!r} for {model_class.__name__}, got "
             f"{document['model_type']!r}; vlp_gym.load_reward_model finds the class by itself"
         )
+    check_config(model_class, document["config"], Path(folder) / "config.json")
     _, state = read_pair(folder, stem="model")
     _check_finite(state, str(folder))
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        try:
-            model = model_class(**document["config"])
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{folder}: its config does not fit {model_class.__name__} ({error})") from error
-    config: dict[str, Any] = model.config  # type: ignore[assignment]
-    if missing := config.keys() - document["config"].keys():
-        raise CheckpointError(f"{folder}: its config does not say {sorted(missing)}; it is of another vlp_gym")
+    numbers = sum(tensor.numel() for tensor in state.values())
+    with building(f"{folder}: its config does not fit {model_class.__name__}", numbers):
+        model = model_class(**document["config"])
     load_state(model, state, str(folder))
     return model.to(device).eval()
 
@@ -154,7 +153,7 @@ class CheckpointMixin(PyTorchModelHubMixin, library_name="vlp_gym", license="mit
         bound.apply_defaults()
         named = list(bound.arguments.items())[1:]
         model.__dict__["config"] = {
-            name: list(value) if isinstance(value, tuple) else value
+            name: list(value) if isinstance(value, tuple) else value.item() if isinstance(value, np.generic) else value
             for name, value in named
             if name not in cls.not_stored
         }
@@ -241,7 +240,10 @@ def fetch_folder(folder_or_id: str | Path, **download: Any) -> Path:
     try:
         folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES, **download))
     except Exception as error:  # httpx, requests, the hub's own and OSError, depending on the version and the network
-        raise CheckpointError(f"{name}: no such folder, and the hub did not deliver it ({reason(error)})") from error
+        raise CheckpointError(
+            f"{name}: no such folder in {Path.cwd()}, and the hub delivered no model of this name ({reason(error)}); "
+            "give the path of a folder, or connect this machine and check the name"
+        ) from error
     if missing := [file for file in _HUB_FILES if not (folder / file).is_file()]:
         raise CheckpointError(
             f"{name}: this hub repository has no {' and no '.join(missing)}; pickle files (.bin, .pt) are never loaded"

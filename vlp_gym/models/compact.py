@@ -28,6 +28,7 @@ from vlp_gym.models.backbones.hashed_words import HashedWords
 from vlp_gym.models.backbones.on_backbone import OnBackbone
 from vlp_gym.models.backbones.small import SmallBackbone
 from vlp_gym.models.checkpoint import CheckpointMixin
+from vlp_gym.models.config import Count, Factor, Pixels, Width
 from vlp_gym.models.protocol import History, Scores
 
 
@@ -84,16 +85,16 @@ class CompactRewardModel(OnBackbone, CheckpointMixin):
     def __init__(
         self,
         *,
-        window: int = 8,
+        window: Count = 8,
         history: History = "prefix",
-        image_size: int = 112,
-        channels: int = 128,
-        hidden: int = 160,
-        embedding: int = 96,
-        buckets: int = 4096,
-        quality_weight: float = 12.0,
-        motion_weight: float = 0.25,
-        relevance_shift: float = 0.0,
+        image_size: Pixels = 112,
+        channels: Width = 128,
+        hidden: Width = 160,
+        embedding: Width = 96,
+        buckets: Width = 4096,
+        quality_weight: Factor = 12.0,
+        motion_weight: Factor = 0.25,
+        relevance_shift: Factor = 0.0,
         truncate: bool = False,
     ) -> None:
         super().__init__()

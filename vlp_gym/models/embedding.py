@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vlp_gym.models.backbones.small import TOKEN_PIXELS, SmallBackbone
 from vlp_gym.models.checkpoint import CheckpointMixin
+from vlp_gym.models.config import Pixels, Width
 from vlp_gym.models.cosine import CosineModel
 
 
@@ -37,12 +38,12 @@ class EmbeddingModel(CosineModel, nn.Module, CheckpointMixin):
     def __init__(
         self,
         *,
-        image_size: int = 112,
-        channels: int = 128,
-        reduced: int = 32,
-        hidden: int = 256,
-        embedding: int = 128,
-        buckets: int = 4096,
+        image_size: Pixels = 112,
+        channels: Width = 128,
+        reduced: Width = 32,
+        hidden: Width = 256,
+        embedding: Width = 128,
+        buckets: Width = 4096,
         truncate: bool = False,
     ) -> None:
         super().__init__()

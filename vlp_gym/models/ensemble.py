@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor, nn
 
 from vlp_gym.models.checkpoint import CheckpointMixin
@@ -18,6 +19,7 @@ from vlp_gym.text import normalize_instruction
 
 Reduce = Literal["mean", "min"]
 QUANTILES = 101
+MAX_MEMBERS = 32
 MAX_TEXTS = 1_000  # cached sentences
 
 
@@ -52,7 +54,11 @@ class EnsembleModel(nn.Module, CheckpointMixin):
     preference_ranks: Tensor
 
     def __init__(
-        self, members: Sequence[str], reduce: Reduce = "mean", *, models: Sequence[RewardModel] | None = None
+        self,
+        members: Annotated[Sequence[str], Field(max_length=MAX_MEMBERS)],
+        reduce: Reduce = "mean",
+        *,
+        models: Sequence[RewardModel] | None = None,
     ) -> None:
         super().__init__()
         if reduce not in get_args(Reduce):

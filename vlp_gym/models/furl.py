@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from vlp_gym.models.checkpoint import CheckpointMixin
+from vlp_gym.models.config import Width
 from vlp_gym.models.cosine import CosineModel
 from vlp_gym.models.protocol import RewardModel, Scores, frame_scores
 from vlp_gym.objectives.furl import goal_ranking_loss, success_ranking_loss
@@ -46,7 +48,12 @@ class FuRLModel(CosineModel, nn.Module, CheckpointMixin):
 
     model_type = "furl"
 
-    def __init__(self, base: str | RewardModel, *, widths: Sequence[int] = (256, 64)) -> None:
+    def __init__(
+        self,
+        base: str | RewardModel,
+        *,
+        widths: Annotated[Sequence[Width], Field(min_length=1, max_length=64)] = (256, 64),
+    ) -> None:
         super().__init__()
         if isinstance(base, str):
             from vlp_gym.models.registry import load_reward_model

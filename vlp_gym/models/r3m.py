@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from vlp_gym.errors import CheckpointError, import_extra
-from vlp_gym.models.backbones.hub import mean_word
+from vlp_gym.models.backbones.hub import Pretrained, mean_word
 from vlp_gym.models.backbones.resnet import OnResNet, resnet_layers
 from vlp_gym.models.checkpoint import CheckpointMixin, load_state
+from vlp_gym.models.config import Count, Width
 from vlp_gym.models.protocol import History, Scores, frame_scores
 from vlp_gym.models.published.convert import without_prefix
 
+NEEDS = "R3M needs transformers"
 TOKENIZER = "distilbert-base-uncased"
 HEAD_DIM = 64  # width of DistilBERT's attention heads, at every model width
 _POSITION_IDS = "lang_enc.model.embeddings.position_ids"  # 0, 1, 2, ...; stored by some versions of transformers
@@ -51,20 +53,20 @@ class R3MModel(OnResNet, CheckpointMixin):
     def __init__(
         self,
         *,
-        resnet: int = 50,
-        hidden: int = 1024,
-        text_dim: int = 768,
-        text_layers: int = 6,
-        text_heads: int = 12,
-        text_hidden: int = 3072,
-        vocabulary: int = 30522,
-        text_length: int = 512,
+        resnet: Count = 50,
+        hidden: Width = 1024,
+        text_dim: Width = 768,
+        text_layers: Count = 6,
+        text_heads: Count = 12,
+        text_hidden: Width = 3072,
+        vocabulary: Width = 30522,
+        text_length: Width = 512,
         tokenizer: str = TOKENIZER,
         truncate: bool = False,
     ) -> None:
         super().__init__(resnet)
         self.truncate = truncate
-        transformers = import_extra("transformers", "R3M needs transformers", "vlm")
+        transformers = import_extra("transformers", NEEDS, "vlm")
         dim = self.convnet.fc.in_features
         self.convnet.fc = nn.Identity()
         distilbert = transformers.DistilBertConfig(
@@ -84,17 +86,14 @@ class R3MModel(OnResNet, CheckpointMixin):
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer; raises `CheckpointError` if it cannot be loaded."""
-        from transformers import AutoTokenizer
-
         name, words = self.config["tokenizer"], self.config["vocabulary"]
-        try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"R3M's tokenizer {name!r} could not be loaded, neither from a local folder nor from the hub: {error}\n"
-                "It is downloaded once and then cached; connect this machine once, or convert the checkpoint again "
-                'with the path of a folder that holds it as `tokenizer`. The model "vlp-compact" works offline.'
-            ) from error
+        tokenizer = Pretrained(
+            name,
+            NEEDS,
+            "R3M's {} is neither in such a folder nor on the hub",
+            "It is downloaded once and then cached: connect this machine once, or convert the checkpoint again with "
+            'the path of a folder that holds it as `tokenizer`. The model "vlp-compact" works offline.',
+        ).tokenizer()
         if len(tokenizer) > words:
             raise CheckpointError(
                 f"R3M's tokenizer {name!r} has {len(tokenizer)} words, the checkpoint's DistilBERT knows {words}"

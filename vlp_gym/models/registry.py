@@ -6,6 +6,7 @@ import difflib
 import os
 from collections.abc import Iterable
 from contextvars import ContextVar
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from pkgutil import resolve_name
@@ -64,8 +65,20 @@ _FAMILIES = {
 }
 
 _ON_ENDPOINTS = ("gvl", "rl-vlm-f", "topreward")
-_in_checkpoint: ContextVar[bool] = ContextVar("_in_checkpoint", default=False)
-"""Whether the model being loaded was named by a checkpoint, not by the user."""
+_MAX_NAMED = 64
+"""Models that a checkpoint may name, those that they name in turn included."""
+
+
+@dataclass
+class _Loading:
+    """The checkpoint folders being loaded, each named by the one before it, and the number of models named so far."""
+
+    folders: tuple[Path, ...] = ()
+    named: int = 0
+
+
+_loading: ContextVar[_Loading | None] = ContextVar("_loading", default=None)
+"""Set while a model is loaded that was named by a checkpoint, not by the user."""
 
 
 class ModelInfo(NamedTuple):
@@ -93,6 +106,12 @@ def load_reward_model(name: str | os.PathLike[str], *, device: str | torch.devic
     if not isinstance(name, (str, os.PathLike)):
         raise TypeError(f"name: expected a str or a path, got {type(name).__name__}")
     text = os.fspath(name)
+    if (loading := _loading.get()) is not None:
+        loading.named += 1
+        if loading.named > _MAX_NAMED:
+            raise CheckpointError(
+                f"{loading.folders[0]}: it names over {_MAX_NAMED} models, counted through all levels"
+            )
     if text in _SHIPPED:
         return load_folder(_shipped_folder(text), device=device)
     extensions = _entry_points()
@@ -100,7 +119,7 @@ def load_reward_model(name: str | os.PathLike[str], *, device: str | torch.devic
         return extensions[text].load()(device=device)
     family, colon, spec = text.partition(":")
     if colon and family in _FAMILIES:
-        if _in_checkpoint.get():
+        if loading is not None:
             check_storable([text])
         model: Any = resolve_name(_FAMILIES[family][0]).from_spec(spec)
         if isinstance(model, torch.nn.Module):
@@ -161,11 +180,17 @@ def load_folder(folder: str | Path, *, device: str | torch.device = "cpu") -> An
     model_type = read_model_config(folder)["model_type"]
     if model_type not in _CLASSES:
         raise CheckpointError(f"{folder}: expected a model_type of {sorted(_CLASSES)}, got {model_type!r}")
-    outer = _in_checkpoint.set(True)
+    loading = _loading.get() or _Loading()
+    outer, place = loading.folders, Path(folder).resolve()
+    if place in outer:
+        raise CheckpointError(f"{folder}: it is a part of itself, by the names in its config; nothing was loaded")
+    loading.folders = (*outer, place)
+    token = _loading.set(loading)
     try:
         return load_checkpoint(resolve_name(_CLASSES[model_type]), folder, device=device)
     finally:
-        _in_checkpoint.reset(outer)
+        loading.folders = outer
+        _loading.reset(token)
 
 
 def check_storable(names: Iterable[str]) -> None:

@@ -12,6 +12,7 @@ from vlp_gym.models.backbones.dino_minilm import FRAME_ENCODER, TEXT_ENCODER, Di
 from vlp_gym.models.backbones.on_backbone import OnBackbone
 from vlp_gym.models.backbones.small import SmallBackbone
 from vlp_gym.models.checkpoint import CheckpointMixin, load_state
+from vlp_gym.models.config import Count, Pixels, Probability, Width
 from vlp_gym.models.protocol import History, Scores
 from vlp_gym.models.published.convert import without_prefix
 
@@ -60,15 +61,15 @@ class ReWiNDModel(OnBackbone, CheckpointMixin):
         self,
         backbone: str = "dinov2+minilm",
         *,
-        window: int = 16,
-        hidden: int = 512,
-        layers: int = 4,
-        heads: int = 8,
-        feed_forward: int = 2048,
-        dropout: float = 0.1,
+        window: Count = 16,
+        hidden: Width = 512,
+        layers: Count = 4,
+        heads: Count = 8,
+        feed_forward: Width = 2048,
+        dropout: Probability = 0.1,
         from_first: bool = False,
-        frame_size: int | None = None,
-        channels: int = 128,
+        frame_size: Pixels | None = None,
+        channels: Width = 128,
         freeze_encoders: bool = False,
         frame_encoder: str = FRAME_ENCODER,
         text_encoder: str = TEXT_ENCODER,

@@ -6,16 +6,18 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from vlp_gym.errors import CheckpointError, DatasetError, InstructionError
 from vlp_gym.models.backbones.s3dg import MAX_WORDS, S3DG
 from vlp_gym.models.checkpoint import CheckpointMixin, load_state
+from vlp_gym.models.config import Count, Pixels, Width
 from vlp_gym.models.protocol import History, Scores
 from vlp_gym.models.raw_tokens import pixel_tokens
 from vlp_gym.text import check_length, normalize_instruction
@@ -58,13 +60,13 @@ class RoboCLIPModel(nn.Module, CheckpointMixin):
         self,
         vocabulary: Sequence[str],
         *,
-        window: int = 32,
-        frame_size: int = 224,
-        width: float = 1.0,
-        embedding: int = 512,
-        word_dim: int = 300,
-        text_hidden: int = 2048,
-        words: int | None = None,
+        window: Count = 32,
+        frame_size: Pixels = 224,
+        width: Annotated[float, Field(gt=0, le=64)] = 1.0,
+        embedding: Width = 512,
+        word_dim: Width = 300,
+        text_hidden: Width = 2048,
+        words: Width | None = None,
         truncate: bool = False,
     ) -> None:
         super().__init__()

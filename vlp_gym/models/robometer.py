@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from vlp_gym.errors import CheckpointError, import_extra
+from vlp_gym.models.backbones.hub import check_counts
 from vlp_gym.models.backbones.on_backbone import OnBackbone
 from vlp_gym.models.backbones.qwen_base import NEEDS, Precision, qwen
 from vlp_gym.models.backbones.qwen_vl import QwenVL, prediction_head
 from vlp_gym.models.checkpoint import CheckpointMixin, load_state
+from vlp_gym.models.config import Count, Pixels, Width
 from vlp_gym.models.protocol import History, Scores
 
 BASE = "Qwen/Qwen3-VL-4B-Instruct"
@@ -73,9 +75,9 @@ class RobometerModel(OnBackbone, CheckpointMixin):
         base: str = BASE,
         *,
         architecture: dict[str, Any] | None = None,
-        bins: int = 10,
-        window: int = 8,
-        frame_size: int = 224,
+        bins: Width = 10,
+        window: Count = 8,
+        frame_size: Pixels = 224,
         dtype: Precision = "float32",
         truncate: bool = False,
     ) -> None:
@@ -88,6 +90,7 @@ class RobometerModel(OnBackbone, CheckpointMixin):
             config = qwen(base).config("qwen3_vl")
             config.text_config.vocab_size = len(tokenizer)
         else:
+            check_counts(architecture)
             config = transformers.Qwen3VLConfig.from_dict(architecture)
         rows = config.text_config.vocab_size
         if rows < len(tokenizer):

@@ -13,6 +13,7 @@ from vlp_gym.errors import CheckpointError, import_extra
 from vlp_gym.frames.resize import resize_frames
 from vlp_gym.models.backbones.hub import Pretrained
 from vlp_gym.models.checkpoint import CheckpointMixin
+from vlp_gym.models.config import Factor, Width
 from vlp_gym.models.cosine import CosineModel
 from vlp_gym.text import check_length, normalize_sentence
 
@@ -43,7 +44,7 @@ class SigLIP2Model(CosineModel, nn.Module, CheckpointMixin):
 
     model_type = "siglip2-lora"
 
-    def __init__(self, *, base: str = BASE, rank: int = 16, alpha: float = 32, truncate: bool = False) -> None:
+    def __init__(self, *, base: str = BASE, rank: Width = 16, alpha: Factor = 32, truncate: bool = False) -> None:
         super().__init__()
         self.truncate = truncate
         peft = import_extra("peft", NEEDS, "vlm")

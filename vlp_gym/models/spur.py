@@ -12,6 +12,7 @@ from vlp_gym.models.backbones.on_backbone import OnBackbone
 from vlp_gym.models.backbones.qwen_base import Precision, load_base
 from vlp_gym.models.backbones.qwen_vl import Part, QwenVL, prediction_head
 from vlp_gym.models.checkpoint import CheckpointMixin
+from vlp_gym.models.config import Count, Pixels, Probability, Width
 from vlp_gym.models.protocol import History, Scores
 
 BASE = "Qwen/Qwen2.5-VL-3B-Instruct"
@@ -61,10 +62,10 @@ class SPURModel(OnBackbone, CheckpointMixin):
         self,
         base: str = BASE,
         *,
-        window: int = 16,
-        frame_size: int = 140,
-        lora_rank: int | None = 16,
-        dropout: float = 0.1,
+        window: Count = 16,
+        frame_size: Pixels = 140,
+        lora_rank: Width | None = 16,
+        dropout: Probability = 0.1,
         dtype: Precision = "float32",
         truncate: bool = False,
     ) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from vlp_gym.errors import InstructionError
 from vlp_gym.models.backbones.resnet import OnResNet, resnet_layers
 from vlp_gym.models.checkpoint import CheckpointMixin, load_state
+from vlp_gym.models.config import Count, Width
 from vlp_gym.models.goal_images import read_goal_image
 from vlp_gym.models.protocol import History, Scores, frame_scores
 from vlp_gym.models.published.convert import without_prefix
@@ -32,7 +33,7 @@ class VIPModel(OnResNet, CheckpointMixin):
     value_range = (-float("inf"), 0.0)
     needs_goal = True
 
-    def __init__(self, *, resnet: int = 50, dim: int = 1024) -> None:
+    def __init__(self, *, resnet: Count = 50, dim: Width = 1024) -> None:
         super().__init__(resnet, num_classes=dim)
 
     def encode_text(self, instructions: Sequence[str]) -> Tensor:

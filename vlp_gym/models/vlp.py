@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Annotated, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from vlp_gym.models.backbones.on_backbone import OnBackbone
 from vlp_gym.models.checkpoint import CheckpointMixin
+from vlp_gym.models.config import Count, Pixels, Probability, Width
 from vlp_gym.models.protocol import History, Scores
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """Encoder of frames and sentences as tokens; an ``nn.Module`` if it has weights.
 
@@ -76,13 +79,13 @@ class VLPModel(OnBackbone, CheckpointMixin):
         self,
         backbone: str | Backbone = "open_clip:ViT-B-16/openai",
         *,
-        window: int = 8,
-        self_attention_layers: int = 2,
-        heads: int = 16,
-        dropout: float = 0.1,
-        head: Sequence[int] = (512, 256),
+        window: Count = 8,
+        self_attention_layers: Annotated[int, Field(ge=0, le=4096)] = 2,
+        heads: Count = 16,
+        dropout: Probability = 0.1,
+        head: Annotated[Sequence[Width], Field(min_length=1, max_length=64)] = (512, 256),
         temporal_embedding: bool = False,
-        frame_size: int | None = None,
+        frame_size: Pixels | None = None,
         train_backbone: bool = False,
         truncate: bool = False,
     ) -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from vlp_gym.errors import CheckpointError, MissingExtraError, import_extra, reason
+from vlp_gym.models.budget import within
 from vlp_gym.text import check_length, normalize_sentence
+
+_MAX_COUNT = 10_000
 
 
 @dataclass(frozen=True)
@@ -51,14 +58,51 @@ class Pretrained:
     def _load(self, part: str, loader: str, **options: Any) -> Any:
         transformers = import_extra("transformers", self.needs, "vlm")
         try:
-            # False, not omitted: transformers would ask on the terminal whether to run the repository's code.
-            return getattr(transformers, loader).from_pretrained(self.name, trust_remote_code=False, **options)
+            _check_files(Path(self.name))
+            with contextlib.suppress(OSError):  # a tokenizer's folder may have none
+                check_counts(transformers.PretrainedConfig.get_config_dict(self.name)[0])
+            # A weight that its file lacks would be made at the size that the config says.
+            numbers = self._stored_bytes() // 2 if part == "weights" else 0
+            with within(numbers):
+                # False, not omitted: transformers would ask on the terminal whether to run the repository's code.
+                return getattr(transformers, loader).from_pretrained(self.name, trust_remote_code=False, **options)
         except ImportError as error:
             raise MissingExtraError(f'{self.name}: {error}; pip install "vlp_gym[vlm]"') from error
         except Exception as error:  # the hub's, the parsers' and OSError, depending on the version and the network
             raise CheckpointError(
                 f"{self.name}: {self.absent.format(part)} ({reason(error)}). {self.advice}"
             ) from error
+
+    def _stored_bytes(self) -> int:
+        """Size of its safetensors files, which are downloaded if need be."""
+        from transformers.utils.hub import cached_file
+
+        try:
+            names = {"model.safetensors"}
+            return sum(Path(str(cached_file(self.name, name))).stat().st_size for name in names)
+        except OSError:
+            index = Path(str(cached_file(self.name, "model.safetensors.index.json")))
+            names = set(json.loads(index.read_bytes())["weight_map"].values())
+            return sum(Path(str(cached_file(self.name, name))).stat().st_size for name in names)
+
+
+def check_counts(config: Any) -> None:
+    """Raise ValueError if the config of a `transformers` model counts anything, such as layers, beyond reason.
+
+    `transformers` makes lists of that length before any tensor.
+    """
+    parts = config.items() if isinstance(config, Mapping) else enumerate(config) if isinstance(config, list) else ()
+    for key, value in parts:
+        if isinstance(value, int) and value > _MAX_COUNT and re.search("layer|depth|num_|block", str(key)):
+            raise ValueError(f"{key}: expected at most {_MAX_COUNT}, got {value}")
+        check_counts(value)
+
+
+def _check_files(folder: Path) -> None:
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if not path.is_file() and not path.is_dir():  # reading a pipe or a device may never end
+                raise ValueError(f"{path.name} is no regular file")
 
 
 def mean_word(model: Any, tokenizer: Any, instructions: Sequence[str], limit: int, *, truncate: bool) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,8 +12,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from vlp_gym.errors import CheckpointError, MissingExtraError, import_extra
+from vlp_gym.models.budget import OverBudgetError, within
 from vlp_gym.models.pictures import per_channel, square_pictures
 from vlp_gym.text import check_length, normalize_sentence
+
+_ANY = 10**12  # numbers: the largest of open_clip's models, which it knows by name, has less
 
 
 class OpenClip(nn.Module):
@@ -159,19 +164,28 @@ def load_open_clip(name: str, pretrained: str | None, frame_size: int | None) ->
         raise ValueError(f"the ResNet tower of {name!r} takes frame_size={native} only, got {frame_size}")
 
     tag_config = {} if pretrained is None else open_clip.get_pretrained_cfg(name, pretrained)
+    if pretrained is None:
+        budget: Any = contextlib.nullcontext()  # that of the model around it
+    elif not is_file:
+        budget = within(_ANY)
+    elif Path(pretrained).is_file():  # a pipe or a device would never end
+        budget = within(Path(pretrained).stat().st_size // 2)
+    else:
+        raise CheckpointError(f"the weights {pretrained!r} do not load into {name!r}: no such file")
     try:
         tokenizer = open_clip.get_tokenizer(name)  # first: it fails fast
-        model = open_clip.create_model(
-            name,
-            pretrained,
-            force_image_size=frame_size,
-            # With OpenAI's weights and plain GELU open_clip only warns, and the features would be wrong.
-            force_quick_gelu=bool(tag_config.get("quick_gelu")),
-            require_pretrained=pretrained is not None,
-        )
+        with budget:
+            model = open_clip.create_model(
+                name,
+                pretrained,
+                force_image_size=frame_size,
+                # With OpenAI's weights and plain GELU open_clip only warns, and the features would be wrong.
+                force_quick_gelu=bool(tag_config.get("quick_gelu")),
+                require_pretrained=pretrained is not None,
+            )
     except ImportError as error:
         raise MissingExtraError(f"{name!r} needs another package: {error}") from error
-    except (RuntimeError, OSError, SafetensorError) as error:
+    except (RuntimeError, OSError, SafetensorError, OverBudgetError) as error:
         if is_file:
             raise CheckpointError(f"the weights {pretrained!r} do not load into {name!r}: {error}") from error
         raise CheckpointError(
