@@ -38,11 +38,16 @@ class Document(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            fault = error.errors(include_url=False, include_context=False)[0]
-            field = ".".join(map(str, fault["loc"])) or "the document"
-            raise CheckpointError(f"{where}: {field}: {_said(fault)}") from None
+            raise CheckpointError(f"{where}: {first_fault(error)}") from None
         except (RecursionError, OverflowError) as error:
             raise CheckpointError(f"{where}: not a document of this kind ({error})") from None
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first field that is wrong, what was expected there, and what came."""
+    fault = error.errors(include_url=False, include_context=False)[0]
+    field = ".".join(map(str, fault["loc"])) or "the document"
+    return f"{field}: {_said(fault)}"
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ def check_tensors(
 
 def listed(names: Iterable[str], limit: int = 8) -> str:
     """The first few names and the number of the others."""
-    shown = [repr(name)[1:-1][:100] for name in names]  # a name from a file may hold anything, at any length
+    shown = [repr(name)[1:-1][:200] for name in names]  # a name from a file may hold anything, at any length
     more = f" and {len(shown) - limit} more" if len(shown) > limit else ""
     return ", ".join(shown[:limit]) + more
 

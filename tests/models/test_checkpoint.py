@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import pickle
@@ -25,6 +24,7 @@ from hypothesis import strategies as st
 from tiny import tiny_model
 from torch import Tensor, nn
 
+from tests.mutations.resign import resign
 from vlp_gym import storage
 from vlp_gym.errors import CheckpointError
 from vlp_gym.models.checkpoint import (
@@ -77,15 +77,6 @@ class Renamed(Partial):
 
 def state_bytes(model: nn.Module) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in model.state_dict().items()}
-
-
-def resign(folder: Path, document: dict[str, object] | None = None, stem: str = "model") -> None:
-    """Make the hashes of a tampered folder true again: what is then refused is refused for its content."""
-    path = folder / ("config.json" if stem == "model" else f"{stem}.json")
-    document = document or json.loads(path.read_text())
-    rest = {key: value for key, value in document.items() if key not in ("sha256", "config_sha256")}
-    digest = hashlib.sha256((folder / f"{stem}.safetensors").read_bytes()).hexdigest()
-    path.write_text(json.dumps({**rest, "sha256": digest, "config_sha256": storage._document_hash(rest)}))
 
 
 def refused(folder: Path, message: str) -> None:
@@ -410,7 +401,7 @@ def test_wrong_class_and_wrong_arguments(folder: Path) -> None:
     with pytest.raises(CheckpointError, match=f"^{re.escape(expected)}$"):
         load_checkpoint(Tiny, folder)
     resign(folder, {**json.loads(path.read_text()), "config": {"width": 4, "sizes": [1], "widht": 4}})
-    with pytest.raises(CheckpointError, match=f"^{re.escape(f'{path}: a Tiny takes no {chr(39)}widht{chr(39)}')}$"):
+    with pytest.raises(CheckpointError, match=f"^{re.escape(str(path))}: config: widht: an unknown entry$"):
         load_checkpoint(Tiny, folder)
 
 
@@ -486,6 +477,7 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 KILLED = """
 import os, signal, sys
 import torch
+from tests.mutations.resign import resign
 from vlp_gym import storage
 
 folder = sys.argv[1]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vlp_gym.errors import CheckpointError, reason
 from vlp_gym.models.budget import building
 from vlp_gym.models.config import check_config
+from vlp_gym.schema import listed
 from vlp_gym.storage import read_document, read_pair, write_atomic, write_pair
 
 FORMAT_VERSION = 1
@@ -274,7 +275,7 @@ def stored_state(model: nn.Module) -> Mapping[str, Tensor]:
 def _check_finite(state: Mapping[str, Tensor], where: str) -> None:
     bad = [name for name, t in state.items() if t.is_floating_point() and not torch.isfinite(t.double()).all()]
     if bad:
-        raise CheckpointError(f"{where}: NaN or infinite weights in {_listed(bad)}")
+        raise CheckpointError(f"{where}: NaN or infinite weights in {listed(bad)}")
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
@@ -291,7 +292,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> Non
         ("", [f"{key} is {tuple(x.shape)} instead of {tuple(y.shape)}" for key, x, y in pairs if x.shape != y.shape]),
         ("", [f"{key} is {x.dtype} instead of {y.dtype}" for key, x, y in pairs if not _same_kind(x, y)]),
     ]
-    if found := "; ".join(fault + _listed(keys) for fault, keys in faults if keys):
+    if found := "; ".join(fault + listed(keys) for fault, keys in faults if keys):
         raise CheckpointError(f"{where}: made for another architecture than this {type(model).__name__}: {found}")
     cast = {name: state[name].to(tensor.dtype) for name, tensor in expected.items()}
     if isinstance(model, Restoring):
@@ -307,9 +308,3 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> Non
 
 def _same_kind(x: Tensor, y: Tensor) -> bool:
     return x.dtype == y.dtype or (x.is_floating_point() and y.is_floating_point())
-
-
-def _listed(names: list[str], limit: int = 8) -> str:
-    """The first few names and the number of the others."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

@@ -319,7 +319,8 @@ def test_where_the_tensors_lie(tiny: Tiny, tmp_path: Path) -> None:
         assert read_published(path, "roboclip").keys() == state.keys()
     save_file(state, tmp_path / "file.safetensors")
     folder = convert("roboclip", tmp_path / "file.safetensors", tmp_path / "out")
-    assert sorted(entry.name for entry in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    files = [".lock", "README.md", "config.json", "model.safetensors"]
+    assert sorted(entry.name for entry in folder.iterdir()) == files
     assert "`file.safetensors`" in (folder / "README.md").read_text()
 
 

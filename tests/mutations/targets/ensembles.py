@@ -20,7 +20,13 @@ def mutate(folder: Path, rng: np.random.Generator) -> str:
     families = folder.parent / "families"
     members = [str(family(families, name)) for name in ("compact", "embedding")]
     names = [*members * 3, *(str(folder / name) for name in "abc"), f"furl:{folder / 'b'}", "gvl:x", f"{folder}/../"]
-    names += [f"ensemble:mean|{members[0]}|{folder / 'b'}", "furl:" * 2000, "no-such/model", "\ud800", "clip:ViT-bigG-14"]
+    names += [
+        f"ensemble:mean|{members[0]}|{folder / 'b'}",
+        "furl:" * 2000,
+        "no-such/model",
+        "\ud800",
+        "clip:ViT-bigG-14",
+    ]
     said = []
     for name in "abc":
         shutil.copytree(family(families, "ensemble"), folder / name)
