@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
+import os
+import subprocess
+import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,17 +24,26 @@ from vlp_gym.storage import write_atomic
 MAX_FRAMES = 2_000
 MAX_PIXELS = 4096 * 2304  # per coded frame
 LONGEST_SIDE = 320  # pixels; frames are shrunk to this while decoding: 2,000 of them take at most 614 MB
-# Containers that hold their frames. Playlists (m3u8, concat, dash) would open other files and addresses.
-_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,apng,mpegts,ogg"
+PATIENCE = 15.0  # seconds of computing without a new frame, or four times as long asleep
+MEMORY = 384 * 2**20  # bytes for the decoder, of frames of MAX_PIXELS; with the frames that is less than 1 GiB
 
 
 def read_video(
     path: str | Path, *, max_frames: int = MAX_FRAMES, max_pixels: int = MAX_PIXELS, longest_side: int = LONGEST_SIDE
 ) -> NDArray[np.uint8]:
-    """Decode a video file within limits on time and memory.
+    """Decode a video file as a player shows it: turned as its display matrix says, with square pixels.
+
+    A process of its own decodes the file, within limits: 384 MiB of memory (more if `max_pixels` is raised), and 15
+    seconds of computing for each frame. Transparency is dropped, interlaced fields are not taken apart, and all frames
+    must have the size that the header says.
+
+    A file that was cut off is refused wherever its container tells its length or marks its end. Nothing tells that a
+    bare stream (MPEG, H.264, HEVC), a transport stream, or a live recording (mkv, webm, flv, fragmented mp4) was cut
+    exactly between two packets: the frames before the cut are read. Nor does a codec without checksums tell wrong bits.
 
     Args:
-        path: a local file: mp4, mov, mkv, webm, avi, gif, ts or ogv.
+        path: a local file: mp4, mov, mkv, webm, avi, flv, wmv, mpg, ts, ogv, gif, apng, or a bare MPEG, H.264 or HEVC
+            stream.
         max_frames: longer videos are refused.
         max_pixels: videos with more pixels per frame are refused before decoding.
         longest_side: larger frames are shrunk to this many pixels.
@@ -38,42 +52,20 @@ def read_video(
         uint8 ``[F, H, W, 3]``, RGB.
 
     Raises:
-        DatasetError: the file is missing, not a video, truncated, over the limits, or contradicts its header.
+        DatasetError: the file is missing, no video, truncated, damaged, over the limits, or contradicts its header.
         MissingExtraError: PyAV is not installed.
     """
-    av = _av()
+    _av()
     path = Path(path)
-    if not path.is_file():
-        raise DatasetError(f"{path}: expected a video file, found none")
-    options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
-    try:
-        with av.open(str(path.resolve()), options=options, metadata_errors="replace") as container:
-            if not container.streams.video:
-                raise DatasetError(f"{path}: expected a video, but it has no picture stream")
-            stream = container.streams.video[0]
-            if stream.codec_context is None:
-                raise DatasetError(f"{path}: cannot be decoded, no decoder for its pictures is known")
-            declared = stream.frames
-            if declared > max_frames:
-                raise DatasetError(f"{path}: {declared} frames, at most {max_frames} are read; cut or thin the video")
-            frames, count = None, 0
-            for frame in _decode(container, stream, path, max_pixels, longest_side):
-                if count == max_frames:
-                    raise DatasetError(f"{path}: more than {max_frames} frames; cut or thin the video")
-                if frames is None:  # untouched memory is not allocated
-                    frames = np.empty((max_frames, *frame.shape), np.uint8)
-                frames[count] = frame
-                count += 1
-            # With an audio stream, the container's duration may be that of the audio.
-            known = container.duration is not None and len(container.streams) == 1
-            expected = declared or round(known and container.duration / av.time_base * (stream.average_rate or 0))
-    except av.error.FFmpegError as error:
-        raise DatasetError(f"{path}: cannot be decoded, it is damaged or no video ({error.strerror})") from error
-    # An intact cut may lack two frames, or two per cent; a duration is less exact.
-    slack = max(2, expected // (50 if declared else 10))
-    if frames is None or count < expected - slack:
-        raise DatasetError(f"{path}: truncated, its header promises {expected} frames and {count} can be decoded")
-    return frames[:count]
+    memory = round(MEMORY * max(1.0, max_pixels / MAX_PIXELS))
+    limits: dict[str, float] = {"max_frames": max_frames, "max_pixels": max_pixels, "longest_side": longest_side}
+    limits |= {"memory": memory, "patience": PATIENCE}
+    pixels, shape = bytearray(), ()
+    with contextlib.closing(_decoded(path, limits)) as frames:
+        for frame in frames:
+            shape = frame.shape
+            pixels += np.ascontiguousarray(frame).data
+    return np.frombuffer(pixels, np.uint8).reshape(-1, *shape)
 
 
 def overlay_video(
@@ -114,20 +106,55 @@ def overlay_video(
     write_atomic(path, _encode_mp4(pictures, fps) if path.suffix == ".mp4" else _encode_gif(pictures, fps))
 
 
-def _decode(container: Any, stream: Any, path: Path, max_pixels: int, longest_side: int) -> Iterator[NDArray[np.uint8]]:
-    width, height = stream.codec_context.width, stream.codec_context.height
-    if width * height > max_pixels:
-        raise DatasetError(
-            f"{path}: frames of {width}x{height}, at most {max_pixels} pixels are read; shrink the video"
-        )
-    scale = min(1.0, longest_side / max(width, height, 1))
-    small = {"width": max(1, round(width * scale)), "height": max(1, round(height * scale))}
-    for count, frame in enumerate(container.decode(stream)):
-        if (frame.width, frame.height) != (width, height):
-            raise DatasetError(
-                f"{path}: frame {count} is {frame.width}x{frame.height}, but the header says {width}x{height}"
-            )
-        yield frame.to_ndarray(format="rgb24", **small)
+def _decoded(path: Path, limits: Mapping[str, float]) -> Generator[NDArray[np.uint8], None, None]:
+    """Frames as they come from the process that decodes them; it ends with this generator."""
+    from vlp_gym import video_decoder as decoder
+
+    if not os.path.isfile(path):  # reading a pipe or a device may never end
+        found = "something else" if os.path.lexists(path) else "none"
+        raise DatasetError(f"{path}: expected a video file, found {found}")
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be opened ({error.strerror})") from error
+    start = "import sys; sys.path[:] = sys.argv[2:]; from vlp_gym.video_decoder import main; main()"
+    command = [sys.executable, "-I", "-c", start, json.dumps(limits), *map(str, sys.path)]
+    # In a session of its own, Ctrl-C does not reach it: it is killed here, however this block is left.
+    with (
+        file,
+        subprocess.Popen(
+            command, stdin=file, stdout=subprocess.PIPE, pipesize=2**20, start_new_session=True
+        ) as process,
+    ):
+        assert process.stdout is not None
+        kind = b""
+        try:
+            while len(head := process.stdout.read(decoder.HEADER.size)) == decoder.HEADER.size:
+                kind, length, height, width, turn = decoder.HEADER.unpack(head)
+                data = process.stdout.read(length)
+                if kind == decoder.END:
+                    return
+                if kind == decoder.REFUSED:
+                    raise DatasetError(f"{path}: {data.decode()}")
+                if kind == decoder.FRAME and len(data) == length:
+                    rows = np.frombuffer(data, np.uint8).reshape(height, -1)  # padded at the right
+                    yield _turned(rows[:, : 3 * width].reshape(height, width, 3), turn)
+            code = process.wait()
+        finally:
+            process.kill()
+    if not kind:
+        raise RuntimeError(f"{path}: the process that decodes videos did not start, see above; it was {command}")
+    if -code in decoder.OUT_OF_TIME:
+        raise DatasetError(f"{path}: no new frame in {limits['patience']:g} s; it is damaged, or too costly to decode")
+    raise DatasetError(f"{path}: the decoder died of it (exit code {code}); it is damaged")
+
+
+def _turned(frame: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
+    from vlp_gym.video_decoder import MIRRORED, TRANSPOSED, UPSIDE_DOWN
+
+    frame = frame.transpose(1, 0, 2) if turn & TRANSPOSED else frame
+    frame = frame[::-1] if turn & UPSIDE_DOWN else frame
+    return frame[:, ::-1] if turn & MIRRORED else frame
 
 
 def _with_curve(
