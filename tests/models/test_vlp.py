@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from vlp_gym.engine.guard import GuardedModel
 from vlp_gym.errors import CheckpointError, InstructionError, MissingExtraError
 from vlp_gym.models.checkpoint import load_checkpoint, load_state, save_checkpoint, stored_config
-from vlp_gym.models.protocol import RewardModel
 from vlp_gym.models.vlp import VLPModel
+from vlp_gym.testing import check_reward_model
 
 open_clip = pytest.importorskip("open_clip")
 
@@ -262,7 +262,7 @@ def test_without_open_clip(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_it_is_a_reward_model(backbone: OpenClipBackbone) -> None:
     model = make_model(backbone)
-    assert isinstance(model, RewardModel)
+    check_reward_model(model)
     assert (model.window, model.history, model.frame_size) == (8, "prefix", (32, 32))
     scores = model.score(*encode(model))
     assert scores.preference.shape == (2,)

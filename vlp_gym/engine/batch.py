@@ -14,6 +14,7 @@ from vlp_gym.engine.guard import HEADS, GuardedModel, not_finite
 from vlp_gym.engine.tickets import UNSCORED, Answer, FrameScore, Request
 from vlp_gym.engine.token_cache import TokenCache
 from vlp_gym.engine.windows import window_indices
+from vlp_gym.models.ambient import usual_torch
 from vlp_gym.models.protocol import History, Scores
 
 
@@ -28,6 +29,7 @@ class _Queries:
         return str(first) if len(self.batch) == 1 else f"{len(self.batch)} queries, the first: {first}"
 
 
+@usual_torch()
 def answer_batch(
     model: GuardedModel, batch: Sequence[Request], window: int, history: History
 ) -> tuple[list[Answer], Tensor]:

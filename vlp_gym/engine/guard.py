@@ -8,13 +8,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from vlp_gym.errors import InstructionError, QueryError
+from vlp_gym.models.ambient import float_dtypes, usual_torch
 from vlp_gym.models.protocol import (
     AnchoredModel,
     ContextualModel,
@@ -27,11 +29,29 @@ from vlp_gym.models.protocol import (
 from vlp_gym.models.registry import place_model
 
 Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
 _training = attrgetter("training")
+
+
+def _asking(
+    method: Callable[Concatenate[GuardedModel, Arguments], Result],
+) -> Callable[Concatenate[GuardedModel, Arguments], Result]:
+    """A method that uses the model: without gradients, in eval mode, and with PyTorch as models expect it."""
+
+    @wraps(method)
+    def ask(self: GuardedModel, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with torch.inference_mode(), usual_torch(self.model):
+            if any(map(_training, self._modules)):  # somebody may have trained it, and dropout would be random rewards
+                self._modules[0].eval()
+            return method(self, *args, **kwargs)
+
+    return ask
 
 
 class GuardedModel:
     """Calls a `RewardModel` without gradients, in eval mode, in batches that fit, and checks what comes back.
+
+    What the process has set in PyTorch (default dtype and device, autocast) does not reach the model.
 
     Every method takes `where`, which names the env, episode and step, or the video, in the messages.
 
@@ -71,26 +91,23 @@ class GuardedModel:
         """Itself: a deep copy of an environment shares the model."""
         return self
 
-    @torch.inference_mode()
+    @_asking
     def encode_text(self, instructions: Sequence[str], *, where: object) -> Tensor:
         """Encode B checked instructions as tokens, ``[B, L, D]``."""
-        self._enter()
         with self._truncating():
             text = self._call(where, self.model.encode_text, instructions)
         return self._check(text, "encode_text", (len(instructions), None, None), "BLD", where)
 
-    @torch.inference_mode()
+    @_asking
     def encode_goals(self, frames: Tensor, *, where: object) -> Tensor:
         """Encode N pictures of goals, uint8 ``[N, H, W, 3]``, as text tokens, ``[N, L, D]``; of a `GoalModel`."""
-        self._enter()
         assert isinstance(self.model, GoalModel)
         text = self._call(where, self.model.encode_goals, frames.to(self.device))
         return self._check(text, "encode_goals", (len(frames), None, None), "NLD", where)
 
-    @torch.inference_mode()
+    @_asking
     def encode_frames(self, frames: Tensor, *, where: object) -> Tensor:
         """Encode frames, uint8 ``[N, H, W, 3]`` on any device, as tokens, ``[N, K, D]``."""
-        self._enter()
 
         def encode(frames: Tensor) -> Tensor:
             tokens = self._call(where, self.model.encode_frames, frames.to(self.device))
@@ -98,10 +115,9 @@ class GuardedModel:
 
         return _cat(self._batched(encode, [frames], where))
 
-    @torch.inference_mode()
+    @_asking
     def encode_in_context(self, frames: Tensor, first: Tensor, *, where: object) -> Tensor:
         """Frame tokens ``[N, K, D]`` beside those of the first frames, as ``[N, K', D']``; of a `ContextualModel`."""
-        self._enter()
         model: Any = self.model
 
         def encode(frames: Tensor, first: Tensor) -> Tensor:
@@ -110,7 +126,7 @@ class GuardedModel:
 
         return _cat(self._batched(encode, [frames, first], where))
 
-    @torch.inference_mode()
+    @_asking
     def score(
         self,
         frames: Tensor,
@@ -131,7 +147,6 @@ class GuardedModel:
             in_context: the frame tokens are those of `encode_in_context`.
             finite: refuse NaN and inf, in progress where the frame is real; False leaves that to the caller.
         """
-        self._enter()
         model: Any = self.model
         call = model.score_in_context if in_context else model.score
 
@@ -154,7 +169,7 @@ class GuardedModel:
                 check_finite(values, name, where)
         return scores
 
-    @torch.inference_mode()
+    @_asking
     def prefer(self, a: Tensor, b: Tensor, text: Tensor, *, where: object) -> Tensor:
         """P(a > b | text), ``[B]``: the head of a `PairwiseModel`, else Bradley-Terry on the preferences (VLP eq. 3).
 
@@ -168,7 +183,6 @@ class GuardedModel:
             whole = [torch.ones(side.shape[:2], dtype=torch.bool, device=self.device) for side in (a, b)]
             f, g = (self.score(side, text, mask, where=where) for side, mask in zip((a, b), whole, strict=True))
             return torch.sigmoid(f.preference - g.preference)
-        self._enter()
         model: Any = self.model
 
         def prefer(a: Tensor, b: Tensor, text: Tensor) -> Tensor:
@@ -183,6 +197,7 @@ class GuardedModel:
         """(P(a > b) + 1 - P(b > a)) / 2, ``[B]``: symmetric even where the head is not; arguments as in `prefer`."""
         return (self.prefer(a, b, text, where=where) + 1.0 - self.prefer(b, a, text, where=where)) / 2
 
+    @_asking
     def probe(self, text: Tensor) -> Scores:
         """Score one black frame under text tokens ``[L, D]``."""
         where = "first call, on a black frame"
@@ -190,18 +205,15 @@ class GuardedModel:
         mask = torch.ones((1, 1), dtype=torch.bool, device=self.device)
         return self.score(tokens[:, None], text[None], mask, where=where)
 
-    def _enter(self) -> None:
-        """Back to eval mode: somebody may have trained the model meanwhile, and dropout would make rewards random."""
-        if any(map(_training, self._modules)):
-            self._modules[0].eval()
-
     def _call(self, where: object, function: Callable[..., Result], *arguments: Any) -> Result:
         try:
             return function(*arguments)
         except (InstructionError, torch.cuda.OutOfMemoryError):
             raise
         except Exception as error:
-            raise QueryError(f"the reward model raised {type(error).__name__}: {error} ({where})") from error
+            others = float_dtypes(self.model) - {torch.float32} if isinstance(error, RuntimeError) else ()
+            cure = f"; its weights are {', '.join(sorted(map(str, others)))}, model.float() may help" if others else ""
+            raise QueryError(f"the reward model raised {type(error).__name__}: {error} ({where}){cure}") from error
 
     def _batched(self, function: Callable[..., Result], rows: Sequence[Tensor], where: object) -> list[Result]:
         """Apply `function` to at most `max_batch` rows at a time, and to half as many when memory runs out."""

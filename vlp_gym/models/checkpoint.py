@@ -14,6 +14,7 @@ from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from torch import Tensor, nn
 
 from vlp_gym.errors import CheckpointError, reason
+from vlp_gym.models.ambient import usual_torch
 from vlp_gym.models.budget import building
 from vlp_gym.models.config import check_config
 from vlp_gym.schema import listed
@@ -95,6 +96,8 @@ def read_model_config(folder: str | Path) -> dict[str, Any]:
     return document
 
 
+@torch.inference_mode(False)
+@usual_torch()
 def load_checkpoint(model_class: type[ModelT], folder: str | Path, *, device: str | torch.device = "cpu") -> ModelT:
     """Build a model from a folder of `save_checkpoint`, in eval mode; global random generators stay untouched.
 

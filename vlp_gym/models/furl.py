@@ -204,9 +204,9 @@ class _Pool:
         return min(self.total, self.capacity)
 
     def add(self, rows: Tensor) -> None:
-        if self.total == 0:
-            self.rows = torch.empty(self.capacity, *rows.shape[1:])  # untouched memory is not allocated
         rows = rows[-self.capacity :].float().cpu()
+        if self.total == 0:
+            self.rows = rows.new_empty(self.capacity, *rows.shape[1:])  # untouched memory is not allocated
         self.rows[(self.total + torch.arange(len(rows))) % self.capacity] = rows
         self.total += len(rows)
 

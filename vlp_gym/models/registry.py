@@ -16,6 +16,7 @@ import torch
 
 from vlp_gym.assets_path import asset_path
 from vlp_gym.errors import CheckpointError
+from vlp_gym.models.ambient import usual_torch
 from vlp_gym.models.checkpoint import fetch_folder, is_hub_id, load_checkpoint, read_model_config
 from vlp_gym.models.protocol import RewardModel
 
@@ -89,6 +90,8 @@ class ModelInfo(NamedTuple):
     description: str
 
 
+@torch.inference_mode(False)
+@usual_torch()
 def load_reward_model(name: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> RewardModel:
     """Load a reward model, in eval mode.
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import random
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import gymnasium as gym
@@ -16,6 +17,7 @@ import torch
 from gymnasium.error import ResetNeeded
 from torch import Tensor
 
+from vlp_gym.engine.guard import GuardedModel
 from vlp_gym.models.protocol import ContextualModel, RewardModel, Scores, value_range
 
 SENTENCES = ("press the button", "close the door and then open the drawer, please")
@@ -25,7 +27,8 @@ def check_reward_model(model: RewardModel, *, instructions: tuple[str, str] = SE
     """Check that a model fulfils `RewardModel`, with random frames and a few forward passes.
 
     Checks shapes, dtypes and ranges; that scores repeat and global random generators stay untouched; that inputs are
-    not modified; and that padding of frames and text and other rows of a batch have no influence.
+    not modified; that padding of frames and text and other rows of a batch have no influence; and that the wrapper gets
+    the same scores whatever default dtype, default device or autocast the process has set.
 
     Args:
         model: any reward model; a module is put into eval mode and stays on its device.
@@ -53,6 +56,7 @@ def check_reward_model(model: RewardModel, *, instructions: tuple[str, str] = SE
         tokens = _check_encode_frames(model, pixels, atol)
         text = _check_encode_text(model, instructions)
         _check_score(model, tokens, text, instructions[0], atol)
+    _check_ambient(model, pixels, instructions, atol)
     assert before == _random_states(), "the model drew from a global random generator"
 
 
@@ -118,6 +122,41 @@ def _check_score(model: RewardModel, tokens: Tensor, text: Tensor, instruction: 
             _check_close(values, heads[name], atol, f"{name} of score_in_context differs from that of score")
     for name, values in _heads(model.score(window[:, :1], text, mask[:, :1])).items():
         assert values.isfinite().all(), f"{name} is NaN or inf for a window of one frame"
+
+
+def _check_ambient(model: RewardModel, pixels: Tensor, instructions: tuple[str, str], atol: float) -> None:
+    guard = GuardedModel(model)
+
+    def ask() -> dict[str, Tensor]:
+        tokens = guard.encode_frames(pixels, where="check")
+        text = guard.encode_text(list(instructions), where="check")
+        window = tokens[None].expand(2, *tokens.shape)
+        mask = torch.ones(window.shape[:2], dtype=torch.bool, device=tokens.device)
+        return _heads(guard.score(window, text, mask, where="check"))
+
+    usual = ask()
+    for name, setting in AMBIENT.items():
+        with setting():
+            heads = ask()
+        for head, values in heads.items():
+            _check_close(values, usual[head], atol, f"{head} depends on {name} of the process")
+
+
+@contextmanager
+def _default_dtype() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+AMBIENT: dict[str, Callable[[], Any]] = {
+    "the default dtype": _default_dtype,
+    "the default device": lambda: torch.device("meta"),
+    "the autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+}
 
 
 def check_wrapper(env: gym.Env[Any, Any], *, steps: int = 20, seed: int = 0) -> None:
