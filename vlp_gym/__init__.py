@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import lazy_loader
 
-from vlp_gym.frames.gl import load_triton
+from vlp_gym.process import load_triton, survive_fork
 
-load_triton()  # before Mesa draws, or beside it
+load_triton()
+survive_fork()
+
 __version__ = "0.1.0"
 
 __getattr__, _dir, _names = lazy_loader.attach_stub(__name__, __file__)

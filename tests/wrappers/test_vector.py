@@ -33,6 +33,7 @@ from vlp_gym.engine import QueryEngine
 from vlp_gym.errors import FrameError, InstructionError, QueryError, VLPError
 from vlp_gym.testing import FaultyEnv, FaultyModel, PaintedEnv, PaintedModel, painted_value
 from vlp_gym.wrappers import VLPVectorRewardWrapper, capture_frames
+from vlp_gym.wrappers.capture import FrameCapture
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
@@ -360,6 +361,29 @@ def test_a_killed_worker_is_an_error_at_once(sleeping):  # fault 17
     env.close()
     env.env.close()
     del env
+    assert belongings() == before
+
+
+@pytest.mark.parametrize("call", ["frame_shape", "attach_frames", "detach_frames"])
+def test_a_worker_killed_while_memory_is_shared(call, monkeypatch):  # fault 17
+    """With "fork" another worker holds the dead one's end of the pipe, so that nothing ends a read."""
+    before = belongings()
+    method = getattr(FrameCapture, call)
+
+    def die(self, *arguments):
+        if self._index == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return method(self, *arguments)
+
+    monkeypatch.setattr(FrameCapture, call, die)
+    venv = vector([partial(PaintedEnv, env=index) for index in range(3)], "workers")
+    with pytest.raises(VLPError, match=r"^these env workers have died: 1 \(exit code -9\); the others were stopped, "):  # noqa: PT012 (where depends on the call)
+        env = VLPVectorRewardWrapper(venv, SENTENCE, PaintedModel())
+        env.reset()
+    assert not any(process.is_alive() for process in venv.processes)
+    env = None
+    venv.close()
+    del venv
     assert belongings() == before
 
 

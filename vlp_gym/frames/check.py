@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlp_gym.errors import FrameError
+from vlp_gym.process import end_by_sigterm
 
 RenderFn: TypeAlias = Callable[[Any], "NDArray[np.uint8]"]
 
@@ -27,6 +28,7 @@ def check_cameras(env: Any, render_fn: RenderFn | Sequence[RenderFn] | None) -> 
     Raises:
         ValueError: it does not render arrays, or `render_fn` is not a function or several.
     """
+    end_by_sigterm()
     if render_fn is None:
         if env.render_mode != "rgb_array":
             raise ValueError(

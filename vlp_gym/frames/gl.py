@@ -1,13 +1,11 @@
-"""OpenGL in a process that others draw in too: its library, its context, its LLVM."""
+"""OpenGL in a process that others draw in too: which library draws, and which context is current."""
 
 from __future__ import annotations
 
 import ctypes.util
-import importlib.util
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -19,19 +17,6 @@ def choose_gl_backend() -> None:
     if "MUJOCO_GL" not in os.environ and "DISPLAY" not in os.environ:
         egl = os.path.exists("/dev/nvidia0") or ctypes.util.find_library("OSMesa") is None
         os.environ["MUJOCO_GL"] = "egl" if egl else "osmesa"
-
-
-def load_triton() -> None:
-    """Load Triton's library so that it uses its own LLVM, whether or not Mesa has loaded another one.
-
-    The first ``torch.optim.Adam(...)`` imports Triton. If Mesa (OSMesa, EGL) has drawn before, the names in Triton's
-    library would lead to Mesa's LLVM, which crashes the process. What is loaded here is what Python finds later.
-    """
-    spec = importlib.util.find_spec("triton")
-    for folder in (spec and spec.submodule_search_locations) or ():
-        for library in Path(folder, "_C").glob("libtriton*.so"):
-            with suppress(OSError):  # Triton's own import says better what is wrong with it
-                ctypes.CDLL(str(library), mode=os.RTLD_NOW | os.RTLD_LOCAL | getattr(os, "RTLD_DEEPBIND", 0))
 
 
 @contextmanager

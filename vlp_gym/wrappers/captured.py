@@ -72,7 +72,9 @@ class CapturedRewards(Streaming):
         sentences: list[Any] = list(instruction) if isinstance(instruction, (list, tuple)) else [instruction] * num_envs
         if len(sentences) != num_envs:
             raise ValueError(f"expected one instruction, or one for each of {num_envs} envs, got {len(sentences)}")
-        places = list(call("detach_frames"))
+        self._workers = Workers(venv)
+        with self._workers.guard(), self._workers.watch():
+            places = list(call("detach_frames"))
         if places != list(range(num_envs)):
             raise ValueError(
                 f"expected sub-environments from one call of capture_frames, in its order, got the places {places}"
@@ -80,7 +82,7 @@ class CapturedRewards(Streaming):
         if options.get("terminate_on_success") or (isinstance(reward, Shaping) and reward.terminate_on_success):
             raise ValueError("terminate_on_success needs an environment that is reset by us; use VLPRewardWrapper")
         self._stream = make_stream(sentences, model, reward, **options)
-        self._call, self._workers = call, Workers(venv)
+        self._call = call
         self._block: FrameBlock | None = None
         self._running = np.zeros(num_envs, np.bool_)
         self._closed = False
@@ -222,11 +224,12 @@ class CapturedRewards(Streaming):
 
     def _attach(self) -> None:
         """Share memory with the sub-environments: only now is it known how large their frames are."""
-        views = next(shape for shape in self._call("frame_shape") if shape is not None)
-        shape = (len(self._stream), *views)
-        with frame_file(shape) as path:
-            block = FrameBlock(path, shape)
-            self._call("attach_frames", path, shape, self._stream.every)
+        with self._workers.watch():
+            views = next(shape for shape in self._call("frame_shape") if shape is not None)
+            shape = (len(self._stream), *views)
+            with frame_file(shape) as path:
+                block = FrameBlock(path, shape)
+                self._call("attach_frames", path, shape, self._stream.every)
         self._block = block
 
 

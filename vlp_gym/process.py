@@ -1,0 +1,52 @@
+"""What libraries in one process break for each other, and how it is set right; nothing heavy is imported."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+
+def load_triton() -> None:
+    """Load Triton's library so that it uses its own LLVM, whether or not Mesa has loaded another one.
+
+    The first ``torch.optim.Adam(...)`` imports Triton. If Mesa (OSMesa, EGL) has drawn before, the names in Triton's
+    library would lead to Mesa's LLVM, which crashes the process. What is loaded here is what Python finds later.
+    """
+    spec = importlib.util.find_spec("triton")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        for library in Path(folder, "_C").glob("libtriton*.so"):
+            with suppress(OSError):  # Triton's own import says better what is wrong with it
+                ctypes.CDLL(str(library), mode=os.RTLD_NOW | os.RTLD_LOCAL | getattr(os, "RTLD_DEEPBIND", 0))
+
+
+def survive_fork() -> None:
+    """From now on a forked child has one torch thread.
+
+    It inherits PyTorch's pool without the pool's threads: with more than one thread, it would wait for them for ever.
+    """
+    os.register_at_fork(after_in_child=_one_thread)
+
+
+def _one_thread() -> None:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+
+
+def end_by_sigterm() -> None:
+    """In a worker process: SIGTERM ends it, also once pygame draws there.
+
+    SDL catches SIGTERM where nobody does. A process that ends by an exception sends it to its workers and waits for
+    them: it would wait for ever.
+    """
+    if multiprocessing.parent_process() is not None and threading.current_thread() is threading.main_thread():
+        os.environ["SDL_NO_SIGNAL_HANDLERS"] = "1"  # read when SDL starts
+        if signal.getsignal(signal.SIGTERM) in (None, signal.SIG_DFL):  # nobody's in Python; it may be SDL's already
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
