@@ -150,6 +150,11 @@ class TestErrors:
             (["--near-miss", "-1"], "--near-miss: expected at least 0, got -1"),
             (["--stride", "0"], "--stride: expected at least 1, got 0"),
             (["--size", "8"], "--size: expected 16 to 1024 pixels, got 8"),
+            (
+                ["--size", "1024", "--stride", "1"],
+                "--size 1024 with --stride 1: expected at most 128 megapixels in the frames of a rollout, got up to "
+                "316; lower --size or raise --stride",
+            ),
             (["--varied-share", "1.5"], "--varied-share: expected 0 to 1, got 1.5"),
             (["--workers", "0"], "--workers: expected at least 1, got 0"),
             (["--agent", "1", "--agent-model", "nobody"], "unknown reward model 'nobody'"),

@@ -13,7 +13,7 @@ pytest.importorskip("datasets")
 
 from rollouts import painted, painted_tasks, write_tasks, write_version_1
 
-from vlp_gym.data import shards
+from vlp_gym.data import check, shards
 from vlp_gym.data.shards import (
     decode_trajectory,
     encode_trajectory,
@@ -183,7 +183,7 @@ class TestFaults:
         row = encode_trajectory(painted("push-v3", "expert", 7))
         row["frames"][3]["bytes"] = b"no picture"
         with pytest.raises(
-            DatasetError, match=r"^push-v3/expert/7: a frame cannot be decoded \(.*\); collect this shard"
+            DatasetError, match=r"^push-v3/expert/7: frame 3 cannot be decoded \(.*\); collect this shard again$"
         ):
             decode_trajectory(row)
 
@@ -191,7 +191,7 @@ class TestFaults:
         row = encode_trajectory(painted("push-v3", "expert", 7))
         row["frames"][3]["bytes"] = row["frames"][3]["bytes"][:-40]
         with pytest.raises(
-            DatasetError, match=r"^push-v3/expert/7: a frame cannot be decoded \(.*\); collect this shard"
+            DatasetError, match=r"^push-v3/expert/7: frame 3 cannot be decoded \(.*\); collect this shard again$"
         ):
             decode_trajectory(row)
 
@@ -246,8 +246,8 @@ class TestFaults:
         with pytest.raises(DatasetError) as caught:
             write_shard([full(variants={"poem": ("o towel",)})], shard_path(tmp_path, "fold the towel", "expert"))
         assert str(caught.value) == (
-            "task fold the towel, expert, seed 0: expected variants of phrase, description, right_colour, "
-            "wrong_colour, got ['poem']"
+            "fold the towel/expert/0: expected variants of phrase, description, right_colour, wrong_colour, "
+            "got ['poem']"
         )
 
     def test_a_newer_version_is_refused(self, tmp_path, monkeypatch):
@@ -257,7 +257,7 @@ class TestFaults:
         with pytest.raises(DatasetError) as caught:
             load_trajectories(tmp_path, progress_bar=False)
         assert str(caught.value) == (
-            f"{shard_path(tmp_path, 'fold the towel', 'expert')}: expected format version 1 to 2, got 3; "
+            f"{shard_path(tmp_path, 'fold the towel', 'expert')}, row 0: expected format version 1 to 2, got 3; "
             "update vlp_gym to read it"
         )
 
@@ -270,7 +270,7 @@ class TestFaults:
         )
 
     def test_no_frames_or_too_many(self, monkeypatch):
-        monkeypatch.setattr(shards, "MAX_FRAMES", 10)
+        monkeypatch.setattr(check, "MAX_FRAMES", 10)
         row = encode_trajectory(painted("push-v3", "expert", 7))
         for frames, count in ((row["frames"], 16), ([], 0)):
             with pytest.raises(DatasetError) as caught:
@@ -278,18 +278,14 @@ class TestFaults:
             assert str(caught.value) == f"push-v3/expert/7: expected 1 to 10 frames, got {count}"
 
     def test_a_failed_write_leaves_the_old_shard(self, tmp_path, monkeypatch):
-        import datasets
-
         path = tmp_path / "data" / "push-v3-expert.parquet"
         write_shard([painted("push-v3", "expert", 1)], path)
         before = path.read_bytes()
 
-        def full(self, name):
-            with open(name, "wb") as file:
-                file.write(b"half")
+        def full(descriptor):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(datasets.Dataset, "to_parquet", full)
+        monkeypatch.setattr("os.fsync", full)
         with pytest.raises(OSError, match="No space left on device"):
             write_shard([painted("push-v3", "expert", 2)], path)
         assert path.read_bytes() == before

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +27,7 @@ from vlp_gym.metaworld import agents, collect, recorder
 from vlp_gym.metaworld.collect import Stage, collect_metaworld
 from vlp_gym.metaworld.config import CollectConfig
 from vlp_gym.metaworld.env import make_metaworld
+from vlp_gym.storage import locked
 
 pytestmark = pytest.mark.filterwarnings("ignore:Constant")  # of Meta-World's scripted policies
 
@@ -217,6 +222,54 @@ def test_a_folder_of_an_older_version_goes_on(folder, tmp_path, monkeypatch):
         f"{old} was collected with other settings (then, now): {{'size': (112, 224), 'random_start': (False, True)}}; "
         "choose another --out"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("[]", "all: Input should be an object"),
+        ('{"stride": "5"}', "stride: Input should be a valid integer"),
+        ('{"fps": 5}', "fps: Unexpected keyword argument"),
+        ("{", "all: Invalid JSON: EOF while parsing an object at line 1 column 1"),
+    ],
+)
+def test_settings_that_are_none(tmp_path, text, fault):
+    (tmp_path / "collect.json").write_text(text)
+    with pytest.raises(DatasetError) as caught:
+        collect_metaworld(tmp_path, CONFIG, tasks=[TASK])
+    assert str(caught.value) == (
+        f"{tmp_path / 'collect.json'}: expected the settings of a collection ({fault}); choose another --out"
+    )
+
+
+def test_settings_in_a_pipe_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "collect.json")
+    with pytest.raises(DatasetError) as caught:
+        collect_metaworld(tmp_path, CONFIG, tasks=[TASK])
+    assert str(caught.value) == (
+        f"{tmp_path / 'collect.json'}: expected a file, but it is a folder, a pipe or a device"
+    )
+
+
+def test_two_collections_into_one_folder(tmp_path):
+    with locked(tmp_path), pytest.raises(DatasetError) as caught:
+        collect_metaworld(tmp_path, CONFIG, tasks=[TASK])
+    assert str(caught.value) == (
+        f"{tmp_path}: process {os.getpid()} is writing there; wait for its end, or choose another folder"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_write_that_died_leaves_nothing_when_the_collection_goes_on(folder, rollouts, tmp_path):
+    resumed = shutil.copytree(folder, tmp_path / "resumed")
+    path = shard_path(resumed, TASK, "random")
+    path.unlink()
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    host = re.sub(r"\W", "_", os.uname().nodename)
+    (path.parent / f".{path.name}.{host}-{ended.stdout.strip()}-1.tmp").write_bytes(b"half")
+    assert len(load_trajectories(resumed, progress_bar=False)) == len(rollouts) - CONFIG.per_tier
+    collect._collect_task((resumed, CONFIG, TASK, ["random"]))
+    assert [entry.name for entry in path.parent.iterdir() if entry.suffix != ".parquet"] == []
 
 
 def test_killed_worker_is_an_error_and_not_a_wait(tmp_path, monkeypatch):

@@ -137,12 +137,14 @@ def _read(target: Target, folder: Path) -> tuple[str, str]:
 
 
 def _memory(pid: int) -> int:
-    """Resident bytes of a process and its children."""
+    """Resident bytes of a process and its children; what they share counts once where there is much of it."""
     total = 0
     try:
         process = psutil.Process(pid)
-        for one in (process, *process.children(recursive=True)):
-            total += one.memory_info().rss
+        family = [process, *process.children(recursive=True)]
+        total = sum(one.memory_info().rss for one in family)
+        if len(family) > 1 and total > MEMORY:  # a child that starts shares all of its parent
+            total = sum(one.memory_full_info().pss for one in family)
     except psutil.Error:
         pass
     return total

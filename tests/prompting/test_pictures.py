@@ -49,7 +49,7 @@ REFUSED: list[tuple[Callable[[Path], Path], str]] = [
     (lambda path: png(path, 13_300, 13_300), r"expected at most 64 megapixels.+"),
     (lambda path: png(path, 20_000, 20_000), r"expected at most 64 megapixels \(Image size \(400000000 pixels\).+"),
     (deep, r"expected 8 bits a colour, got grey of more \(Pillow's mode I;16\)"),
-    (gif, r"cannot identify image file .+"),
+    (gif, r"expected a PNG or JPEG picture, got another kind of file"),
     (lambda path: png(path, 8, 8, broken=True), r"broken PNG file .+"),  # a SyntaxError of Pillow's
 ]
 

@@ -38,3 +38,17 @@ def test_examples_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     (tmp_path / "open-101.png").write_bytes(b"no picture")
     with pytest.raises(DatasetError):
         load_examples(tmp_path)
+
+
+def test_pictures_of_a_folder_are_of_64_megapixels_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("open-0", "open-100", "shut-9"):
+        Image.fromarray(picture()).save(tmp_path / f"{name}.png")
+    monkeypatch.setattr("vlp_gym.prompting.shots.MAX_PIXELS", 3 * 4 * 6)
+    assert len(load_examples(tmp_path)) == 2
+    monkeypatch.setattr("vlp_gym.prompting.shots.MAX_PIXELS", 3 * 4 * 6 - 1)
+    with pytest.raises(DatasetError) as caught:
+        load_examples(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}: the pictures of 'shut' are no example (expected at most 0 megapixels in all pictures of the "
+        "folder)"
+    )

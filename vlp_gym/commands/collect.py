@@ -50,7 +50,8 @@ def collect(
         workers: worker processes; default: one per core.
         push_to_hub: upload the shards to this dataset (org/name) on the Hugging Face hub.
     """
-    from vlp_gym.metaworld.collect import collect_metaworld
+    from vlp_gym.data.check import MAX_PIXELS
+    from vlp_gym.metaworld.collect import MAX_STEPS, collect_metaworld
     from vlp_gym.metaworld.config import CollectConfig
     from vlp_gym.metaworld.splits import known_task
 
@@ -64,6 +65,11 @@ def collect(
         raise ValueError(f"expected something to collect: one of --{', --'.join(counts)} over 0")
     if not 16 <= size <= 1024:
         raise ValueError(f"--size: expected 16 to 1024 pixels, got {size}")
+    if (most := (MAX_STEPS // stride + 2) * size**2) > MAX_PIXELS:
+        raise ValueError(
+            f"--size {size} with --stride {stride}: expected at most {MAX_PIXELS // 10**6} megapixels in the frames of "
+            f"a rollout, got up to {most // 10**6}; lower --size or raise --stride"
+        )
     if not 0 <= varied_share <= 1:
         raise ValueError(f"--varied-share: expected 0 to 1, got {varied_share}")
     names = [known_task(task) for task in tasks]

@@ -13,6 +13,7 @@ One parquet shard per task and tier; existing shards are skipped, so an interrup
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -25,16 +26,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from vlp_gym.data.shards import shard_path, write_shard
-from vlp_gym.data.trajectory import AGENT, ALL_TIERS, EXPLORE, NEAR_MISS, TIERS, Trajectory
-from vlp_gym.errors import DatasetError
+from vlp_gym.data.trajectory import AGENT, ALL_TIERS, EXPLORE, NEAR_MISS, Trajectory
+from vlp_gym.errors import CheckpointError, DatasetError
 from vlp_gym.metaworld.config import CollectConfig
 from vlp_gym.metaworld.env import make_metaworld, metaworld_tasks, scripted_policy
 from vlp_gym.metaworld.recorder import HAND, OBJECT, Recorder
 from vlp_gym.metaworld.variety import vary_scene
-from vlp_gym.storage import write_atomic
+from vlp_gym.storage import locked, read_file, write_atomic
 
 RENDER_SIZE = 224  # least size of rendering; smaller frames are downscaled
 MAX_STEPS = 300
@@ -75,9 +77,22 @@ def collect_metaworld(
         progress_bar: show a progress bar.
 
     Raises:
-        DatasetError: if the folder holds a collection with other settings, or a worker process is killed.
+        DatasetError: if the folder holds a collection with other settings, another process collects into it, or a
+            worker process is killed.
     """
     folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder))
+        except CheckpointError as error:
+            raise DatasetError(str(error)) from None
+        _collect(folder, config, tasks, workers, progress_bar)
+
+
+def _collect(
+    folder: Path, config: CollectConfig, tasks: Sequence[str] | None, workers: int | None, progress_bar: bool
+) -> None:
     _check_same_config(folder, config)
     tiers = [tier for tier in ALL_TIERS if _count(config, tier)]
     names = tuple(tasks) if tasks is not None else metaworld_tasks()
@@ -267,13 +282,20 @@ class _Actor:
 
 def _check_same_config(folder: Path, config: CollectConfig) -> None:
     path = folder / "collect.json"
-    now = {**asdict(config), "tiers": list(config.tiers)}
+    now = asdict(config)
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps(now, indent=2).encode())
         return
-    # Collections of older versions lack some settings.
-    before = {**asdict(CollectConfig()), "tiers": list(TIERS), **json.loads(path.read_text())}
+    try:
+        before = asdict(TypeAdapter(CollectConfig).validate_json(read_file(path, 2**20), strict=True))
+    except CheckpointError as error:
+        raise DatasetError(str(error)) from error
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"])) or "all"
+        raise DatasetError(
+            f"{path}: expected the settings of a collection ({where}: {fault['msg']}); choose another --out"
+        ) from error
     if before != now:
         changed = {key: (before[key], value) for key, value in now.items() if before[key] != value}
         raise DatasetError(f"{folder} was collected with other settings (then, now): {changed}; choose another --out")

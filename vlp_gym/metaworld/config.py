@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pydantic import ConfigDict
+
 from vlp_gym.data.trajectory import TIERS
 from vlp_gym.metaworld.env import CAMERA
 
@@ -11,6 +13,8 @@ from vlp_gym.metaworld.env import CAMERA
 @dataclass(frozen=True)
 class CollectConfig:
     """Settings of a collection, stored beside the shards; a resumed run must have the same."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # what is not known here may change the rollouts
 
     per_tier: int = 32
     tiers: tuple[str, ...] = TIERS

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlp_gym.errors import DatasetError
-from vlp_gym.frames.picture import SUFFIXES, read_picture
+from vlp_gym.frames.picture import MAX_PIXELS, SUFFIXES, read_picture
 
 Example: TypeAlias = "tuple[NDArray[np.uint8], Sequence[float]]"
 """Frames of one video, uint8 ``[T, H, W, 3]``, and the task completion of each, T percentages in [0, 100]."""
@@ -45,10 +45,16 @@ def load_examples(folder: str | os.PathLike[str]) -> list[Example]:
     if not videos:
         raise DatasetError(f"{folder}: expected pictures such as drawer-0.png and drawer-62.5.png, found none")
     examples: list[Example] = []
+    pixels = 0
     for name, rows in videos.items():
         rows.sort()
         try:
-            frames = [read_picture(path) for _, path in rows]
+            frames = []
+            for _, path in rows:
+                frames.append(read_picture(path))
+                pixels += frames[-1].size // 3
+                if pixels > MAX_PIXELS:
+                    raise ValueError(f"expected at most {MAX_PIXELS // 10**6} megapixels in all pictures of the folder")
             examples.append((np.stack(frames), [percentage for percentage, _ in rows]))
             check_example(*examples[-1])
         except ValueError as error:
