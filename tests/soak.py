@@ -22,7 +22,7 @@ from vlp_gym.errors import QueryError
 from vlp_gym.integrations.sb3.buffers import VLPReplayBuffer
 from vlp_gym.integrations.sb3.source import RewardSource
 from vlp_gym.models.protocol import Scores
-from vlp_gym.rewards.stream import Delivery
+from vlp_gym.rewards.delivery import Delivery
 from vlp_gym.testing import PaintedModel
 from vlp_gym.wrappers import VLPRewardWrapper
 
@@ -117,7 +117,7 @@ class Judge:
         self.open[ticket] = painted
         self.counts["given out"] += 1
 
-    def delivered(self, delivery: Delivery) -> None:
+    def delivered(self, index: int, delivery: Delivery) -> None:
         """A reward has come."""
         ticket = delivery.ticket
         if ticket <= self.newest[ticket.env]:
@@ -162,7 +162,9 @@ def soak(
     judge = Judge(num_envs)
     sampled = wrong = rows = 0
     observation = venv.reset()
-    buffer.attach(RewardSource(venv, judge.delivered))
+    source = RewardSource(venv, judge.delivered)
+    buffer.attach(source)
+    source.take_late_rewards()
     actions = np.zeros((num_envs, 1), np.float32)
     with tqdm(total=steps, disable=not progress, unit="step") as bar:
         while rows * num_envs < steps:
@@ -184,6 +186,7 @@ def soak(
                     wrong += int((batch.rewards != batch.next_observations).sum())
             except (QueryError, OSError, KeyboardInterrupt):
                 observation = _reset(venv)
+                source.take_late_rewards()
     while True:
         try:
             buffer.settle()

@@ -31,6 +31,7 @@ def draw(env: gym.Env) -> np.ndarray:
     return np.resize(colours, (8, 8, 3))
 
 
+@pytest.mark.filterwarnings("ignore:reset before the end of an episode")
 @settings(deadline=None, max_examples=40)
 @given(
     lengths=st.lists(st.integers(1, 12), min_size=1, max_size=4),

@@ -33,6 +33,8 @@ from vlp_gym.models.protocol import History, RewardModel
 
 logger = logging.getLogger("vlp_gym")
 
+PAUSE_S = 1.0
+
 Views: TypeAlias = "NDArray[np.uint8] | Sequence[NDArray[np.uint8]]"
 
 
@@ -97,7 +99,8 @@ class QueryEngine:
         self._changed = threading.Condition(self._lock)
         self._calling = threading.Lock()  # held while the model runs
         self._asking = threading.RLock()  # held through a call of `submit` in the mode "sync"
-        self._paused = self._closed = False
+        self._closed = False
+        self._paused_until_s = 0.0
         self._hurried = self._awaited = 0  # how many wait for all answers, or for room; and for any answer
         self._death: BaseException | None = None
         self._worker: threading.Thread | None = None
@@ -280,10 +283,11 @@ class QueryEngine:
         """Begin no batch while this is on, unless somebody waits for an answer or for room.
 
         Python threads share one interpreter lock: a learner in the main thread is faster if the model works while the
-        environment renders, and not while the learner updates.
+        environment renders, and not while the learner updates. A pause ends by itself after a second: a learner that
+        was interrupted leaves none behind.
         """
         with self._lock:
-            self._paused = on
+            self._paused_until_s = time.monotonic() + PAUSE_S if on else 0.0
             if not on:
                 self._changed.notify_all()
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +13,21 @@ from torch import Tensor
 from vlp_gym.engine.token_cache import TokenCache
 
 
-class Ticket(NamedTuple):
-    """Identifier of one transition, by the step that led to its frame; step 0 is the reset frame."""
-
+class _Ticket(NamedTuple):
     env: int
     episode: int
     step: int
+
+
+class Ticket(_Ticket):
+    """Identifier of one transition, by the step that led to its frame; step 0 is the reset frame."""
+
+    __slots__ = ()
+
+    @classmethod
+    def _make(cls, values: Iterable[Any]) -> Ticket:  # type: ignore[override]  # of this class, not of a type variable
+        """Gymnasium's `NumpyToTorch` and its kin make infos anew, of tensors: a ticket stays one of whole numbers."""
+        return cls(*map(int, values))
 
     def __str__(self) -> str:
         return f"env {self.env}, episode {self.episode}, step {self.step}"

@@ -90,7 +90,7 @@ def _take_batch(engine: Engine) -> list[Request]:
 
 
 def _resting(engine: Engine) -> bool:
-    paused = engine._paused and not (engine._hurried or engine._awaited)
+    paused = time.monotonic() < engine._paused_until_s and not (engine._hurried or engine._awaited)
     return not engine._closed and (paused or not engine._book.queue)
 
 

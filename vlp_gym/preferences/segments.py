@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vlp_gym.engine.tickets import Answer, Ticket
 from vlp_gym.frames.resize import resize_frames
+from vlp_gym.rewards.ledger import STEPS_OF_ITS_OWN
 from vlp_gym.rewards.shaping import score_of
 from vlp_gym.storage import Packed, check_format
 
@@ -120,6 +121,7 @@ class SegmentStore(Packed):
         self.keep_tokens, self.frame_size = keep_tokens, frame_size
         self._finished: OrderedDict[int, EpisodeRecord] = OrderedDict()
         self._running: dict[int, EpisodeRecord | None] = {}
+        self._left_out: set[int] = set()  # environments whose newest episode has a gap
         """None while an episode runs whose beginning or middle is missing; it is left out."""
         self._tickets: dict[tuple[int, int], EpisodeRecord] = {}
         self._seen: deque[tuple[Ticket, float, NDArray[np.uint8] | None, Tensor | None]] = deque()
@@ -158,7 +160,10 @@ class SegmentStore(Packed):
         if ticket is not None and (
             ticket.step != len(record.states) + 1 or self._tickets.get((ticket.env, ticket.episode)) is not record
         ):
-            self._running[env] = None  # after an interrupt, or because training began in its middle
+            if env in self._left_out:
+                raise ValueError(f"{STEPS_OF_ITS_OWN} ({ticket})")
+            self._left_out.add(env)  # one episode: after an interrupt, or because training began in its middle
+            self._running[env] = None
             return
         record.states.append(np.array(state, np.float32).ravel())
         record.actions.append(np.array(action, np.float32).ravel())
@@ -169,6 +174,7 @@ class SegmentStore(Packed):
         record = self._running.pop(env, None)
         if record is None:
             return
+        self._left_out.discard(env)
         self._finished[record.number] = record
         while len(self._finished) > self.episodes:
             self._finished.popitem(last=False)
@@ -178,6 +184,7 @@ class SegmentStore(Packed):
         """Drop the running episodes: the environments may have been reset or replaced, and tickets start again."""
         self._take_in()
         self._running.clear()
+        self._left_out.clear()
         self._tickets.clear()
         self._seen.clear()
 

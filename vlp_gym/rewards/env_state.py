@@ -11,18 +11,8 @@ from torch import Tensor
 
 from vlp_gym.engine.tickets import Answer, FrameScore, Ticket
 from vlp_gym.frames.check import FrameSize
+from vlp_gym.rewards.delivery import Delivery
 from vlp_gym.rewards.shaping import Shaping, score_of
-
-
-class Delivery(NamedTuple):
-    """The reward of one transition, and what it was made of; numbers only."""
-
-    ticket: Ticket
-    reward: float
-    score: float
-    progress: float | None
-    relevance: float | None
-    success: bool
 
 
 class Transition(NamedTuple):
@@ -65,6 +55,8 @@ class EnvState:
     size: FrameSize = field(default_factory=FrameSize)
     broken: bool = False
     """An error of the model has ended the running episode."""
+    over: bool = True
+    """The newest step has ended its episode, or there was none."""
 
     def begin(self, *, late: bool) -> Tensor:
         """Start the next episode; returns the tokens of its instruction."""

@@ -9,6 +9,11 @@ from itertools import takewhile
 
 from vlp_gym.engine.tickets import Ticket
 
+STEPS_OF_ITS_OWN = (
+    "a wrapper outside the reward wrapper makes steps of its own, as for a frame skip, so that rewards which come late "
+    'pass it by; put it inside, or use mode="sync"'
+)
+
 
 @dataclass(eq=False)
 class _Open:
@@ -35,6 +40,7 @@ class RewardLedger:
     """
 
     def __init__(self, num_envs: int) -> None:
+        self._between_runs = [True] * num_envs
         self._open: list[dict[Ticket, _Open]] = [{} for _ in range(num_envs)]  # in the order of the steps
         self._newest: list[Ticket | None] = [None] * num_envs
         self._delivered: list[Ticket | None] = [None] * num_envs
@@ -57,16 +63,32 @@ class RewardLedger:
                     rows.setdefault(index, row)
         return list(rows)
 
+    def waiting_rows(self) -> int:
+        """How many rows wait for a reward."""
+        return sum(any(ticket is not None for ticket in tickets.values()) for tickets in self.missing.values())
+
     def oldest(self) -> Ticket | None:
         """The ticket of the oldest waiting row."""
         tickets = (ticket for row in self.missing.values() for ticket in row.values() if ticket is not None)
         return next(tickets, None)
 
+    def resume(self) -> None:
+        """A run begins, perhaps in mid-episode: steps may have been made that were not announced."""
+        self._between_runs = [True] * len(self._open)
+
     def announce(self, index: int, ticket: Ticket) -> bool:
-        """Register the ticket of the transition to be stored next; False if it is not a new ticket."""
+        """Register the ticket of the transition to be stored next; False if it is not a new ticket.
+
+        Raises:
+            ValueError: a step of the episode was left out: an agent never does that, a wrapper that skips frames does.
+        """
         newest = self._newest[index]
         if newest is not None and ticket <= newest:
             return False
+        same = newest is not None and newest.episode == ticket.episode
+        if newest is not None and not self._between_runs[index] and ticket.step != (newest.step + 1 if same else 1):
+            raise ValueError(f"{STEPS_OF_ITS_OWN} ({newest}; then {ticket})")
+        self._between_runs[index] = False
         self._newest[index] = ticket
         self._open[index][ticket] = _Open()
         self._counts["submitted"] += 1

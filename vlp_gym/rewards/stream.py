@@ -1,12 +1,15 @@
 """From frames to rewards for the environments of one wrapper: scores may come late, rewards come in order.
 
 Every wrapper is a `RewardStream` with an environment around it, in both modes. So the same ticket gets the same reward
-whether its score was waited for or came ten steps later.
+whether its score was waited for or came ten steps later. A reward comes late only to those who take late rewards: who
+does so signs a receipt after each step, and without it the next step waits.
 """
 
 from __future__ import annotations
 
+import logging
 import time
+import warnings
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -15,11 +18,21 @@ from vlp_gym.engine.engine import QueryEngine
 from vlp_gym.engine.tickets import Answer, Ticket
 from vlp_gym.errors import QueryError
 from vlp_gym.frames.check import validate_frame
-from vlp_gym.rewards.env_state import Delivery as Delivery
+from vlp_gym.rewards.delivery import Deliveries, Delivery, Receipt
 from vlp_gym.rewards.env_state import EnvState
 from vlp_gym.rewards.env_state import Transition as Transition
 from vlp_gym.rewards.shaping import Shaping, score_of
 from vlp_gym.text import normalize_instruction
+
+logger = logging.getLogger("vlp_gym")
+
+LONG = 100
+"""So many steps that wait in a row are logged even if the episode goes on."""
+NOBODY_TAKES = (
+    'mode="async", but nobody takes the late rewards: each step waits for its own, as with mode="sync". With '
+    "Stable-Baselines3 give learn() a VLPRewardCallback; in a loop of your own read info['vlp']['delivered'] or call "
+    'poll() after each step. Where rewards are only added up, as in an evaluation, mode="sync" says the same'
+)
 
 
 class RewardStream:
@@ -41,7 +54,13 @@ class RewardStream:
     ) -> None:
         self.engine, self.shaping, self.every, self._owned = engine, shaping, every, owned
         self.late = engine.mode == "async"
-        """Whether rewards come late."""
+        """Whether rewards may come late."""
+        self.receipt = Receipt()
+        """Signed if somebody took late rewards since the newest step: else the next one waits for its own."""
+        self.always_late = False
+        """No receipt is needed, see `Streaming.take_late_rewards`."""
+        self._waited = 0  # steps in a row
+        self._told = self._told_of_no_end = False
         self.by_poll = False
         """Late rewards come by `poll` and `flush` alone, see `Streaming.deliver_by_poll`."""
         self.yields = False
@@ -86,9 +105,21 @@ class RewardStream:
     def begin(self, index: int) -> Ticket:
         """Start an episode; returns the ticket of its reset frame. Rewards of the episode before may still come."""
         state = self._states[index]
+        if not state.over:
+            self.always_late = False  # this is no autoreset: whoever has taken late rewards may be gone
+            self._warn_of_no_end(state)
         text = state.begin(late=self.late)
         self.engine.begin(state.env, state.ticket.episode, text)
         return state.ticket
+
+    def take_late_rewards(self, on: bool) -> None:
+        """See the wrappers' method of this name."""
+        self.always_late, self._told = on, True
+
+    def restart(self) -> None:
+        """Somebody calls the wrapper's ``reset``: it may not be who has taken the rewards before."""
+        self._waited *= not self.receipt.signed
+        self.receipt.signed = False
 
     def advance(self, index: int) -> Ticket:
         """The ticket of the next step."""
@@ -115,9 +146,12 @@ class RewardStream:
         """
         tickets, frames, scored = [], [], []
         only_the_last = self.shaping.kind == "final" and self.shaping.success_threshold is None
+        steps = False
         for place, views, terminated, truncated, env_reward in transitions:
             state = self._states[place]
+            state.over = terminated or truncated
             if state.ticket.step > 0:
+                steps = True
                 self.shaping.check_env_reward(env_reward, where=state.ticket)
             if views is not None:
                 fit = state.size.fit
@@ -137,6 +171,9 @@ class RewardStream:
             raise
         if not self.late:
             self._settle(self.engine.poll(self._by_env))
+            self.raise_errors()
+        elif steps and not self._taken(over=any(self._states[step.place].over for step in transitions)):
+            self._settle(self.engine.flush(self._by_env))
             self.raise_errors()
         for transition in transitions:
             state = self._states[transition.place]
@@ -174,10 +211,14 @@ class RewardStream:
 
     def collect(self) -> list[list[Delivery]]:
         """Take what goes into the infos."""
-        return [[] for _ in self._states] if self.by_poll else self._take()
+        if not self.late:
+            return self._take()
+        taken = [[] for _ in self._states] if self.by_poll else self._take()
+        return [Deliveries(each, self.receipt) for each in taken]
 
     def poll(self, timeout_s: float = 0.0) -> list[list[Delivery]]:
         """For each environment what `VLPRewardWrapper.poll` returns; an error of the model loses no reward."""
+        self.receipt.signed = True
         self._settle(self.engine.poll(self._by_env))
         if timeout_s > 0.0:
             deadline = time.monotonic() + timeout_s
@@ -191,6 +232,7 @@ class RewardStream:
 
     def flush(self, timeout_s: float | None = None) -> list[list[Delivery]]:
         """For each environment what `VLPRewardWrapper.flush` returns."""
+        self.receipt.signed = True
         self._settle(self.engine.flush(self._by_env, timeout_s))
         self.raise_errors()
         return self._take()
@@ -206,6 +248,13 @@ class RewardStream:
             "success": self.shaping.success(state.score),
         }
 
+    def success(self, index: int) -> dict[str, bool]:
+        """``is_success`` of an environment's newest step, which Stable-Baselines3 counts, where that is known."""
+        state = self._states[index]
+        if self.shaping.success_threshold is None or state.waiting:
+            return {}
+        return {"is_success": self.shaping.success(state.score)}
+
     def close(self) -> None:
         """Give up what is pending; an engine that is shared stays open for the others."""
         if self._owned:
@@ -213,6 +262,27 @@ class RewardStream:
             return
         for state in self._states:
             self.engine.cancel(state.env)
+
+    def _taken(self, *, over: bool) -> bool:
+        """Whether somebody takes late rewards; asked once a step. If nobody does for an episode, that is logged."""
+        taken = self.always_late or self.receipt.signed
+        self.receipt.signed = False
+        before = self._waited
+        self._waited = 0 if taken else before + 1
+        if not self._told and ((over and self._waited > 1) or self._waited == LONG):
+            self._told = True
+            logger.warning(NOBODY_TAKES)
+        return taken
+
+    def _warn_of_no_end(self, state: EnvState) -> None:
+        """With "final" an episode without an end pays nothing at all."""
+        if self.shaping.kind == "final" and state.ticket.step > 0 and not self._told_of_no_end:
+            self._told_of_no_end = True
+            warnings.warn(
+                f'reset before the end of an episode: reward="final" pays at the end only, so that it paid 0 '
+                f"({state.ticket}). Put the time limit inside VLPRewardWrapper, not around it",
+                stacklevel=4,
+            )
 
     def _settle(self, answers: Sequence[Answer]) -> None:
         for answer in answers:

@@ -20,9 +20,10 @@ from vlp_gym.engine.engine import QueryEngine
 from vlp_gym.engine.tickets import Ticket
 from vlp_gym.errors import VLPError
 from vlp_gym.models.protocol import RewardModel
+from vlp_gym.rewards.delivery import Deliveries, Delivery
 from vlp_gym.rewards.options import Shorthand, make_stream
 from vlp_gym.rewards.shaping import Reward, Shaping, own_number
-from vlp_gym.rewards.stream import Delivery, Transition
+from vlp_gym.rewards.stream import Transition
 from vlp_gym.wrappers.capture import BEGUN, RESET_FRAME, STEP_FRAME, STEPPED, FrameBlock, frame_file
 from vlp_gym.wrappers.streaming import Streaming
 from vlp_gym.wrappers.workers import Workers
@@ -39,6 +40,8 @@ class Settled(NamedTuple):
     """``[num_envs]``, 0.0 where there was a reset in place of a step."""
     infos: list[dict[str, Any]]
     """``info["vlp"]`` of each environment, for the transition (or the reset in its place)."""
+    successes: list[dict[str, bool]]
+    """``is_success`` of each transition, where it is known."""
     first: dict[int, dict[str, Any]]
     """``info["vlp"]`` of the reset frame, of those environments that were reset after their step."""
 
@@ -91,6 +94,11 @@ class CapturedRewards(Streaming):
     def instructions(self) -> list[str]:
         """The instruction of each environment's running episode; change it with `set_instruction`."""
         return [self._stream.instruction(index) for index in range(len(self._stream))]
+
+    @property
+    def tickets(self) -> list[Ticket]:
+        """Name the newest transition of each environment."""
+        return [self._stream.ticket(index) for index in range(len(self._stream))]
 
     def set_instruction(self, instruction: str, index: int | None = None) -> None:
         """Change the instruction of one environment, or of all (None): as `VLPRewardWrapper.set_instruction`."""
@@ -152,6 +160,7 @@ class CapturedRewards(Streaming):
         if self._block is None:
             self._attach()
         assert self._block is not None
+        self._stream.restart()
         begun = np.flatnonzero(self._block.events[:, BEGUN]).tolist()
         infos = self._begin_those(begun)
         for index in begun:
@@ -179,9 +188,10 @@ class CapturedRewards(Streaming):
             for index in range(num_envs)
         ]
         stream.observe(asked)
-        rewards, infos = np.zeros(num_envs), []
+        rewards, infos, successes = np.zeros(num_envs), [], []
         for index in range(num_envs):
             infos.append(stream.info(index, own_rewards[index] if stepped[index] else None))
+            successes.append(stream.success(index))
             if stepped[index]:
                 rewards[index] = stream.placeholder(index)
                 if stream.late:
@@ -191,14 +201,16 @@ class CapturedRewards(Streaming):
         for info, delivered in zip(infos, stream.collect(), strict=True):  # last: nothing can fail any more
             if stream.late:
                 info["delivered"] = delivered
-        return Settled(rewards, infos, first)
+        return Settled(rewards, infos, successes, first)
 
     def _begin_those(self, indices: Sequence[int]) -> dict[int, dict[str, Any]]:
         stream = self._stream
         if indices:
             stream.observe([self._first(index) for index in indices])
-        late = {index: {"ticket": stream.ticket(index)} if stream.late else {} for index in indices}
-        return {index: {**stream.info(index, None), **late[index]} for index in indices}
+        infos = {index: stream.info(index, None) for index in indices}
+        for index, info in infos.items() if stream.late else ():
+            info |= {"ticket": stream.ticket(index), "delivered": Deliveries(receipt=stream.receipt)}
+        return infos
 
     def _first(self, index: int) -> Transition:
         """Begin an episode with the frame of the reset."""

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Sequence
 from types import FunctionType
-from typing import Any
+from typing import Any, NoReturn
 
 import gymnasium as gym
 import torch
@@ -19,10 +19,11 @@ from vlp_gym.engine.tickets import Ticket
 from vlp_gym.errors import add_note
 from vlp_gym.frames.check import RenderFn, check_cameras
 from vlp_gym.models.protocol import History, RewardModel
+from vlp_gym.rewards.delivery import Deliveries, Delivery
 from vlp_gym.rewards.options import make_stream
 from vlp_gym.rewards.shaping import Reward, Shaping, own_number
-from vlp_gym.rewards.stream import Delivery, Transition
-from vlp_gym.wrappers.streaming import Streaming
+from vlp_gym.rewards.stream import Transition
+from vlp_gym.wrappers.streaming import NO_RELABELLING, Streaming
 
 logger = logging.getLogger("vlp_gym")
 
@@ -38,13 +39,15 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
     Put a time limit inside this wrapper, not around it. Where a step both terminates and truncates, ``truncated`` is
     False, so that no agent bootstraps from a terminal state. Any error in a step ends the episode; `reset` goes on.
 
-    With ``mode="async"`` a step does not wait for the model. It returns a placeholder, the newest reward that was
-    delivered (0.0 at first), and names its transition in ``info["vlp"]["ticket"]``. The rewards that came meanwhile are
-    in ``info["vlp"]["delivered"]`` of the steps that follow, a list of `Delivery`, and what is not there when the run
-    ends comes by `poll` or `flush`: each exactly once, in the order of the steps, and equal to what "sync" pays.
-    ``score``, ``progress``, ``relevance`` and ``success`` are those of the newest delivery. An error of the model is
-    raised by the next step. `vlp_gym.integrations.sb3` puts late rewards where they belong. A wrapper around this one
-    that changes rewards does not see the late ones.
+    With ``mode="async"`` a step does not wait for the model, if somebody takes late rewards: has read
+    ``info["vlp"]["delivered"]`` of the step or reset before, or called `poll` or `flush` after it. It then returns a
+    placeholder, the newest reward that was delivered (0.0 at first), and names its transition in
+    ``info["vlp"]["ticket"]``. The rewards that came meanwhile are in ``info["vlp"]["delivered"]`` of the steps that
+    follow, a list of `Delivery`, and what is not there when the run ends comes by `poll` or `flush`: each exactly once,
+    in the order of the steps, and equal to what "sync" pays. ``score``, ``progress``, ``relevance`` and ``success`` are
+    those of the newest delivery. An error of the model is raised by the next step. Where nobody takes late rewards, as
+    in an evaluation, each step waits and returns its own, as with "sync". `vlp_gym.integrations.sb3` puts late rewards
+    where they belong.
 
     Args:
         env: made with ``render_mode="rgb_array"``.
@@ -166,6 +169,7 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
         if self._closed:
             raise ClosedEnvironmentError("reset was called after close")
         self._running = False
+        self._stream.restart()
         ticket = self._stream.begin(0)
         self._stream.env_is_stepping(True)
         try:
@@ -178,7 +182,7 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
         logger.debug("%s: instruction %s", ticket, self.instruction)
         self._stream.observe([Transition(0, views)])
         self._running = True
-        return observation, {**info, "vlp": self._info(None)}
+        return observation, {**info, "vlp": self._info(None, Deliveries(receipt=self._stream.receipt))}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Step the environment; the reward, a Python float, is the sentence's, or the placeholder of a late one."""
@@ -204,8 +208,16 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
             terminated = terminated or (self._stream.shaping.terminate_on_success and delivered[-1].success)
         terminated, truncated = bool(terminated), bool(truncated and not terminated)
         self._running = not (terminated or truncated)
-        info = {**info, "vlp": self._info(env_reward, delivered)}
+        info = {**self._stream.success(0), **info, "vlp": self._info(env_reward, delivered)}
         return observation, self._stream.placeholder(0), terminated, truncated, info
+
+    def compute_reward(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: the environment's own ``compute_reward``, which hindsight relabelling calls, is not the sentence's.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(NO_RELABELLING)
 
     def close(self) -> None:
         """Close the environment; a second call does nothing. A live model stays usable."""
@@ -228,7 +240,7 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
 
     def _info(self, env_reward: float | None, delivered: Sequence[Delivery] = ()) -> dict[str, Any]:
         info = self._stream.info(0, env_reward)
-        return {**info, "ticket": self.ticket, "delivered": list(delivered)} if self._stream.late else info
+        return {**info, "ticket": self.ticket, "delivered": delivered} if self._stream.late else info
 
 
 def record(value: Any) -> Any:

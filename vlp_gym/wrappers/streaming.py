@@ -7,6 +7,11 @@ from typing import NoReturn, SupportsIndex
 from vlp_gym.engine.engine import QueryEngine
 from vlp_gym.rewards.stream import RewardStream
 
+NO_RELABELLING = (
+    "HerReplayBuffer makes up transitions and asks the environment's compute_reward for their rewards, which "
+    "knows nothing of the sentence; use replay_buffer_class=VLPReplayBuffer or VLPDictReplayBuffer"
+)
+
 
 class Streaming:
     """Base of all wrappers."""
@@ -35,13 +40,32 @@ class Streaming:
         """
         self._stream.yield_to_learner(on)
 
-    def deliver_by_poll(self) -> None:
+    def deliver_by_poll(self, on: bool = True) -> None:
         """From now on late rewards come by `poll` and `flush` alone, and no longer in infos.
 
         For code that may lose an info, as a vector environment does when one of its environments raises. Call `poll`
         after each step: it also raises what the model has raised.
         """
-        self._stream.by_poll = True
+        self._stream.by_poll = on
+
+    def take_late_rewards(self, on: bool = True) -> None:
+        """Let rewards come late until a reset in mid-episode, whether or not anybody is seen to take them.
+
+        A step waits for its reward unless somebody has read ``info["vlp"]["delivered"]`` of the step or reset before,
+        or has called `poll` or `flush` after it. Where that cannot be seen, as with a wrapper in a worker process, call
+        this after each reset of your own.
+        """
+        self._stream.take_late_rewards(on)
+
+    @property
+    def success_threshold(self) -> float | None:
+        """A score at or over it is a success; None: nothing is."""
+        return self._stream.shaping.success_threshold
+
+    @property
+    def late(self) -> bool:
+        """Whether rewards may come late: the mode is "async"."""
+        return self._stream.late
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         """Refuse: a live model is no part of a pickle, and worker processes cannot be copied."""

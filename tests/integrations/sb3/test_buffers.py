@@ -24,8 +24,8 @@ from vlp_gym.integrations.sb3.buffers import (
     VLPRolloutBuffer,
     late_rollout_buffer,
 )
+from vlp_gym.rewards.delivery import Delivery
 from vlp_gym.rewards.normalizer import RewardNormalizer
-from vlp_gym.rewards.stream import Delivery
 from vlp_gym.testing import painted_value
 
 SPACES = gym.spaces.Box(0.0, 1.0, (1,), np.float32), gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
@@ -49,7 +49,7 @@ class Wrappers:
         self.ready = [[] for _ in self.at]
         self.heard = []
 
-    def listener(self, delivery):
+    def listener(self, index, delivery):
         self.heard.append(delivery)
 
     def paint(self, index, ticket):
@@ -103,6 +103,7 @@ def attached(kind=VLPReplayBuffer, size=10, n_envs=1, timeout_s=60.0, **options)
     buffer = kind(size * n_envs, *SPACES, n_envs=n_envs, **options)
     wrappers = Wrappers(n_envs)
     buffer.attach(wrappers, timeout_s)
+    buffer.run_ahead, buffer._sampled = 1.0, True  # nothing comes by itself, and nothing is waited for at first
     return buffer, wrappers
 
 

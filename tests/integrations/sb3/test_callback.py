@@ -74,7 +74,7 @@ def logged(model, steps, callback, **options):
     return written.values
 
 
-NAMES = {"reward", "score", "env_return", "latency_p50", "latency_p99", "queue_depth", "stale", "failed"}
+NAMES = {"reward", "score", "env_return", "latency_p50", "latency_p99", "queue_depth", "stale", "failed", "ready_share"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -108,7 +108,7 @@ def test_with_punctual_rewards_it_only_logs(kind):
     model = ppo(venv)
     values = logged(model, 32, VLPRewardCallback())[0]
     venv.close()
-    assert set(values) == {f"vlp/{name}" for name in NAMES - {"queue_depth", "stale", "failed"}}
+    assert set(values) == {f"vlp/{name}" for name in NAMES - {"queue_depth", "stale", "failed", "ready_share"}}
     assert type(model.rollout_buffer) is sb3.common.buffers.RolloutBuffer
     venv = late_venv(kind, 1, "sync")
     model = sac(venv, None)  # a plain replay buffer is fine

@@ -20,9 +20,9 @@ from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
 from vlp_gym.engine.tickets import Ticket
 from vlp_gym.errors import QueryError, QueryTimeout
 from vlp_gym.integrations.sb3.source import RewardSource
+from vlp_gym.rewards.delivery import Delivery
 from vlp_gym.rewards.ledger import RewardLedger
 from vlp_gym.rewards.normalizer import RewardNormalizer
-from vlp_gym.rewards.stream import Delivery
 
 NO_SHARED_ROWS = (
     "optimize_memory_usage=True is not supported with late rewards: neighbouring rows share an observation, and rows "
@@ -64,6 +64,7 @@ class LateRewards:
                 self.normalizer.restart()
         self._source, self._timeout_s = source, timeout_s
         self.settle()
+        self._ledger.resume()
 
     def settle(self) -> None:
         """Wait until nothing is on its way, between runs: a reward that has not come then never will."""
@@ -80,11 +81,15 @@ class LateRewards:
 
         Returns:
             The ticket of each environment's transition; None where its reward came with the step.
+
+        Raises:
+            ValueError: a wrapper outside the reward wrapper makes steps of its own.
         """
         before, known = self._announced
         if infos is before and known and infos[0].get("vlp", {}).get("ticket") == known[0]:
             return known
-        tickets = [info.get("vlp", {}).get("ticket") for info in infos]
+        exact = self._source is not None and not self._source.late
+        tickets = [None if exact else info.get("vlp", {}).get("ticket") for info in infos]
         for index, ticket in enumerate(tickets):
             if ticket is not None and self._ledger.announce(index, ticket):
                 self._on_ticket(index, rewards)
@@ -100,7 +105,7 @@ class LateRewards:
             self._ledger.deliver(index, delivery.ticket, delivery.reward, self._write)
             self._on_delivery(index, delivery)
             if self._source is not None:
-                self._source.listener(delivery)
+                self._source.listener(index, delivery)
 
     def _on_delivery(self, index: int, delivery: Delivery) -> None:
         """Hook for subclasses, called once per delivered reward."""
@@ -163,15 +168,32 @@ class VLPReplayBuffer(LateRewards, ReplayBuffer):
 
     _span = 1
     """How many rows one sample reads."""
+    _sampled = False
+    run_ahead = 0.1
+    """The share of the rows that may wait for their rewards: more, and `add` waits."""
 
     def add(self, obs: Any, next_obs: Any, action: Any, reward: Any, done: Any, infos: list[dict[str, Any]]) -> None:
-        """Store one step of all environments; late rewards that ``infos`` bring go where they belong."""
+        """Store one step of all environments; late rewards that ``infos`` bring go where they belong.
+
+        The environments may run ahead of the model by a tenth of the rows (`run_ahead`): then this waits.
+
+        Raises:
+            QueryTimeout: if no reward comes for too long.
+            QueryError: what the reward model raised.
+        """
         tickets = self.announce(infos, reward)
         row = self.pos
         self._ledger.close(row)  # an interrupt in between leaves half a row, which is not to be sampled
         super().add(obs, next_obs, action, reward, done, infos)
         self._ledger.bind(row, tickets, self._write)
         self._take(self._ledger.waiting())
+        room = int(self.run_ahead * self.size())
+        if len(self._ledger.missing) > room and self._ledger.waiting_rows() > room:  # the first counts failed ones too
+            self._wait(lambda: not self._ledger.waiting())  # seldom and for all, so that batches fill
+
+    def ready_share(self) -> float:
+        """The share of the filled rows whose rewards are there."""
+        return 1.0 - len(self._ledger.missing) / max(self.size(), 1)
 
     def sample(self, batch_size: int, env: Any = None) -> Any:
         """Sample rows whose rewards are there, uniformly.
@@ -181,6 +203,9 @@ class VLPReplayBuffer(LateRewards, ReplayBuffer):
             QueryError: if no row is ready, and nothing is on its way; or what the reward model raised.
         """
         size = self.size()
+        if not self._sampled:  # the agent's `learning_starts` counts rows whose rewards are there
+            self._wait(lambda: not self._ledger.waiting())
+            self._sampled = True
         closed = self._closed_starts()
         if size and len(closed) == size:
             self._wait(lambda: len(self._closed_starts()) < size)

@@ -9,6 +9,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
+from vlp_gym.engine.tickets import Ticket
 from vlp_gym.integrations.sb3.buffers import (
     NO_SHARED_ROWS,
     LateRewards,
@@ -17,8 +18,9 @@ from vlp_gym.integrations.sb3.buffers import (
     late_rollout_buffer,
 )
 from vlp_gym.integrations.sb3.source import RewardSource
+from vlp_gym.rewards.delivery import Delivery
 from vlp_gym.rewards.normalizer import RewardNormalizer as RewardNormalizer
-from vlp_gym.rewards.stream import Delivery
+from vlp_gym.wrappers.streaming import NO_RELABELLING
 
 
 class VLPRewardCallback(BaseCallback):
@@ -30,8 +32,12 @@ class VLPRewardCallback(BaseCallback):
 
     Logged are ``vlp/reward`` and ``vlp/score`` (means over deliveries), ``vlp/env_return`` (mean of the environments'
     own returns of finished episodes), ``vlp/latency_p50`` and ``vlp/latency_p99`` (seconds), and the buffer's
-    ``vlp/queue_depth``, ``vlp/stale`` and ``vlp/failed``. With late rewards, Stable-Baselines3's own
-    ``rollout/ep_rew_mean`` adds up placeholders.
+    ``vlp/queue_depth``, ``vlp/stale``, ``vlp/failed`` and, of a replay buffer, ``vlp/ready_share`` (the share of
+    the rows whose rewards are there). With late rewards, Stable-Baselines3's own ``rollout/ep_rew_mean`` adds up
+    placeholders; ``rollout/success_rate`` is that of the last steps of episodes under ``success_threshold``, or the
+    environment's own.
+
+    Where a wrapper outside may make steps or change rewards, as for a frame skip, every step waits for its reward.
 
     Args:
         timeout_s: how long to wait when no reward comes, before `QueryTimeout` is raised.
@@ -52,6 +58,7 @@ class VLPRewardCallback(BaseCallback):
         self._source: RewardSource | None = None
         self._buffer: LateRewards | None = None
         self._returns: list[float] = []
+        self._ends: set[tuple[int, Ticket]] = set()  # last steps of episodes whose success is not known yet
 
     def update_locals(self, locals_: dict[str, Any]) -> None:
         """Take in the newest step, once.
@@ -68,6 +75,7 @@ class VLPRewardCallback(BaseCallback):
         venv = self.training_env
         self._source = RewardSource(venv, self._note)
         self._returns = [0.0] * venv.num_envs
+        self._ends.clear()
         model: Any = self.model
         check(model, self._source)
         if self.normalize_reward and not self._source.late:
@@ -81,13 +89,14 @@ class VLPRewardCallback(BaseCallback):
                 buffer.normalizer = RewardNormalizer(venv.num_envs, model.gamma)
             buffer.attach(self._source, self.timeout_s)
             self._buffer = buffer
-            self._source.yield_to_learner(self._source.late)
+            self._source.take_late_rewards()
 
     def _on_step(self) -> bool:
         infos = self.locals.get("infos", ())  # ARS has none: it adds up returns by itself
         if not infos:
             return True
-        assert self._source is not None
+        if self._source is None:
+            raise RuntimeError("VLPRewardCallback was not started: give it to learn(), which calls on_training_start")
         for index, (info, done) in enumerate(zip(infos, self.locals["dones"], strict=True)):
             ours = info["vlp"]
             if "ticket" not in ours:
@@ -96,6 +105,8 @@ class VLPRewardCallback(BaseCallback):
             own = ours["env_reward"]
             self._returns[index] += float("nan") if own is None else own
             if done:
+                if self._source.judges and "is_success" not in info:
+                    self._ends.add((index, ours["ticket"]))
                 if np.isfinite(self._returns[index]):
                     self._log("env_return", self._returns[index])
                 self._returns[index] = 0.0
@@ -109,11 +120,15 @@ class VLPRewardCallback(BaseCallback):
 
     def _on_training_end(self) -> None:
         if self._buffer is not None and self._source is not None:
-            self._source.yield_to_learner(False)
             self._buffer.settle()
+            self._source.take_late_rewards(False)
             self._log_state()
 
-    def _note(self, delivery: Delivery) -> None:
+    def _note(self, index: int, delivery: Delivery) -> None:
+        if (index, delivery.ticket) in self._ends:  # as Stable-Baselines3 does with info["is_success"]
+            self._ends.remove((index, delivery.ticket))
+            successes: Any = self.model.ep_success_buffer
+            successes.append(delivery.success)
         self._log("reward", delivery.reward)
         self._log("score", delivery.score)
 
@@ -128,16 +143,15 @@ class VLPRewardCallback(BaseCallback):
             counts = self._buffer.stats()
             for name, count in (("queue_depth", "pending"), ("stale", "stale"), ("failed", "failed")):
                 self.logger.record(f"vlp/{name}", counts[count])
+        if isinstance(self._buffer, VLPReplayBuffer):
+            self.logger.record("vlp/ready_share", self._buffer.ready_share())
 
 
 def check(model: Any, source: RewardSource) -> None:
     """Raise ValueError for a model or environment that rewards of a sentence, or late ones, do not go with."""
     buffer = getattr(model, "replay_buffer", None)
     if isinstance(buffer, HerReplayBuffer):
-        raise ValueError(
-            "HerReplayBuffer makes up transitions and asks the environment's compute_reward for their rewards, which "
-            "knows nothing of the sentence; use replay_buffer_class=VLPReplayBuffer or VLPDictReplayBuffer"
-        )
+        raise ValueError(NO_RELABELLING)
     if not source.late:
         return
     venv = source.venv

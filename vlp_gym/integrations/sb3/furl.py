@@ -25,6 +25,7 @@ from vlp_gym.engine.engine import QueryEngine
 from vlp_gym.engine.tickets import Answer, Ticket
 from vlp_gym.integrations.sb3.source import SegmentSource
 from vlp_gym.models.furl import FuRLModel, FuRLTrainer
+from vlp_gym.rewards.ledger import STEPS_OF_ITS_OWN
 
 
 class FuRLCallback(BaseCallback):
@@ -135,6 +136,7 @@ class _Episodes:
         self._tokens: dict[tuple[int, int], list[tuple[int, Tensor]]] = {}
         self._success: dict[tuple[int, int], list[bool]] = {}
         self._over: list[tuple[int, int]] = []
+        self._ticket: dict[int, Ticket] = {}  # of the newest step
 
     def on_answer(self, answer: Answer, frames: NDArray[np.uint8], tokens: Tensor) -> None:
         """Keep the first camera's token, ``[D]``; called by `QueryEngine` in any thread."""
@@ -143,6 +145,10 @@ class _Episodes:
     def step(self, ticket: Ticket, success: bool, *, over: bool) -> None:
         """Add one step of an environment."""
         key = ticket.env, ticket.episode
+        newest = self._ticket.get(ticket.env, ticket)
+        if newest.episode == ticket.episode and ticket.step > newest.step + 1:
+            raise ValueError(f"{STEPS_OF_ITS_OWN} ({newest}; then {ticket})")
+        self._ticket[ticket.env] = ticket
         self._success.setdefault(key, []).append(success)
         if over:
             self._over.append(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -13,9 +14,17 @@ from torch import Tensor
 
 from vlp_gym.engine.engine import QueryEngine
 from vlp_gym.engine.tickets import Answer
+from vlp_gym.integrations.sb3.outside import meddling
 from vlp_gym.integrations.sb3.vec import VLPVecReward
-from vlp_gym.rewards.stream import Delivery
+from vlp_gym.rewards.delivery import Delivery
 from vlp_gym.wrappers.single import VLPRewardWrapper
+
+logger = logging.getLogger("vlp_gym")
+
+MEDDLING = (
+    "%s lies outside VLPRewardWrapper or VLPVecReward, and may make steps or change rewards: each step waits for its "
+    'reward, as with mode="sync". Put it inside to have late rewards'
+)
 
 OnAnswer = Callable[[Answer, NDArray[np.uint8], Tensor], None]
 """Called in any thread with one answer, the frames ``[C, H, W, 3]`` and their tokens ``[C, K, D]``."""
@@ -25,7 +34,7 @@ class RewardWrappers:
     """The reward wrappers of a `VecEnv`: one `VLPVecReward`, or a `VLPRewardWrapper` around each environment.
 
     Args:
-        venv: has been reset.
+        venv: an environment as the agent has it.
 
     Attributes:
         vector: the `VLPVecReward` among its wrappers, or None.
@@ -36,9 +45,12 @@ class RewardWrappers:
         self.venv, self.vector = venv, _find_vector(venv)
         alone = self.vector is None
         self.wrapped = venv.env_is_wrapped(VLPRewardWrapper) if alone else [True] * venv.num_envs
-        self.reset_infos: list[dict[str, Any]] = (self.vector or venv.unwrapped).reset_infos
-        self.late = any("ticket" in info.get("vlp", {}) for info in self.reset_infos)
+        places = [place for place, wrapped in enumerate(self.wrapped) if wrapped]
+        late: list[bool] = [self.vector.late] if self.vector is not None else venv.get_attr("late", indices=places)
+        self.late = any(late)
         """Whether rewards come late: the mode is "async" somewhere."""
+        self.ticketed = all(late) and all(self.wrapped)
+        """Whether every step has a ticket: the mode is "async" everywhere."""
         self._local = self.vector is not None or not isinstance(venv.unwrapped, SubprocVecEnv)
 
     def yield_to_learner(self, on: bool) -> None:
@@ -55,15 +67,15 @@ class RewardSource(RewardWrappers):
     """Brings the rewards of all environments of a `VecEnv`.
 
     Args:
-        venv: has been reset; wrapped by `VLPVecReward`, or with a `VLPRewardWrapper` around every environment, also
+        venv: wrapped by `VLPVecReward`, or with a `VLPRewardWrapper` around every environment, also
             in other processes (`SubprocVecEnv`).
-        listener: called with each delivery.
+        listener: called with the number of the environment and each delivery.
 
     Raises:
         ValueError: if it has neither.
     """
 
-    def __init__(self, venv: VecEnv, listener: Callable[[Delivery], None]) -> None:
+    def __init__(self, venv: VecEnv, listener: Callable[[int, Delivery], None]) -> None:
         super().__init__(venv)
         if not all(self.wrapped):
             raise ValueError(
@@ -71,10 +83,23 @@ class RewardSource(RewardWrappers):
                 f"environment in it; found neither in {venv.unwrapped}"
             )
         self.listener = listener
+        if self.late and (name := meddling(venv, self.vector)):
+            logger.warning(MEDDLING, name)
+            self._each("take_late_rewards", False)
+            self.late = False
+        thresholds = self.venv.get_attr("success_threshold") if self.vector is None else [self.vector.success_threshold]
+        self.judges = any(threshold is not None for threshold in thresholds)
+        """Whether some scores count as success."""
         self.by_poll = self.late and self._local
         """Rewards come by `poll` alone; other processes, where a poll is a round trip, put them into the infos too."""
+
+    def take_late_rewards(self, on: bool = True) -> None:
+        """Let rewards come late from now on, or let every step wait for its own again."""
+        if self.late:
+            self._each("take_late_rewards", on)
+            self.yield_to_learner(on)
         if self.by_poll:
-            self._each("deliver_by_poll")
+            self._each("deliver_by_poll", on)
 
     def poll(self, indices: Sequence[int], timeout_s: float) -> Iterator[tuple[int, list[Delivery]]]:
         """Take the rewards that have come, one environment at a time: an error in one loses no reward of another.
@@ -109,14 +134,12 @@ class SegmentSource(RewardWrappers):
     """Gives a `SegmentStore` the scores, frames and frame tokens of the environments of a `VecEnv`.
 
     Args:
-        venv: has been reset; some of its environments may have a reward wrapper.
+        venv: some of its environments may have a reward wrapper.
     """
 
     def __init__(self, venv: VecEnv) -> None:
         super().__init__(venv)
         self.in_process = self.vector is not None or isinstance(venv.unwrapped, DummyVecEnv)
-        self.ticketed = all("ticket" in info.get("vlp", {}) for info in self.reset_infos)
-        """Whether every step has a ticket: the mode is "async" everywhere."""
         self.engines: dict[QueryEngine, dict[int, int]] = {}
         """For each engine, the environments' numbers in its tickets, and their places in the `VecEnv`."""
 
@@ -133,10 +156,12 @@ class SegmentSource(RewardWrappers):
             )
         if not self.ticketed:
             raise ValueError('expected the wrapper in mode="async", whose steps have tickets')
-        count = self.venv.num_envs
-        engines = [self.vector.engine] * count if self.vector is not None else self.venv.get_attr("engine")
-        for place, (engine, info) in enumerate(zip(engines, self.reset_infos, strict=True)):
-            self.engines.setdefault(engine, {})[info["vlp"]["ticket"].env] = place
+        if self.vector is not None:
+            self.engines[self.vector.engine] = {ticket.env: place for place, ticket in enumerate(self.vector.tickets)}
+            return
+        engines, tickets = self.venv.get_attr("engine"), self.venv.get_attr("ticket")
+        for place, (engine, ticket) in enumerate(zip(engines, tickets, strict=True)):
+            self.engines.setdefault(engine, {})[ticket.env] = place
 
     def connect(self, on_answer: OnAnswer) -> None:
         """Let the engines call this with each answer; its ticket then has the environment's place in the `VecEnv`."""
@@ -148,6 +173,7 @@ class SegmentSource(RewardWrappers):
 
         for engine, places in self.engines.items():
             engine.on_answer = partial(by_place, places)
+        self._each("take_late_rewards")
 
     def wait(self) -> None:
         """Wait for all pending answers."""
@@ -159,6 +185,7 @@ class SegmentSource(RewardWrappers):
         for engine in self.engines:
             engine.wait()
             engine.on_answer = None
+        self._each("take_late_rewards", False)
 
 
 def _find_vector(venv: VecEnv) -> VLPVecReward | None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from gymnasium.error import ClosedEnvironmentError
 from numpy.typing import NDArray
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, unwrap_vec_normalize
 from typing_extensions import Unpack
 
 from vlp_gym.engine.engine import QueryEngine
@@ -17,6 +17,7 @@ from vlp_gym.models.protocol import RewardModel
 from vlp_gym.rewards.options import Shorthand
 from vlp_gym.rewards.shaping import Reward, Shaping
 from vlp_gym.wrappers.captured import CapturedRewards
+from vlp_gym.wrappers.streaming import NO_RELABELLING
 
 
 class VLPVecReward(CapturedRewards, VecEnvWrapper):
@@ -40,6 +41,12 @@ class VLPVecReward(CapturedRewards, VecEnvWrapper):
         VecEnvWrapper.__init__(self, venv)
         if not venv.has_attr("attach_frames"):
             raise ValueError("the sub-environments do not render themselves; make venv from capture_frames(env_fns)")
+        self._normalized = unwrap_vec_normalize(venv)
+        if self._normalized is not None and self._normalized.norm_reward:
+            raise ValueError(
+                "VecNormalize(norm_reward=True) inside VLPVecReward would scale the sentence's rewards by the "
+                "environment's own returns; set norm_reward=False, or put it around VLPVecReward"
+            )
         self._listen(venv.unwrapped, venv.env_method, instruction, model, reward, options)
 
     def reset(self) -> Any:
@@ -49,7 +56,7 @@ class VLPVecReward(CapturedRewards, VecEnvWrapper):
         with self._calling_envs() as running:
             with self._workers.watch():
                 observations = self.venv.reset()
-            self.reset_infos = list(self.venv.reset_infos)
+            self.reset_infos = list(self._inner_reset_infos())
             self._put(self._begin(running))
         return observations
 
@@ -69,8 +76,18 @@ class VLPVecReward(CapturedRewards, VecEnvWrapper):
         settled = self._settle(own, terminated, truncated)
         self._put(settled.first)
         self._running[:] = True
-        infos = [{**info, "vlp": vlp} for info, vlp in zip(infos, settled.infos, strict=True)]
-        return observations, settled.rewards.astype(np.float32), dones, infos
+        each = zip(settled.successes, infos, settled.infos, strict=True)
+        infos = [{**success, **info, "vlp": vlp} for success, info, vlp in each]
+        rewards = settled.rewards.astype(np.float32)
+        if self._normalized is not None:
+            self._normalized.old_reward = rewards  # off-policy algorithms store this, and not what `step` returns
+        return observations, rewards, dones, infos
+
+    def env_method(self, method_name: str, *args: Any, **kwargs: Any) -> list[Any]:
+        """As every `VecEnv` has it, but ``compute_reward``: it knows nothing of the sentence."""
+        if method_name == "compute_reward":
+            raise ValueError(NO_RELABELLING)
+        return super().env_method(method_name, *args, **kwargs)
 
     def close(self) -> None:
         """Close the environments; a second call does nothing. A live model stays usable."""
@@ -78,4 +95,8 @@ class VLPVecReward(CapturedRewards, VecEnvWrapper):
 
     def _put(self, begun: dict[int, dict[str, Any]]) -> None:
         for index, info in begun.items():
-            self.reset_infos[index] = {**self.venv.reset_infos[index], "vlp": info}
+            self.reset_infos[index] = {**self._inner_reset_infos()[index], "vlp": info}
+
+    def _inner_reset_infos(self) -> list[dict[str, Any]]:
+        """An older `VecEnv` has none."""
+        return getattr(self.venv, "reset_infos", [{}] * self.num_envs)
