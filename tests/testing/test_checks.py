@@ -164,8 +164,11 @@ def test_a_broken_promise_of_a_wrapper_is_named(change, message):
 
 def test_rewards_that_differ_between_two_runs():
     env = VLPRewardWrapper(PaintedEnv(), "press the button", PaintedModel())
-    with pytest.raises(AssertionError, match=r"^the rewards of two runs with the same seed and actions differ$"):
-        check_wrapper(env)
+    with pytest.raises(
+        AssertionError, match=r"^the rewards of two runs with the same seed and actions differ by 6.1e-05$"
+    ):
+        check_wrapper(env)  # of two episodes: 1024 / 2 ** 24
+    check_wrapper(env, atol=1e-3)
 
 
 def test_a_step_after_the_end():

@@ -8,6 +8,7 @@ from painted import rollout, wrap
 
 from vlp_gym.errors import FrameError, QueryError
 from vlp_gym.testing import FRAME_FAULTS, FaultyEnv, FaultyModel, PaintedEnv, PaintedModel, painted_value
+from vlp_gym.wrappers.streaming import RESET_IN_SB3
 
 
 @pytest.mark.parametrize("mode", [None, "human", "rgb_array_list"])
@@ -67,11 +68,13 @@ def test_an_error_of_the_environment_is_kept_with_a_note(fault, at, text):  # fa
 
 def test_step_before_reset_and_after_the_end():  # fault 9
     env = wrap(PaintedEnv([2]))
-    message = "call reset before step: the episode has ended or has not begun (env 0, episode -1, step 0)"
+    message = (
+        "call reset before step: the episode has ended or has not begun (env 0, episode -1, step 0); " + RESET_IN_SB3
+    )
     with pytest.raises(ResetNeeded, match=f"^{re.escape(message)}$"):
         env.step(0)
     rollout(env)
-    with pytest.raises(ResetNeeded, match=r"^call reset before step: .* \(env 0, episode 0, step 2\)$"):
+    with pytest.raises(ResetNeeded, match=r"^call reset before step: .* \(env 0, episode 0, step 2\); where "):
         env.step(0)
     assert env.stats()["submitted"] == 3
 

@@ -34,6 +34,7 @@ from vlp_gym.errors import FrameError, InstructionError, QueryError, VLPError
 from vlp_gym.testing import FaultyEnv, FaultyModel, PaintedEnv, PaintedModel, painted_value
 from vlp_gym.wrappers import VLPVectorRewardWrapper, capture_frames
 from vlp_gym.wrappers.capture import FrameCapture
+from vlp_gym.wrappers.streaming import RESET_IN_SB3
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
@@ -307,7 +308,7 @@ def test_a_partial_reset_leaves_the_others_alone():  # fault 16
 @pytest.mark.parametrize("kind", VECTORS)
 def test_step_needs_a_reset_where_nobody_resets(kind):  # fault 9
     env = wrap([[1], [2]], kind=kind, autoreset=DISABLED)
-    message = "call reset before step: the episodes of the envs {} have ended or have not begun"
+    message = "call reset before step: the episodes of the envs {} have ended or have not begun; " + RESET_IN_SB3
     with pytest.raises(ResetNeeded, match=f"^{re.escape(message.format([0, 1]))}$"):
         env.step(noop(env))
     env.reset()

@@ -25,7 +25,7 @@ from vlp_gym.rewards.options import Shorthand, make_stream
 from vlp_gym.rewards.shaping import Reward, Shaping, own_number
 from vlp_gym.rewards.stream import Transition
 from vlp_gym.wrappers.capture import BEGUN, RESET_FRAME, STEP_FRAME, STEPPED, FrameBlock, frame_file
-from vlp_gym.wrappers.streaming import Streaming
+from vlp_gym.wrappers.streaming import RESET_IN_SB3, Streaming
 from vlp_gym.wrappers.workers import Workers
 
 Values: TypeAlias = "Sequence[Any] | NDArray[Any]"
@@ -120,7 +120,9 @@ class CapturedRewards(Streaming):
         self._stream.settle()
         over = [index for index, running in enumerate(self._running) if not running or self._stream.broken(index)]
         if over:
-            raise ResetNeeded(f"call reset before step: the episodes of the envs {over} have ended or have not begun")
+            raise ResetNeeded(
+                f"call reset before step: the episodes of the envs {over} have ended or have not begun; {RESET_IN_SB3}"
+            )
 
     @contextmanager
     def _calling_envs(self, *, on: bool = False) -> Iterator[NDArray[np.bool_]]:

@@ -23,7 +23,7 @@ from vlp_gym.rewards.delivery import Deliveries, Delivery
 from vlp_gym.rewards.options import make_stream
 from vlp_gym.rewards.shaping import Reward, Shaping, own_number
 from vlp_gym.rewards.stream import Transition
-from vlp_gym.wrappers.streaming import NO_RELABELLING, Streaming
+from vlp_gym.wrappers.streaming import NO_RELABELLING, RESET_IN_SB3, Streaming
 
 logger = logging.getLogger("vlp_gym")
 
@@ -190,7 +190,9 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
             raise ClosedEnvironmentError("step was called after close")
         self._stream.settle()
         if not self._running or self._stream.broken(0):
-            raise ResetNeeded(f"call reset before step: the episode has ended or has not begun ({self.ticket})")
+            raise ResetNeeded(
+                f"call reset before step: the episode has ended or has not begun ({self.ticket}); {RESET_IN_SB3}"
+            )
         self._running = False  # until the step is through: after an error the episode cannot go on
         ticket = self._stream.advance(0)
         self._stream.env_is_stepping(True)

@@ -11,6 +11,10 @@ NO_RELABELLING = (
     "HerReplayBuffer makes up transitions and asks the environment's compute_reward for their rewards, which "
     "knows nothing of the sentence; use replay_buffer_class=VLPReplayBuffer or VLPDictReplayBuffer"
 )
+RESET_IN_SB3 = (
+    "where an error or Ctrl-C has ended a learn() of Stable-Baselines3, model.set_env(model.get_env()) makes the next "
+    "one reset"
+)
 
 
 class Streaming:

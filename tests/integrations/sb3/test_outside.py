@@ -365,7 +365,7 @@ def test_the_success_rate_of_stable_baselines3(kind, mode, threshold, rate):
     model.learn(100, callback=VLPRewardCallback(), log_interval=1)
     assert written.values.get("rollout/success_rate") == rate
     successes = model.ep_success_buffer
-    assert len(successes) == (0 if threshold is None else venv.reset_infos[0]["vlp"]["ticket"].episode * 2)
+    assert len(successes) == (0 if threshold is None else 2 * 7)  # of 7, 3, 1, 9, 9, 9 and 9 steps, in 50
     venv.close()
 
 

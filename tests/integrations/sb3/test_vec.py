@@ -30,6 +30,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMoni
 from vlp_gym import VLPVecReward, capture_frames
 from vlp_gym.errors import FrameError, MissingExtraError, VLPError
 from vlp_gym.testing import FaultyEnv, PaintedEnv, PaintedModel, painted_value
+from vlp_gym.wrappers.streaming import RESET_IN_SB3
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
@@ -136,7 +137,7 @@ def test_instructions_and_environments_that_do_not_render_themselves():
 def test_a_wrong_frame_names_its_step_and_reset_goes_on():  # faults 3, 8, 9
     venv = DummyVecEnv(capture_frames([PaintedEnv, partial(FaultyEnv, "float")]))
     env = VLPVecReward(venv, SENTENCE, PaintedModel())
-    message = "call reset before step: the episodes of the envs [0, 1] have ended or have not begun"
+    message = "call reset before step: the episodes of the envs [0, 1] have ended or have not begun; " + RESET_IN_SB3
     with pytest.raises(ResetNeeded, match=f"^{re.escape(message)}$"):
         env.step(noop(env))
     env.reset()
