@@ -121,7 +121,7 @@ class SegmentStore(Packed):
         self.keep_tokens, self.frame_size = keep_tokens, frame_size
         self._finished: OrderedDict[int, EpisodeRecord] = OrderedDict()
         self._running: dict[int, EpisodeRecord | None] = {}
-        self._left_out: set[int] = set()  # environments whose newest episode has a gap
+        self._left_out: dict[int, int] = {}  # how many episodes of an environment, in a row
         """None while an episode runs whose beginning or middle is missing; it is left out."""
         self._tickets: dict[tuple[int, int], EpisodeRecord] = {}
         self._seen: deque[tuple[Ticket, float, NDArray[np.uint8] | None, Tensor | None]] = deque()
@@ -160,10 +160,10 @@ class SegmentStore(Packed):
         if ticket is not None and (
             ticket.step != len(record.states) + 1 or self._tickets.get((ticket.env, ticket.episode)) is not record
         ):
-            if env in self._left_out:
+            self._running[env] = None  # after an interrupt, or because training began in its middle
+            self._left_out[env] = self._left_out.get(env, 0) + 1
+            if self._left_out[env] == 5:
                 raise ValueError(f"{STEPS_OF_ITS_OWN} ({ticket})")
-            self._left_out.add(env)  # one episode: after an interrupt, or because training began in its middle
-            self._running[env] = None
             return
         record.states.append(np.array(state, np.float32).ravel())
         record.actions.append(np.array(action, np.float32).ravel())
@@ -174,7 +174,7 @@ class SegmentStore(Packed):
         record = self._running.pop(env, None)
         if record is None:
             return
-        self._left_out.discard(env)
+        self._left_out.pop(env, None)
         self._finished[record.number] = record
         while len(self._finished) > self.episodes:
             self._finished.popitem(last=False)

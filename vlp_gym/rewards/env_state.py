@@ -97,6 +97,11 @@ class EnvState:
         self.waiting = deque(step for step in self.waiting if step[0].episode != episode)
         self.broken |= episode == self.ticket.episode
 
+    def forget_newest(self) -> None:
+        """The newest step has not come back to the agent: it has no reward."""
+        self.waiting = deque(step for step in self.waiting if step[0] != self.ticket)
+        self.ready = [delivery for delivery in self.ready if delivery.ticket != self.ticket]
+
     def settle(self, shaping: Shaping) -> None:
         """Turn the scores that are there into rewards, oldest first, up to the first that is missing."""
         while self.waiting:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -164,16 +163,15 @@ class RewardStream:
                 kept = transition if transition.views is None else transition._replace(views=())  # frames are not kept
                 state.waiting.append((state.ticket, kept))
             self.engine.submit(tickets, frames, scored=scored)
+            if self.late and steps and not self._taken(over=any(self._states[step.place].over for step in transitions)):
+                self._settle(self.engine.flush(self._by_env))
+                self.raise_errors()
         except BaseException:  # these steps never get back to the agent
             for transition in transitions:
-                state = self._states[transition.place]
-                state.waiting = deque(step for step in state.waiting if step[0] != state.ticket)
+                self._states[transition.place].forget_newest()
             raise
         if not self.late:
             self._settle(self.engine.poll(self._by_env))
-            self.raise_errors()
-        elif steps and not self._taken(over=any(self._states[step.place].over for step in transitions)):
-            self._settle(self.engine.flush(self._by_env))
             self.raise_errors()
         for transition in transitions:
             state = self._states[transition.place]
