@@ -29,8 +29,6 @@ from vlp_gym.metaworld.config import CollectConfig
 from vlp_gym.metaworld.env import make_metaworld
 from vlp_gym.storage import locked
 
-pytestmark = pytest.mark.filterwarnings("ignore:Constant")  # of Meta-World's scripted policies
-
 TASK = "button-press-v3"
 FIELD_OF_VIEW = 60  # degrees, of the camera
 CONFIG = CollectConfig(

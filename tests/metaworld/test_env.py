@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
+import re
+from functools import partial
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ pytest.importorskip("metaworld")
 from gymnasium.wrappers.common import TimeLimit
 
 import vlp_gym
-from vlp_gym.frames.rendering import FastRenderer
+from vlp_gym.frames.rendering import FastRender, FastRenderer
 from vlp_gym.metaworld.env import (
     CAMERA,
     CAMERA_POSITION,
@@ -24,6 +26,8 @@ from vlp_gym.metaworld.env import (
     scripted_policy,
 )
 from vlp_gym.metaworld.variety import vary_scene
+from vlp_gym.testing import PaintedModel
+from vlp_gym.wrappers import VLPRewardWrapper, capture_frames
 
 ACTIONS = np.random.default_rng(0).uniform(-1, 1, (6, 4)).astype(np.float32)
 
@@ -149,9 +153,8 @@ def test_fast_and_default_quality_differ_in_shading_only(env):
 def test_fifty_tasks_each_with_an_expert(env):
     assert len(metaworld_tasks()) == 50
     assert list(metaworld_tasks()) == sorted(metaworld_tasks())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Meta-World's policies warn that they ask for more than the actions allow
-        action = scripted_policy("button-press-v3").get_action(env.reset(seed=0)[0])
+    # Meta-World's policies would warn that they ask for more than the actions allow.
+    action = scripted_policy("button-press-v3").get_action(env.reset(seed=0)[0])
     assert np.shape(action) == (4,)
 
 
@@ -224,3 +227,28 @@ class TestVariedScene:
         varied = [env.step(action)[0] for action in ACTIONS]
         restore()
         assert np.abs(plain[1:] - varied).max() < 1e-12  # the solver starts warmer: rounding
+
+
+def test_the_upside_down_camera_of_its_documentation_is_warned_of():
+    def documented(camera):
+        return gym.make(
+            "Meta-World/MT1", env_name="button-press-v3", seed=0, render_mode="rgb_array", camera_name=camera, width=32,
+            height=32, disable_env_checker=True,
+        )  # fmt: skip
+
+    message = (
+        "the camera 'corner2' is upside down, and so is what the reward model sees; Meta-World is upright by "
+        "vlp_gym.make_metaworld, others by render_fn=lambda env: env.render()[::-1, ::-1]"
+    )
+    wrap = partial(VLPRewardWrapper, instruction="press the button", model=PaintedModel())
+    turned = documented("corner2")
+    for wrong in (wrap, lambda env: wrap(FastRender(env, 32, 32)), lambda env: capture_frames([lambda: env])[0]()):
+        with pytest.warns(UserWarning, match=f"^{re.escape(message)}$"):
+            wrong(turned)
+    wrap(turned, render_fn=lambda env: env.render()[::-1, ::-1])  # warnings are errors here
+    wrap(FastRender(turned, 32, 32, camera="topview"))
+    for camera in ("topview", "behindGripper", "gripperPOV"):
+        wrap(documented(camera)).close()
+    for camera in ("corner", "corner2", "corner3", "corner4"):
+        wrap(make_metaworld("button-press-v3", size=32, camera=camera)).close()
+    turned.close()

@@ -176,8 +176,10 @@ def test_the_file_goes_to_the_disk_where_the_memory_is_full(monkeypatch, tmp_pat
 def test_an_environment_that_does_not_render_arrays(mode):  # fault 1
     env = PaintedEnv()
     env.render_mode = mode
-    message = f'expected an environment made with render_mode="rgb_array", got render_mode={mode!r}'
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    message = (
+        f'expected an environment made with render_mode="rgb_array", got render_mode={mode!r}; an environment that'
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)} "):
         capture_frames([lambda: env])[0]()
     with pytest.raises(ValueError, match=r"^render_fn must be a function of the environment, or several, got \[\]$"):
         capture_frames([PaintedEnv], [])[0]()

@@ -6,6 +6,7 @@ import math
 import pickle
 import random
 import re
+import threading
 import unicodedata
 import warnings
 from pathlib import Path
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from painted import SENTENCE, rollout, wrap
 
 from vlp_gym.errors import InstructionError
+from vlp_gym.frames.rendering import FastRender
 from vlp_gym.testing import FaultyModel, PaintedEnv, PaintedModel, check_wrapper, painted_value
 from vlp_gym.wrappers import VLPRewardWrapper
 
@@ -215,8 +217,24 @@ def test_close_twice_and_step_after_close():  # fault 37
     env.close()
     with pytest.raises(ClosedEnvironmentError, match=r"^step was called after close$"):
         env.step(0)
-    with pytest.raises(ClosedEnvironmentError, match=r"^reset was called after close$"):
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_reset_after_close_goes_on(mode):
+    """As in a bare environment; Stable-Baselines3's check_env does that."""
+    env = wrap(mode=mode)
+    rollout(env)
+    for episode in (1, 2):
+        env.close()
         env.reset()
+        env.deliver_by_poll()
+        paid = env.step(0)[1]
+        late = [delivery.reward for delivery in env.flush()]
+        assert (late[-1] if late else paid) == painted_value(0, episode, 1)
+    env.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "vlp_gym-engine"]
+    with pytest.raises(ClosedEnvironmentError, match=r"^step was called after close$"):
+        env.step(0)
 
 
 def test_pickling_says_what_to_do():  # fault 41
@@ -295,6 +313,20 @@ def test_sb3s_check_env_passes(name):  # fault 69
     checker = pytest.importorskip("stable_baselines3.common.env_checker")
     env = VLPRewardWrapper(gym.make(name, render_mode="rgb_array"), SENTENCE, PaintedModel(), render_fn=draw)
     checker.check_env(env, warn=False, skip_render_check=True)
+    env.close()
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize("name", ["CartPole-v1", "InvertedPendulum-v5"])
+def test_sb3s_check_of_rendering_passes(name, mode):  # fault 69
+    """It closes the environment, and goes on."""
+    checker = pytest.importorskip("stable_baselines3.common.env_checker")
+    pytest.importorskip("pygame" if name == "CartPole-v1" else "mujoco")
+    env = gym.make(name, render_mode="rgb_array")
+    env = VLPRewardWrapper(
+        FastRender(env, 32, 32) if name != "CartPole-v1" else env, SENTENCE, PaintedModel(), mode=mode
+    )
+    checker.check_env(env, warn=False, skip_render_check=False)
     env.close()
 
 

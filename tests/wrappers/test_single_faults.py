@@ -1,13 +1,19 @@
 from __future__ import annotations
 
 import re
+import warnings
+from functools import partial
+from typing import ClassVar
 
+import gymnasium as gym
+import numpy as np
 import pytest
 from gymnasium.error import ResetNeeded
 from painted import rollout, wrap
 
 from vlp_gym.errors import FrameError, QueryError
 from vlp_gym.testing import FRAME_FAULTS, FaultyEnv, FaultyModel, PaintedEnv, PaintedModel, painted_value
+from vlp_gym.wrappers import VLPVectorRewardWrapper, capture_frames
 from vlp_gym.wrappers.streaming import RESET_IN_SB3
 
 
@@ -15,9 +21,133 @@ from vlp_gym.wrappers.streaming import RESET_IN_SB3
 def test_an_environment_that_does_not_render_arrays(mode):  # fault 1
     env = PaintedEnv()
     env.render_mode = mode
-    message = f'expected an environment made with render_mode="rgb_array", got render_mode={mode!r}'
+    message = (
+        f'expected an environment made with render_mode="rgb_array", got render_mode={mode!r}; an environment that '
+        "cannot do that needs a camera of yours, such as render_fn=lambda env: env.unwrapped.camera.read()"
+    )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         wrap(env)
+    assert len(rollout(wrap(env, render_fn=lambda env: env.unwrapped.render()))) == 10
+
+
+class Team:
+    """What PettingZoo's environments have."""
+
+    possible_agents = ("first", "second")
+    render_mode = "rgb_array"
+    metadata: ClassVar = {}
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (
+            Team(),
+            "expected a gymnasium.Env, got Team; it is PettingZoo's, for several agents: "
+            "make a gymnasium.Env of what one agent does and sees",
+        ),
+        (
+            gym.vector.SyncVectorEnv([PaintedEnv]),
+            "expected a gymnasium.Env, got SyncVectorEnv; vector environments have wrappers of their own, "
+            "VLPVectorRewardWrapper and VLPVecReward",
+        ),
+        ("CartPole-v1", "expected a gymnasium.Env, got str"),
+    ],
+)
+def test_what_is_no_environment_of_gymnasium(env, message):
+    for make in (lambda: wrap(env), capture_frames([lambda: env])[0]):
+        with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+            make()
+
+
+def test_what_is_no_vector_environment():
+    message = "expected a gymnasium.vector.VectorEnv from capture_frames, got Team"
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        VLPVectorRewardWrapper(Team(), "press the button", PaintedModel())
+
+
+class Plain(PaintedEnv):
+    """Its `reset` takes no options, which Stable-Baselines3 tolerates."""
+
+    def reset(self, *, seed=None):
+        return super().reset(seed=seed)
+
+
+def test_a_reset_without_options():
+    assert len(rollout(wrap(Plain()))) == 10
+    venv = gym.vector.SyncVectorEnv(capture_frames([Plain]))
+    VLPVectorRewardWrapper(venv, "press the button", PaintedModel()).reset()
+    with pytest.raises(TypeError, match="unexpected keyword argument 'options'"):
+        wrap(Plain()).reset(options={"mass": 2})
+
+
+class Still(PaintedEnv):
+    """Frames that never change; `seen` is their colour, and the last frame of an episode may have another."""
+
+    def __init__(self, lengths, seen, last=None):
+        super().__init__(lengths)
+        self.seen, self.last = seen, last
+
+    def render(self):
+        over = self.elapsed == self.lengths[0]
+        return np.full((8, 8, 3), self.last if over and self.last is not None else self.seen, np.uint8)
+
+
+NOTHING = "the environment may not draw off-screen; look at env.render(), or give a render_fn="
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize(("length", "seen", "what"), [(1, 0, "black"), (4, 0, "black"), (4, 7, "the same")])
+def test_frames_that_show_nothing_are_warned_of_once(length, seen, what, mode):
+    env = wrap(Still([length], seen), mode=mode)
+    env.reset()
+    for _ in range(length - 1):
+        env.step(0)
+    message = f"all {length + 1} frames of the first episode are {what}: {NOTHING}"
+    with pytest.warns(UserWarning, match=f"^{re.escape(message)}$"):
+        env.step(0)
+    rollout(env)  # warnings are errors here
+    env.close()
+
+
+@pytest.mark.parametrize(("length", "seen", "last"), [(3, 7, None), (9, 0, 1), (1, 0, 1), (9, 7, 8)])
+def test_frames_that_show_something_are_not_warned_of(length, seen, last):
+    env = wrap(Still([length], seen, last))
+    rollout(env)
+    env.env.last = None  # later episodes may show nothing
+    rollout(env)
+
+
+def test_a_reset_ends_the_first_episode_and_so_do_a_thousand_frames():
+    env = wrap(Still([2000], 0))
+    env.reset()
+    env.step(0)
+    with pytest.warns(UserWarning, match=rf"^all 2 frames of the first episode are black: {re.escape(NOTHING)}$"):
+        env.reset()
+    env = wrap(Still([2000], 7))
+    env.reset()
+    for _ in range(998):
+        env.step(0)
+    with pytest.warns(UserWarning, match=rf"^all 1000 frames of the first episode are the same: {re.escape(NOTHING)}$"):
+        env.step(0)
+
+
+def test_one_of_two_cameras_shows_nothing():
+    env = wrap(render_fn=[lambda env: env.unwrapped.render(), lambda env: np.zeros((8, 8, 3), np.uint8)])
+    message = rf"^all 11 frames of camera 1 of the first episode are black: {re.escape(NOTHING)}$"
+    with pytest.warns(UserWarning, match=message):
+        rollout(env)
+
+
+def test_one_warning_for_a_vector_of_environments():
+    fns = [partial(Still, [3], 0)] * 3
+    env = VLPVectorRewardWrapper(gym.vector.SyncVectorEnv(capture_frames(fns)), "press the button", PaintedModel())
+    env.reset()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(6):
+            env.step(np.zeros(3, int))
+    assert [str(each.message) for each in caught] == [f"all 4 frames of the first episode are black: {NOTHING}"]
 
 
 @pytest.mark.parametrize("at", [0, 2])

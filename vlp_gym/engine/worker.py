@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from vlp_gym.engine.tickets import Request
+from vlp_gym.errors import QueryError
 
 IDLE_S = 0.5
 """An idle worker looks this often whether its engine is still in use."""
@@ -35,6 +36,19 @@ def start_worker(engine: Engine) -> threading.Thread:
 def stopped(engine: Engine) -> None:
     """The engine was closed: nothing is left to do when the interpreter goes away."""
     _at_work.discard(engine)
+
+
+def reopen(engine: Engine) -> None:
+    """Undo the `close` of an engine.
+
+    Raises:
+        QueryError: if its worker still hangs in the model.
+    """
+    if engine._worker is not None and engine._worker.is_alive():
+        raise QueryError("the query engine is closed, and the reward model still hangs")
+    engine._closed = False
+    if engine.mode == "async":
+        engine._worker = start_worker(engine)
 
 
 def _run(reference: weakref.ref[Engine], ready: threading.Event) -> None:

@@ -10,10 +10,12 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
 from vlp_gym.errors import FrameError
+from vlp_gym.frames.rendering import warn_if_upside_down
 from vlp_gym.process import end_by_sigterm
 
 RenderFn: TypeAlias = Callable[[Any], "NDArray[np.uint8]"]
@@ -26,14 +28,25 @@ def check_cameras(env: Any, render_fn: RenderFn | Sequence[RenderFn] | None) -> 
     """The functions that render an environment's views: its ``render``, or `render_fn`.
 
     Raises:
+        TypeError: it is no Gymnasium environment.
         ValueError: it does not render arrays, or `render_fn` is not a function or several.
     """
+    if not isinstance(env, gym.Env):
+        cure = ""
+        if hasattr(env, "possible_agents"):
+            cure = "; it is PettingZoo's, for several agents: make a gymnasium.Env of what one agent does and sees"
+        elif hasattr(env, "num_envs"):
+            cure = "; vector environments have wrappers of their own, VLPVectorRewardWrapper and VLPVecReward"
+        raise TypeError(f"expected a gymnasium.Env, got {type(env).__name__}{cure}")
     end_by_sigterm()
     if render_fn is None:
         if env.render_mode != "rgb_array":
             raise ValueError(
-                f'expected an environment made with render_mode="rgb_array", got render_mode={env.render_mode!r}'
+                f'expected an environment made with render_mode="rgb_array", got render_mode={env.render_mode!r}; an '
+                "environment that cannot do that needs a camera of yours, such as "
+                "render_fn=lambda env: env.unwrapped.camera.read()"
             )
+        warn_if_upside_down(env)
         return [lambda env: env.render()]
     cameras: list[Any] = list(render_fn) if isinstance(render_fn, (list, tuple)) else [render_fn]
     if not cameras or not all(callable(camera) for camera in cameras):
@@ -104,3 +117,44 @@ class FrameSize:
             torch.from_numpy(np.ascontiguousarray(frame))[None], self.height_width
         )[0].numpy()
         return resized
+
+
+class FirstEpisode:
+    """Finds cameras that show nothing: an environment that does not draw off-screen gives black or unchanging frames.
+
+    Example:
+        >>> watch = FirstEpisode()
+        >>> for step in range(5):
+        ...     said = watch.see([np.zeros((4, 6, 3), np.uint8)], over=step == 4)
+        >>> said[:51]
+        'all 5 frames of the first episode are black: the en'
+    """
+
+    LEAST, MOST = 5, 1000
+    """Frames before anything is said (of black ones two), and after which it is said within the episode."""
+
+    def __init__(self) -> None:
+        self.over = False
+        self._count = 0
+        self._first: list[NDArray[np.uint8]] = []
+        self._still: list[int] = []
+
+    def see(self, views: Sequence[NDArray[np.uint8]], *, over: bool) -> str | None:
+        """What to say after the views of one moment, uint8 ``[H, W, 3]`` each; `over` ends the episode."""
+        self._count += 1
+        if not self._first:
+            self._first, self._still = [view.copy() for view in views], list(range(len(views)))
+        self._still = [camera for camera in self._still if np.array_equal(self._first[camera], views[camera])]
+        return self.end() if over or not self._still or self._count == self.MOST else None
+
+    def end(self) -> str | None:
+        """What to say at the end of the episode."""
+        count, cameras = self._count, len(self._first)
+        found = [(camera, not self._first[camera].any()) for camera in self._still]
+        self.over, self._first, self._still = True, [], []
+        for camera, black in found:
+            if count >= (2 if black else self.LEAST):
+                of = f" of camera {camera}" if cameras > 1 else ""
+                what = f"all {count} frames{of} of the first episode are {'black' if black else 'the same'}"
+                return f"{what}: the environment may not draw off-screen; look at env.render(), or give a render_fn="
+        return None

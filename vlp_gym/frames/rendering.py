@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import warnings
 import weakref
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
@@ -168,6 +169,11 @@ class FastRender(gym.Wrapper, gym.utils.RecordConstructorArgs):
         self._rendered_model: Any = None
         self._closed = False
 
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        """Reset the environment; after `close`, it renders again if the environment allows that."""
+        self._closed = False
+        return self.env.reset(**options)
+
     def render(self) -> np.ndarray:  # type: ignore[override]
         """Render the current state as a new array, uint8 ``[height, width, 3]``."""
         if self._closed:
@@ -209,6 +215,26 @@ def roll_camera(model: Any, camera: str, degrees: float) -> None:
     camera_id = _camera_id(model, camera)
     mujoco.mju_mulQuat(turned, model.cam_quat[camera_id], np.array([np.cos(half), 0.0, 0.0, np.sin(half)]))
     model.cam_quat[camera_id] = turned
+
+
+def warn_if_upside_down(env: gym.Env[Any, Any]) -> None:
+    """Warn if a MuJoCo environment renders with a camera that stands still and upside down."""
+    inner: Any = env
+    while isinstance(inner, gym.Wrapper) and not isinstance(inner, FastRender):
+        inner = inner.env
+    own = getattr(env.unwrapped, "mujoco_renderer", None)
+    model: Any = getattr(env.unwrapped, "model", None)
+    camera = inner._settings[2] if isinstance(inner, FastRender) else getattr(own, "camera_id", None)
+    if camera is None or not hasattr(model, "cam_quat") or (camera := _camera_id(model, camera)) < 0:
+        return
+    w, x, y, z = model.cam_quat[camera]
+    up = 2 * (y * z + w * x)  # the third coordinate of its upward direction
+    if model.cam_bodyid[camera] == 0 and up < -0.25:
+        warnings.warn(
+            f"the camera {model.camera(camera).name!r} is upside down, and so is what the reward model sees; "
+            "Meta-World is upright by vlp_gym.make_metaworld, others by render_fn=lambda env: env.render()[::-1, ::-1]",
+            stacklevel=2,
+        )
 
 
 def _check_quality(quality: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from typing import Any
 
 import gymnasium as gym
@@ -172,5 +173,7 @@ def _full_name(task: str) -> str:
 
 def _import_metaworld() -> Any:
     choose_gl_backend()
+    # Its scripted policies say so at nearly every step, by design.
+    warnings.filterwarnings("ignore", r"Constant\(s\) may be too high", module=r"metaworld\.policies\.policy")
     import_extra("metaworld.env_dict", "Meta-World is not installed", "metaworld")
     return import_extra("metaworld", "Meta-World is not installed", "metaworld")

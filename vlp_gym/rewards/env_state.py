@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from vlp_gym.engine.tickets import Answer, FrameScore, Ticket
-from vlp_gym.frames.check import FrameSize
+from vlp_gym.frames.check import FirstEpisode, FrameSize
 from vlp_gym.rewards.delivery import Delivery
 from vlp_gym.rewards.shaping import Shaping, score_of
 
@@ -52,6 +52,8 @@ class EnvState:
     """The newest ticket that was answered."""
     ready: list[Delivery] = field(default_factory=list)
     """Rewards that were not taken yet."""
+    watch: FirstEpisode = field(default_factory=FirstEpisode)
+    """Looks whether the frames show anything."""
     size: FrameSize = field(default_factory=FrameSize)
     broken: bool = False
     """An error of the model has ended the running episode."""

@@ -13,8 +13,12 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vlp_gym.engine.engine import QueryEngine
 from vlp_gym.engine.tickets import Answer, Ticket
+from vlp_gym.engine.worker import reopen
 from vlp_gym.errors import QueryError
 from vlp_gym.frames.check import validate_frame
 from vlp_gym.rewards.delivery import Deliveries, Delivery, Receipt
@@ -155,6 +159,8 @@ class RewardStream:
             if views is not None:
                 fit = state.size.fit
                 frames.append([fit(validate_frame(view, where=state.ticket)) for view in views])
+                if not state.watch.over:
+                    self._watch(state, frames[-1], over=terminated or truncated)
                 tickets.append(state.ticket)
                 scored.append(terminated or truncated or not only_the_last)
         try:
@@ -180,6 +186,14 @@ class RewardStream:
             if state.waiting and not self.late:  # an interrupt has come between the score and here
                 state.give_up(state.ticket.episode)
                 raise QueryError(f"no score came; begin another episode ({state.ticket})")
+
+    def _watch(self, state: EnvState, views: Sequence[NDArray[np.uint8]], *, over: bool) -> None:
+        """Warn once if the first episode shows nothing."""
+        warning = state.watch.end() if state.ticket.episode > 0 else state.watch.see(views, over=over)
+        if warning is not None:
+            for each in self._states:
+                each.watch.over = True
+            warnings.warn(warning, stacklevel=3)
 
     def env_is_stepping(self, on: bool) -> None:
         """Mark whether the environment is stepping; with `yield_to_learner` the engine runs only then."""
@@ -281,6 +295,11 @@ class RewardStream:
                 f"({state.ticket}). Put the time limit inside VLPRewardWrapper, not around it",
                 stacklevel=4,
             )
+
+    def reopen(self) -> None:
+        """Undo `close`."""
+        if self._owned:
+            reopen(self.engine)
 
     def _settle(self, answers: Sequence[Answer]) -> None:
         for answer in answers:

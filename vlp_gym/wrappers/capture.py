@@ -126,14 +126,15 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any]):
         render_fn: your own cameras, see `VLPRewardWrapper`.
 
     Raises:
+        TypeError: if it is no Gymnasium environment.
         ValueError: if it does not render arrays, or `render_fn` is no function.
     """
 
     def __init__(
         self, env: gym.Env[Any, Any], index: int = 0, render_fn: RenderFn | Sequence[RenderFn] | None = None
     ) -> None:
-        super().__init__(env)
         self._cameras = check_cameras(env, render_fn)
+        super().__init__(env)
         self.metadata = {**env.metadata, CAPTURED: True}
         self._index, self._episode, self._step, self._every = index, -1, 0, 1
         self._size = FrameSize()
@@ -168,7 +169,7 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any]):
         """Reset the environment, and render the first frame."""
         self._episode, self._step = self._episode + 1, 0
         try:
-            observation, info = self.env.reset(seed=seed, options=options)
+            observation, info = self.env.reset(seed=seed, **({} if options is None else {"options": options}))
         except Exception as error:
             add_note(error, NOTE.format(self._where()))
             raise

@@ -114,8 +114,8 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
         options = {name: value for name, value in locals().items() if name not in ("self", "env", "__class__")}
         recorded = {name: record(value) for name, value in options.items()}
         gym.utils.RecordConstructorArgs.__init__(self, **recorded)
-        gym.Wrapper.__init__(self, env)
         self._cameras = check_cameras(env, options.pop("render_fn"))
+        gym.Wrapper.__init__(self, env)
         self._stream = make_stream([options.pop("instruction")], **options)
         self._running = self._closed = False
 
@@ -166,14 +166,14 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the environment, forget the frames of the episode before, and score the first frame."""
-        if self._closed:
-            raise ClosedEnvironmentError("reset was called after close")
-        self._running = False
+        if self._closed:  # Stable-Baselines3's check_env does that
+            self._stream.reopen()
+        self._running = self._closed = False
         self._stream.restart()
         ticket = self._stream.begin(0)
         self._stream.env_is_stepping(True)
         try:
-            observation, info = self.env.reset(seed=seed, options=options)
+            observation, info = self.env.reset(seed=seed, **({} if options is None else {"options": options}))
             views = self._render()
         except Exception as error:
             add_note(error, NOTE.format(ticket))

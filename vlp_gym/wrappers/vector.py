@@ -74,6 +74,8 @@ class VLPVectorRewardWrapper(
     ) -> None:
         given = {"instruction": instruction, "model": model, "reward": reward, **options}
         gym.utils.RecordConstructorArgs.__init__(self, **{name: record(value) for name, value in given.items()})
+        if not isinstance(env, gym.vector.VectorEnv):
+            raise TypeError(f"expected a gymnasium.vector.VectorEnv from capture_frames, got {type(env).__name__}")
         gym.vector.VectorWrapper.__init__(self, env)
         if not env.metadata.get(CAPTURED):
             raise ValueError("the sub-environments do not render themselves; make env from capture_frames(env_fns)")
