@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 
@@ -54,6 +57,39 @@ def import_extra(module: str, what: str, extra: str) -> Any:
         return import_module(module)
     except ImportError as error:
         raise MissingExtraError(f'{what}: pip install "vlp_gym[{extra}]"') from error
+
+
+def check_packages(packages: Mapping[str, str], what: str) -> None:
+    """Check that optional packages are installed, without importing them.
+
+    Args:
+        packages: package -> the extra of vlp_gym that installs it.
+        what: what needs them, the beginning of the message.
+
+    Raises:
+        MissingExtraError: one is not installed.
+    """
+    missing = {name: extra for name, extra in packages.items() if not _is_installed(name)}
+    if missing:
+        extras = ",".join(dict.fromkeys(missing.values()))
+        raise MissingExtraError(f'{what} {", ".join(missing)}: pip install "vlp_gym[{extras}]"')
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):  # an import hook refuses it; it is a module without a specification
+        return False
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown word: the known ones like it, or nothing.
+
+    >>> did_you_mean("scor", ["score", "collect"]), did_you_mean("x", ["score"])
+    ('; did you mean score?', '')
+    """
+    near = difflib.get_close_matches(word, list(known), n=2, cutoff=0.7)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def reason(error: BaseException) -> str:

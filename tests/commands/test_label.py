@@ -179,7 +179,7 @@ class TestErrors:
                 ("--labels", "vlp-compact"),
                 'the instruction is empty; say what is to be done, such as "press the button"',
             ),
-            (("--human", *SENTENCE, "--port", "70000"), "port: expected 0 to 65535, got 70000"),
+            (("--human", *SENTENCE, "--port", "70000"), "--port: expected 0 to 65535, got 70000"),
         ],
     )
     def test_options(self, capsys, stored, tmp_path, options, message):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from vlp_gym.errors import DatasetError
+from vlp_gym.errors import DatasetError, check_packages
 
 
 def collect(
@@ -22,7 +22,7 @@ def collect(
     agent_model: str = "vlp-compact",
     stride: int = 5,
     size: int = 112,
-    camera: str = "corner2",
+    camera: Literal["corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV"] = "corner2",
     varied_share: float = 0.0,
     random_start: bool = False,
     seed: int = 0,
@@ -30,6 +30,8 @@ def collect(
     push_to_hub: str | None = None,
 ) -> None:
     """Collect rollouts of three tiers of skill (MTVLP); repeat the command to resume.
+
+    For example: vlp-gym collect metaworld --out data/train --tasks button-press-v3 door-close-v3 --per-tier 8
 
     Args:
         source: simulator to collect from.
@@ -43,17 +45,20 @@ def collect(
         agent_model: the reward model for --agent.
         stride: environment steps between stored frames.
         size: side length in pixels of the stored square frames; 224 suits CLIP and larger models.
-        camera: corner, corner2, corner3, corner4, topview, behindGripper or gripperPOV; only the view depends on it.
+        camera: camera of the simulator; only the view depends on it.
         varied_share: share of rollouts, in [0, 1], with random camera pose, light and colours.
         random_start: start the hand at a random position instead of the task's own.
         seed: seeds all random draws; equal seeds give equal collections.
         workers: worker processes; default: one per core.
         push_to_hub: upload the shards to this dataset (org/name) on the Hugging Face hub.
     """
+    needed = {"metaworld": "metaworld", "mujoco": "metaworld", "datasets": "train", "PIL": "train"}
+    check_packages({**needed, "stable_baselines3": "sb3"} if agent else needed, "collecting rollouts needs")
     from vlp_gym.data.check import MAX_PIXELS
     from vlp_gym.metaworld.collect import MAX_STEPS, collect_metaworld
     from vlp_gym.metaworld.config import CollectConfig
     from vlp_gym.metaworld.splits import known_task
+    from vlp_gym.models.checkpoint import is_hub_id
 
     counts = {"per-tier": per_tier, "near-miss": near_miss, "explore": explore, "agent": agent}
     positive = {"stride": stride, "workers": 1 if workers is None else workers}
@@ -73,6 +78,8 @@ def collect(
     if not 0 <= varied_share <= 1:
         raise ValueError(f"--varied-share: expected 0 to 1, got {varied_share}")
     names = [known_task(task) for task in tasks]
+    if push_to_hub is not None and not is_hub_id(push_to_hub):
+        raise ValueError(f"--push-to-hub: expected org/name, got {push_to_hub!r}")
     if agent:  # an unknown model is an error before anything is written
         from vlp_gym.models.registry import load_reward_model
 

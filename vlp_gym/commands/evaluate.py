@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from vlp_gym.commands.data import SplitName, judged_tasks, load
+from vlp_gym.errors import check_packages
 
 
 def evaluate(
@@ -19,6 +20,8 @@ def evaluate(
 ) -> None:
     """Evaluate a reward model on the held-out tasks of a split; writes JSON, a Markdown table and a plot.
 
+    For example: vlp-gym eval --model runs/compact-vlp --data data/eval --split vlp
+
     Args:
         model: a shipped name (see `vlp-gym models`), a checkpoint folder, or a hub id org/name.
         data: folder from `vlp-gym collect`, preferably with another seed than the training data.
@@ -27,13 +30,14 @@ def evaluate(
         seed: seeds all random draws.
         pairs_per_task: pairs per task for scripted ITP, IVP and ILP.
     """
+    check_packages(dict.fromkeys(("datasets", "PIL", "scipy", "matplotlib"), "train"), "an evaluation needs")
+    if pairs_per_task < 1:
+        raise ValueError(f"--pairs-per-task: expected at least 1, got {pairs_per_task}")
     from vlp_gym.data.shards import shard_path
     from vlp_gym.evaluation.evaluate import evaluate as judge
     from vlp_gym.evaluation.report import markdown, write_report
     from vlp_gym.models.registry import best_device, load_reward_model
 
-    if pairs_per_task < 1:
-        raise ValueError(f"--pairs-per-task: expected at least 1, got {pairs_per_task}")
     tasks = judged_tasks(split, data)
     device = best_device()
     live = load_reward_model(model, device=device)

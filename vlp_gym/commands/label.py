@@ -57,6 +57,7 @@ def label(
     import numpy as np
     from tqdm import tqdm
 
+    from vlp_gym.errors import check_packages
     from vlp_gym.preferences.buffer import PreferenceBuffer
     from vlp_gym.preferences.samplers import choose_pairs
     from vlp_gym.preferences.segments import SegmentStore
@@ -70,24 +71,27 @@ def label(
     for name, value in {"pairs": pairs, "length": length, "newest": newest}.items():
         if value is not None and value < 1:
             raise ValueError(f"--{name}: expected at least 1, got {value}")
+    if source == "human":
+        check_packages({"PIL": "viz"}, "labels by a person need")
+        if not 0 <= port <= 65535:
+            raise ValueError(f"--port: expected 0 to 65535, got {port}")
     if source != "scripted":
         instruction = normalize_instruction(instruction)
     store = SegmentStore.load(segments)
     store.length = length or store.length
     buffer = PreferenceBuffer.load(out) if (out / "preferences.json").exists() else PreferenceBuffer()
     buffer.capacity = max(buffer.capacity, len(buffer) + pairs)  # new pairs must not replace old ones
-    first, second = choose_pairs(
-        store, None, pairs, np.random.default_rng([seed, len(buffer)]), sampler=sampler, newest=newest, labelled=buffer
-    )
-    # Pairs of another length, or a folder that cannot be made, must fail before an hour of labelling.
-    buffer.add(first, second, np.full(pairs, np.nan))
-    out.mkdir(parents=True, exist_ok=True)
     given = np.full(pairs, np.nan)
     block = pairs if source in ("human", "scripted") else _BLOCK
     with (
         _labeler(source, instruction, kind=kind, seed=seed, port=port, browser=browser) as labeler,
         tqdm(desc="labelling", unit="pair", total=pairs, disable=block == pairs) as bar,
     ):
+        rng = np.random.default_rng([seed, len(buffer)])
+        first, second = choose_pairs(store, None, pairs, rng, sampler=sampler, newest=newest, labelled=buffer)
+        # Pairs of another length, or a folder that cannot be made, must fail before an hour of labelling.
+        buffer.add(first, second, np.full(pairs, np.nan))
+        out.mkdir(parents=True, exist_ok=True)
         for start in range(0, pairs, block):
             some = slice(start, start + block)
             given[some] = labeler(first[some], second[some])
@@ -96,6 +100,8 @@ def label(
             bar.update(len(given[some]))
     print(summary(first, second, given))
     print(f"preferences: {out} ({len(buffer)} pairs)")
+    if getattr(labeler, "interrupted", False):
+        raise KeyboardInterrupt  # a person's labels are kept first
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from vlp_gym.commands.collect import collect
 from vlp_gym.commands.evaluate import evaluate
@@ -13,9 +14,10 @@ from vlp_gym.commands.label import label
 from vlp_gym.commands.models import calibrate, convert, models
 from vlp_gym.commands.score import score
 from vlp_gym.commands.train import train, tune
-from vlp_gym.errors import MissingExtraError, VLPError
+from vlp_gym.commands.usage import check_names, later, options_of, parse
+from vlp_gym.errors import MissingExtraError, VLPError, did_you_mean
 
-COMMANDS: dict[str, Callable[..., None]] = {
+COMMANDS: dict[str, Callable[..., Any]] = {
     "collect": collect,
     "train": train,
     "tune": tune,
@@ -26,7 +28,13 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "calibrate": calibrate,
     "models": models,
 }
-RESUMABLE = ("collect", "train")
+KEPT = {
+    "collect": "finished shards are kept, and the same command goes on from there",
+    "train": "the last saved state is kept, and the same command goes on from there",
+    "label": "saved labels are kept, and the same command adds further pairs to them",
+    "score": "finished files are kept; the same command begins anew",
+}
+NOTHING = "nothing was written; the same command begins anew"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,10 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.simplefilter("ignore")
         os.environ.setdefault("PYTHONWARNINGS", "ignore")  # for worker processes
     try:
-        _run(arguments)
+        _read(arguments)()
     except KeyboardInterrupt:
-        again = ", and the same command goes on from there" if arguments[0] in RESUMABLE else ""
-        print(f"vlp-gym: interrupted; what was saved is kept{again}", file=sys.stderr)
+        command = arguments[0] if arguments else ""
+        print(f"vlp-gym: interrupted; {KEPT.get(command, NOTHING)}", file=sys.stderr)
         return 130
     except (VLPError, ValueError, FloatingPointError, OSError) as error:
         print(f"vlp-gym: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
@@ -51,19 +59,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(arguments: Sequence[str]) -> None:
+def _read(arguments: Sequence[str]) -> Callable[[], None]:
+    """What the command line asks for, to be called; ends the process after `--help`."""
     try:
         import tqdm  # noqa: F401
         import tyro
     except ImportError as error:
         raise MissingExtraError(f'the command line needs {error.name}: pip install "vlp_gym[train]"') from error
-    if arguments[:1] == ["train"]:
-        train(arguments[1:])  # has sub-commands
-        return
-    description = "Any Gymnasium environment that can render gets a reward from a sentence."
-    tyro.extras.subcommand_cli_from_dict(
-        COMMANDS, prog="vlp-gym", description=description, args=arguments or ["--help"]
+    command, *options = arguments or ["--help"]
+    if command == "train":
+        return train(options)  # has sub-commands
+    if command in COMMANDS:
+        check_names(options, options_of(COMMANDS[command]), f"vlp-gym {command}")
+    elif not command.startswith("-"):
+        raise ValueError(
+            f"unknown command {command!r}: expected one of {', '.join(COMMANDS)}{did_you_mean(command, COMMANDS)}"
+        )
+    call: Callable[[], None] = parse(
+        lambda: tyro.extras.subcommand_cli_from_dict(
+            {name: later(function) for name, function in COMMANDS.items()},
+            prog="vlp-gym",
+            description="Any Gymnasium environment that can render gets a reward from a sentence.",
+            args=[command, *options],
+        ),
+        f"vlp-gym {command}" if command in COMMANDS else "vlp-gym",
     )
+    return call
 
 
 if __name__ == "__main__":

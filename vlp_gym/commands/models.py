@@ -28,6 +28,8 @@ def convert(
 ) -> None:
     """Convert a published checkpoint to a folder that every command accepts as --model.
 
+    For example: vlp-gym convert liv downloads/liv.pt --out runs/liv
+
     Only tensors are read; files that would run code are refused. All keys and shapes must match.
 
     Args:
@@ -61,6 +63,11 @@ def calibrate(model: str, /, *, data: tuple[Path, ...], out: Path, tasks: tuple[
         out: folder for the ensemble.
         tasks: use only these tasks of the data; default: all.
     """
+    from vlp_gym.errors import check_packages
+
+    check_packages(dict.fromkeys(("datasets", "PIL", "scipy"), "train"), "a calibration needs")
+    if not data:
+        raise ValueError("--data: expected at least one folder, got none")
     from vlp_gym.commands.data import load
     from vlp_gym.evaluation.calibration import calibrate as rank
     from vlp_gym.models.ensemble import EnsembleModel

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vlp_gym.engine.engine import QueryEngine
 
 GIF_FRAMES = 120  # longer GIFs skip frames, to stay below hundreds of megabytes
+VIDEOS = (  # endings of what is taken from a folder
+    ".3gp", ".apng", ".avi", ".flv", ".gif", ".h264", ".hevc", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
+    ".mts", ".ogv", ".ts", ".webm", ".wmv",
+)  # fmt: skip
 
 
 def score(
-    video: Path | None = None,
+    videos: tuple[Path, ...] = (),
     /,
     *,
     instruction: str | None = None,
@@ -19,71 +29,136 @@ def score(
     temperature: float = 1.0,
     out: Path | None = None,
 ) -> None:
-    """Score a video for an instruction; writes the reward curve (PNG), and the video with the curve (MP4, GIF).
+    """Score videos for an instruction; writes the reward curve (PNG, JSON), and the video with the curve (MP4, GIF).
+
+    For example: vlp-gym score video.mp4 --instruction "close the door"
 
     With --dataset, score collected rollouts as in GVL: detect successes, filter demonstrations, and weight steps for
     advantage-weighted regression.
 
     Args:
-        video: video file (mp4, mkv, webm, avi, gif ...) of at most 2,000 frames.
+        videos: video files (mp4, mkv, webm, avi, gif ...) of at most 2,000 frames, or folders of them.
         instruction: the task in one sentence; with --dataset the default is each rollout's own.
         model: a shipped name (see `vlp-gym models`), a checkpoint folder, or a hub id org/name.
-        dataset: folder from `vlp-gym collect`, instead of a video.
+        dataset: folder from `vlp-gym collect`, instead of videos.
         tasks: score only these tasks of the dataset; default: all.
         threshold: value-order correlation from which a rollout counts as a success, in [-1, 1].
         temperature: tau of the step weights exp(tau * change of value), in [0, 100].
-        out: folder for the curve and videos, or for scores.json, scores.md and scores.png; default: runs/score/NAME.
+        out: folder for the results, with a folder for each of several videos; default: runs/score/NAME.
     """
-    if (video is None) == (dataset is None):
-        raise ValueError("expected a video or --dataset, and not both")
+    if bool(videos) == (dataset is not None):
+        raise ValueError("expected videos or --dataset, and not both")
+    if tasks and dataset is None:
+        raise ValueError("--tasks: only --dataset has tasks, got videos")
+    if not -1 <= threshold <= 1:
+        raise ValueError(f"--threshold: expected -1 to 1, got {threshold}")
+    if not 0 <= temperature <= 100:
+        raise ValueError(f"--temperature: expected 0 to 100, got {temperature}")
+    from vlp_gym.errors import check_packages
     from vlp_gym.text import normalize_instruction
 
     instruction = None if instruction is None else normalize_instruction(instruction)
     if dataset is not None:
+        check_packages(dict.fromkeys(("datasets", "PIL", "scipy", "matplotlib"), "train"), "scoring rollouts needs")
         out = out or Path("runs") / "score" / dataset.name
         _score_dataset(dataset, tasks, instruction, model, out, threshold, temperature)
         return
-    assert video is not None
+    if instruction is None:
+        raise ValueError("--instruction: expected what is to be done in the video, in one sentence")
+    files = _files(videos)
+    check_packages(dict.fromkeys(("av", "matplotlib", "PIL"), "viz"), "scoring a video needs")
+    _score_videos(files, instruction, model, _folders(files, videos, out))
+
+
+def _files(videos: Sequence[Path]) -> list[Path]:
+    """The files, and the videos of the folders, sorted."""
+    from vlp_gym.errors import DatasetError
+
+    files: list[Path] = []
+    for path in videos:
+        if not path.exists():
+            raise DatasetError(f"{path}: expected a video file, found none")
+        found = sorted(each for each in path.iterdir() if each.suffix.lower() in VIDEOS) if path.is_dir() else [path]
+        if not found:
+            raise DatasetError(f"{path}: expected videos in the folder ({' '.join(VIDEOS)}), found none")
+        files += found
+    return list(dict.fromkeys(files))
+
+
+def _folders(files: Sequence[Path], videos: Sequence[Path], out: Path | None) -> list[Path]:
+    """Where the results of each file go: by its stem, or by more of its path where two are equal."""
+    if len(files) == 1 and not videos[0].is_dir():
+        return [out or Path("runs") / "score" / files[0].stem]
+    names = [file.stem for file in files]
+    if len(set(names)) < len(names):
+        names = ["-".join(file.parts).strip("/-") for file in files]
+    return [(out or Path("runs") / "score") / name for name in names]
+
+
+def _score_videos(files: Sequence[Path], instruction: str, model: str, folders: Sequence[Path]) -> None:
+    from vlp_gym.engine.engine import QueryEngine
+    from vlp_gym.errors import DatasetError
+    from vlp_gym.models.registry import best_device, load_reward_model
+
+    score_one = _scorer(QueryEngine(load_reward_model(model, device=best_device())), instruction)
+    failed: list[DatasetError] = []
+    for episode, (file, folder) in enumerate(zip(files, folders, strict=True)):
+        try:
+            print(score_one(episode, file, folder), flush=True)
+        except DatasetError as error:  # a damaged one of a hundred
+            failed.append(error)
+    if failed:
+        more = f"; {len(failed)} of {len(files)} videos cannot be scored" if len(files) > 1 else ""
+        raise DatasetError(f"{failed[0]}{more}")
+
+
+def _scorer(engine: QueryEngine, instruction: str) -> Callable[[int, Path, Path], str]:
+    """A function that scores a video as one episode, writes the results to a folder, and says them in a line."""
     from tqdm import tqdm
 
-    from vlp_gym.engine.engine import QueryEngine
     from vlp_gym.engine.tickets import Ticket
-    from vlp_gym.models.registry import best_device, load_reward_model
+    from vlp_gym.models.protocol import value_range
     from vlp_gym.rewards.shaping import Reward, score_of
+    from vlp_gym.storage import write_atomic
     from vlp_gym.video import overlay_video, read_video
     from vlp_gym.viz import plot_reward_curves
 
-    if instruction is None:
-        raise ValueError("--instruction: expected what is to be done in the video, in one sentence")
-    frames = read_video(video)
-    engine = QueryEngine(load_reward_model(model, device=best_device()))
     env, text = engine.add_env(), engine.encode_text(instruction)
     kind: Reward = "preference" if engine.probe(text).progress is None else "progress"
-    engine.begin(env, 0, text)
-    rewards: list[float] = []
-    for step, frame in enumerate(tqdm(frames, desc="scoring", unit="frame")):
-        answer = engine.query([Ticket(env, 0, step)], [frame])[0]
-        rewards.append(score_of(kind, answer.preference, answer.progress, answer.relevance))
     label = "preference" if kind == "preference" else "reward"
-    out = out or Path("runs") / "score" / video.stem
-    out.mkdir(parents=True, exist_ok=True)
-    paths = [out / name for name in ("curve.png", "overlay.mp4", "overlay.gif")]
-    plot_reward_curves(
-        {label: rewards}, paths[0], title=instruction, xlabel="frame", ylabel=label, frames={label: frames}
-    )
-    every = -(-len(frames) // GIF_FRAMES)
-    files = zip(paths[1:], (slice(None), slice(None, None, every)), strict=True)
-    for path, shown in tqdm(files, desc="drawing", unit="file", total=2):
-        overlay_video(frames[shown], rewards[shown], path, title=instruction, ylabel=label)
-    print(f"{label}: {rewards[0]:.3f} at the first frame, {rewards[-1]:.3f} at the last, {max(rewards):.3f} at most")
-    print(f"written: {' '.join(str(path) for path in paths)}")
+    shown_range = None if kind == "preference" else value_range(engine.model.model)
+
+    def score_one(episode: int, file: Path, folder: Path) -> str:
+        frames = read_video(file)
+        engine.begin(env, episode, text)
+        rewards: list[float] = []
+        for step, frame in enumerate(tqdm(frames, desc=f"scoring {file.name}", unit="frame", leave=False)):
+            answer = engine.query([Ticket(env, episode, step)], [frame])[0]
+            rewards.append(score_of(kind, answer.preference, answer.progress, answer.relevance))
+        folder.mkdir(parents=True, exist_ok=True)
+        document = {"video": str(file), "instruction": instruction, label: rewards}
+        write_atomic(folder / "rewards.json", (json.dumps(document, indent=1) + "\n").encode())
+        plot_reward_curves(
+            {label: rewards}, folder / "curve.png", title=instruction, xlabel="frame", ylabel=label,
+            frames={label: frames}, reward_range=shown_range,
+        )  # fmt: skip
+        every = -(-len(frames) // GIF_FRAMES)
+        parts = {"overlay.mp4": slice(None), "overlay.gif": slice(None, None, every)}
+        for name, part in tqdm(parts.items(), desc="drawing", unit="file", leave=False):
+            overlay_video(
+                frames[part], rewards[part], folder / name, title=instruction, ylabel=label, reward_range=shown_range
+            )
+        return (
+            f"{file}: {label} {rewards[0]:.3f} at the first frame, {rewards[-1]:.3f} at the last, "
+            f"{max(rewards):.3f} at most; written to {folder}"
+        )
+
+    return score_one
 
 
 def _score_dataset(
     folder: Path, tasks: tuple[str, ...], instruction: str | None, model: str, out: Path, threshold: float, tau: float
 ) -> None:
-    import json
-
     from vlp_gym.commands.data import load
     from vlp_gym.evaluation.demonstrations import plot_scores, score_dataset, summarize
     from vlp_gym.models.registry import best_device, load_reward_model

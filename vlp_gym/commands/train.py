@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from vlp_gym.commands.data import load, training_tasks
+from vlp_gym.commands.usage import check_names, check_values, option_names, parse
+from vlp_gym.errors import check_packages
 from vlp_gym.training.recipes.registry import available_recipes, load_options
 
 if TYPE_CHECKING:
@@ -15,8 +18,10 @@ if TYPE_CHECKING:
     from vlp_gym.training.options import TrainOptions
 
 
-def train(arguments: Sequence[str]) -> None:
+def train(arguments: Sequence[str]) -> Callable[[], None]:
     """Train a reward model on the training tasks of a split; repeat the command to resume.
+
+    For example: vlp-gym train compact --data data/train --split vlp --out runs/compact-vlp
 
     Args:
         arguments: a system and its options from the command line; without any, the systems are listed.
@@ -25,15 +30,24 @@ def train(arguments: Sequence[str]) -> None:
 
     system = arguments[0] if arguments else "--help"
     systems: dict[str, Callable[..., Any]] = {name: _listed(line) for name, line in available_recipes().items()}
+    command = "vlp-gym train"
     if not system.startswith("-"):  # only listed otherwise, without importing the recipe
-        systems[system] = _parsed(load_options(system))
-    options = tyro.extras.subcommand_cli_from_dict(
-        systems,
-        prog="vlp-gym train",
-        description="Train a reward model; repeat the command to resume.",
-        args=arguments or ["--help"],
+        options_class = load_options(system)
+        systems[system] = _parsed(options_class)
+        command = f"vlp-gym train {system}"
+        check_names(arguments[1:], option_names(field.name for field in fields(options_class)), command)
+    options = parse(
+        lambda: tyro.extras.subcommand_cli_from_dict(
+            systems,
+            prog="vlp-gym train",
+            description="Train a reward model; repeat the command to resume.\n\n"
+            "For example: vlp-gym train compact --data data/train --split vlp --out runs/compact-vlp",
+            args=arguments or ["--help"],
+        ),
+        command,
     )
-    _train(system, options)
+    check_values({field.name: getattr(options, field.name) for field in fields(options)})
+    return lambda: _train(system, options)
 
 
 def _listed(description: str) -> Callable[[], None]:
@@ -63,15 +77,17 @@ def _train(system: str, options: TrainOptions) -> None:
     options.check_packages()
     import torch
 
+    from vlp_gym.models.registry import load_reward_model
     from vlp_gym.training.loop import train as run_training
 
     tasks = options.training_tasks(training_tasks(options.split, options.data))
     out = Path("runs") / f"{system}-{options.split}" if options.out is None else options.out
+    start = None if options.init is None else load_reward_model(options.init)
     trajectories = load(*options.data, tasks=tasks)
     torch.manual_seed(options.seed)
     model, recipe = options.build(trajectories)
-    if options.init is not None:
-        _start_from(model, options.init)
+    if start is not None:
+        _start_from(model, start, f"{options.init}")
     run_training(model, recipe, out, options.config())
     print(f"checkpoint: {out}")
     print(f"evaluate it: vlp-gym eval --model {out} --data {options.data[0]} --split {options.split}")
@@ -80,11 +96,16 @@ def _train(system: str, options: TrainOptions) -> None:
 def tune(*, model: Path, data: Path, tasks: tuple[str, ...]) -> None:
     """Tune both weights and the relevance shift of a compact model on tasks left out of its training.
 
+    For example: vlp-gym tune --model runs/left --data data/train --tasks push-v3 reach-v3
+
     Args:
         model: folder of a compact model from `vlp-gym train compact --leave-out ...`.
         data: folder from `vlp-gym collect`.
         tasks: the left-out tasks, at least two.
     """
+    check_packages(dict.fromkeys(("datasets", "PIL", "scipy"), "train"), "tuning needs")
+    if len(tasks) < 2:
+        raise ValueError(f"--tasks: expected at least two tasks, got {' '.join(tasks) or 'none'}")
     from vlp_gym.models.checkpoint import load_checkpoint
     from vlp_gym.models.compact import CompactRewardModel
     from vlp_gym.training.recipes.compact_tune import tune as choose
@@ -99,12 +120,10 @@ def tune(*, model: Path, data: Path, tasks: tuple[str, ...]) -> None:
     )
 
 
-def _start_from(model: nn.Module, init: str) -> None:
+def _start_from(model: nn.Module, other: Any, name: str) -> None:
     from vlp_gym.models.backbones.small import SmallBackbone
-    from vlp_gym.models.registry import load_reward_model
     from vlp_gym.training.state import differing_weights
 
-    other: Any = load_reward_model(init)
     start: nn.Module = model
     if type(other) is not type(model):  # another system: copy the small encoders if both have them
         encoders = [next((m for m in each.modules() if isinstance(m, SmallBackbone)), None) for each in (model, other)]
@@ -112,5 +131,5 @@ def _start_from(model: nn.Module, init: str) -> None:
             start, other = encoders[0], encoders[1]
     weights: dict[str, Tensor] = other.state_dict()
     if differing := differing_weights(start.state_dict(), weights):
-        raise ValueError(f"--init: expected a model of this architecture and size; {init} differs in {differing[:3]}")
+        raise ValueError(f"--init: expected a model of this architecture and size; {name} differs in {differing[:3]}")
     start.load_state_dict(weights)

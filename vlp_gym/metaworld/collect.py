@@ -107,7 +107,13 @@ def _collect(
     spawn = multiprocessing.get_context("spawn")
     with bar, ProcessPoolExecutor(processes, spawn, _prepare_worker) as pool:
         try:
-            for done in as_completed([pool.submit(_collect_task, job) for job in jobs]):
+            # Workers inherit the mask: Ctrl-C is the parent's, even while they import.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                futures = [pool.submit(_collect_task, job) for job in jobs]
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            for done in as_completed(futures):
                 bar.set_postfix_str(done.result())
                 bar.update()
         except BrokenProcessPool as error:
@@ -129,7 +135,6 @@ def _stop(pool: ProcessPoolExecutor) -> None:
 
 
 def _prepare_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends the workers
     os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa's threads cost 25% more time and gain nothing here
     import torch
 

@@ -55,6 +55,8 @@ class HumanLabeler:
         self.fps, self.open_browser = fps, open_browser
         self._server = LabelServer(instruction, port)
         self._closed = False
+        self.interrupted = False
+        """Whether Ctrl-C ended the last call."""
 
     @property
     def url(self) -> str:
@@ -88,16 +90,18 @@ class HumanLabeler:
             return encode_clip({} if record is None else record.frames, span, steps, self.fps)
 
         asked = self._server.round = Round(self._server.round.number + 1, len(first), clip)
-        print(f"{len(first)} pairs to label at {self.url}", flush=True)
-        # Without a screen, `webbrowser` may start a text browser, which blocks the terminal.
-        screen = sys.platform == "darwin" or not {"DISPLAY", "WAYLAND_DISPLAY"}.isdisjoint(os.environ)
-        if self.open_browser and screen and asked.number == 1:
-            with contextlib.suppress(webbrowser.Error):
-                webbrowser.open(self.url)
+        self.interrupted = False
         try:
+            print(f"{len(first)} pairs to label at {self.url}", flush=True)
+            # Without a screen, `webbrowser` may start a text browser, which blocks the terminal.
+            screen = sys.platform == "darwin" or not {"DISPLAY", "WAYLAND_DISPLAY"}.isdisjoint(os.environ)
+            if self.open_browser and screen and asked.number == 1:
+                with contextlib.suppress(webbrowser.Error):
+                    webbrowser.open(self.url)
             if asked.pairs:
                 asked.ended.wait()
         except KeyboardInterrupt:
+            self.interrupted = True
             print(f"stopped: {len(asked.labels)} of {asked.pairs} pairs are labelled", file=sys.stderr)
         return np.array(asked.close(), np.float64)
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 from torch import nn
 
 from vlp_gym.data.trajectory import Trajectory
-from vlp_gym.errors import MissingExtraError
+from vlp_gym.errors import check_packages, did_you_mean
 from vlp_gym.training.recipe import Recipe, TrainConfig
 
 
@@ -47,6 +46,8 @@ class TrainOptions(TrainConfig, ABC):
         check_at_least(1, save_every=self.save_every)
         check_at_least(0, weight_decay=self.weight_decay)
         check_share(warmup=self.warmup)
+        if self.learning_rate is not None and not self.learning_rate > 0:  # None: a recipe's own
+            raise ValueError(f"--learning-rate: expected more than 0, got {self.learning_rate}")
 
     @abstractmethod
     def build(self, trajectories: Sequence[Trajectory]) -> tuple[nn.Module, Recipe]:
@@ -62,14 +63,11 @@ class TrainOptions(TrainConfig, ABC):
 
     def packages(self) -> dict[str, str]:
         """Package needed for this training -> the extra of vlp_gym that installs it."""
-        return dict.fromkeys(("accelerate", "datasets", "PIL", "matplotlib"), "train")
+        return dict.fromkeys(("accelerate", "datasets", "PIL", "matplotlib", "scipy"), "train")
 
     def check_packages(self) -> None:
         """Raise MissingExtraError if any of `packages` is not installed; imports none of them."""
-        missing = {name: extra for name, extra in self.packages().items() if find_spec(name) is None}
-        if missing:
-            extras = ",".join(dict.fromkeys(missing.values()))
-            raise MissingExtraError(f'training needs {", ".join(missing)}: pip install "vlp_gym[{extras}]"')
+        check_packages(self.packages(), "training needs")
 
     def training_tasks(self, every: Sequence[str]) -> list[str]:
         """The tasks to train on.
@@ -82,8 +80,9 @@ class TrainOptions(TrainConfig, ABC):
         """
         for option, named in (("--tasks", self.tasks), ("--leave-out", self.leave_out)):
             if unknown := set(named) - set(every):
+                hint = did_you_mean(min(unknown), every)
                 raise ValueError(
-                    f"{option}: expected training tasks of split {self.split}, got {', '.join(sorted(unknown))}"
+                    f"{option}: expected training tasks of split {self.split}, got {', '.join(sorted(unknown))}{hint}"
                 )
         kept = [task for task in self.tasks or every if task not in self.leave_out]
         if not kept:
