@@ -131,31 +131,17 @@ def _install_sb3(mode: str) -> None:
     late = mode.endswith("async")
     _install_oracle(off_policy_algorithm.OffPolicyAlgorithm, buffers, callbacks.BaseCallback)
 
-    def vec_init(kind: str) -> Callable[..., Any]:
-        def make(original: Callable[..., Any]) -> Callable[..., Any]:
-            return lambda self, env_fns, *args, **options: original(self, prepare(env_fns, kind), *args, **options)
+    def vec_init(original: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda self, env_fns, *args, **options: original(self, prepare(env_fns, mode), *args, **options)
 
-        return make
-
-    # In this process the training environments alone are made late, by `_wrap_env`: evaluation needs rewards at once.
-    patch(vec_env.DummyVecEnv, "__init__", vec_init("sync" if mode == "async" else mode))
-    patch(vec_env.SubprocVecEnv, "__init__", vec_init(mode))
+    patch(vec_env.DummyVecEnv, "__init__", vec_init)
+    patch(vec_env.SubprocVecEnv, "__init__", vec_init)
 
     def wrap_env(original: Callable[..., Any]) -> Callable[..., Any]:
-        def wrap(*args: Any, **options: Any) -> Any:
-            env = original(*args, **options)
-            if mode.startswith("vector"):
-                return _insert(env, "async" if late else "sync")
-            base = env.unwrapped
-            if late and isinstance(base, vec_env.DummyVecEnv):
-                base.envs = [
-                    Checked(each.env.env, "async") if isinstance(each, Checked) else each for each in base.envs
-                ]
-            return env
+        return lambda *args, **options: _insert(original(*args, **options), "async" if late else "sync")
 
-        return wrap
-
-    patch(base_class.BaseAlgorithm, "_wrap_env", wrap_env)
+    if mode.startswith("vector"):
+        patch(base_class.BaseAlgorithm, "_wrap_env", wrap_env)
     if late:
         _install_late(base_class.BaseAlgorithm, off_policy_algorithm.OffPolicyAlgorithm)
 

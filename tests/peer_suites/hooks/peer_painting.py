@@ -134,10 +134,13 @@ class Checked(VLPRewardWrapper):
         """Compare what comes at once, and remember what is owed."""
         result = super().step(action)
         reward, info = result[1], result[4]
-        if "ticket" in info["vlp"]:
-            self.owed[info["vlp"]["ticket"]] = info[PAINTED]
-            self._settle(info["vlp"]["delivered"])
-        else:
+        ticket = info["vlp"].get("ticket")
+        if ticket is not None:
+            self.owed[ticket] = info[PAINTED]
+            # Not read in the usual way: who reads says that late rewards are taken.
+            delivered = self._settle(list(list.__iter__(info["vlp"]["delivered"])))
+            at_once = bool(delivered) and delivered[-1].ticket == ticket
+        if ticket is None or at_once:
             ORACLE.compare(reward, info[PAINTED], self.ticket)
         return result
 
