@@ -64,11 +64,15 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"opposite_sentences": (("unfold",), ("x" * 10_001,))},
-        "opposite_sentences, 1: expected at most 10000 characters, got 10001",
+        "opposite_sentences 1, 0: expected at most 10000 characters, got 10001",
     ),
     (
         {"sentences": ("fold",) * 10_001, "opposite_sentences": ()},
-        "sentences: expected at most 10000 sentences, got more",
+        "sentences: expected at most 10000 sentences, got 10001",
+    ),
+    (
+        {"opposite_sentences": (("unfold",) * 10_000, ("unfold",))},
+        "opposite_sentences: expected at most 10000, got 10001",
     ),
     (
         {"variants": {"phrase": ("\u200b",)}},
@@ -99,6 +103,7 @@ def test_what_breaks_the_contract_is_neither_written_nor_read(tmp_path, changed,
         ({"stride": 5.0}, "fold/expert/7: stride: expected a whole number, got 5.0"),
         ({"varied": 1}, "fold/expert/7: varied: expected true or false, got 1"),
         ({"camera": None}, "fold/expert/7: camera: expected a name in printable characters, got 'None'"),
+        ({"held_out": "fold"}, "fold/expert/7: held_out: expected a tuple of sentences, got 'fold'"),
         ({"held_out": (7,)}, "fold/expert/7: held_out, 0: expected a string, got 7"),
         (
             {"frames": GOOD.frames.astype(np.float32)},
@@ -176,10 +181,17 @@ def test_a_null_among_numbers(column):
     assert str(caught.value) == f"fold/expert/7: {column}: expected numbers, got null"
 
 
-@pytest.mark.parametrize("column", ["sentences", "held_out", "opposite_sentences"])
-def test_a_null_among_sentences(column):
-    row = encode_trajectory(GOOD)
-    (row[column][0] if column == "opposite_sentences" else row[column])[0] = None
-    with pytest.raises(DatasetError) as caught:
-        decode_trajectory(row)
-    assert str(caught.value) == f"fold/expert/7: {column}, 0: expected a string, got None"
+def test_a_null_among_sentences():
+    for column in ("sentences", "held_out"):
+        with pytest.raises(DatasetError) as caught:
+            decode_trajectory({**encode_trajectory(GOOD), column: [None, "fold"]})
+        assert str(caught.value) == f"fold/expert/7: {column}, 0: expected a string, got None"
+    for groups, message in (
+        ([[None], []], "opposite_sentences 0, 0: expected a string, got None"),
+        ([[], None], "opposite_sentences 1: expected a tuple of sentences, got 'None'"),
+    ):
+        with pytest.raises(DatasetError) as caught:
+            decode_trajectory({**encode_trajectory(GOOD), "opposite_sentences": groups})
+        assert str(caught.value) == f"fold/expert/7: {message}"
+    none = {**encode_trajectory(GOOD), "variants": {"phrase": None, "description": ["a towel"]}}
+    assert decode_trajectory(none).variants == {"description": ("a towel",)}

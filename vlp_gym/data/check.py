@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -111,15 +111,20 @@ def _check_sentences(fields: Mapping[str, Any]) -> None:
         raise ValueError(f"expected variants of {', '.join(VARIANT_KINDS)}, got {unknown}")
     _check_each("sentences", sentences)
     _check_each("held_out", fields.get("held_out") or ())
-    _check_each("opposite_sentences", (sentence for group in groups for sentence in group))
+    for number, group in enumerate(groups):
+        _check_each(f"opposite_sentences {number}", group)
+    if (total := sum(map(len, groups))) > MAX_SENTENCES:
+        raise ValueError(f"opposite_sentences: expected at most {MAX_SENTENCES}, got {total}")
     for kind, group in variants.items():
-        _check_each(f"variants {kind}", group)
+        _check_each(f"variants {kind}", group or ())
 
 
-def _check_each(name: str, sentences: Iterable[Any]) -> None:
+def _check_each(name: str, sentences: Any) -> None:
+    if not isinstance(sentences, (list, tuple)):
+        raise ValueError(f"{name}: expected a tuple of sentences, got {str(sentences)[:100]!r}")
+    if len(sentences) > MAX_SENTENCES:
+        raise ValueError(f"{name}: expected at most {MAX_SENTENCES} sentences, got {len(sentences)}")
     for number, sentence in enumerate(sentences):
-        if number == MAX_SENTENCES:
-            raise ValueError(f"{name}: expected at most {MAX_SENTENCES} sentences, got more")
         fault = _fault(sentence) if isinstance(sentence, str) else f"expected a string, got {sentence!r}"
         if fault:
             raise ValueError(f"{name}, {number}: {fault}")

@@ -53,7 +53,16 @@ def hostile(data: bytes, rng: np.random.Generator) -> tuple[bytes, str]:
         return b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n(EXECUTED) (w) file closefile showpage\n", kind
     png = data.startswith(b"\x89PNG")
     if kind == "bomb" or (kind == "text" and not png):
-        width, height = ((8000, 8000), (30_000, 30_000), (2**31 - 1, 1), (1, 60_000_000), (0, 0))[rng.integers(5)]
+        sizes = (
+            (8000, 8000),
+            (8001, 8000),
+            (30_000, 30_000),
+            (2**31 - 1, 1),
+            (1, 60_000_000),
+            (65_536, 1),
+            (65_535, 9),
+        )
+        width, height = sizes[rng.integers(7)]
         rows = zlib.compress(bytes(min(1 + width // 8, 10**6)) * min(height, 8000), 9)
         header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
         return joined([(b"IHDR", header), (b"IDAT", rows), (b"IEND", b"")]), f"{width} x {height}"
