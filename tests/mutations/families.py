@@ -92,6 +92,7 @@ FAMILIES: dict[str, Callable[[Path], Any]] = {
 def prepare(folder: Path) -> None:
     """What all families need: open_clip's tiny architectures, a goal picture, and silence."""
     logging.disable(logging.WARNING)
+    torch.set_num_threads(1)  # several of these processes may share the cores
     folder.mkdir()
     add_mini_clips(folder)
     Image.fromarray(random_frames(1, 40, 48)[0].numpy()).save(folder / "goal.png")

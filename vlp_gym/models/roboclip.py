@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -20,9 +20,12 @@ from vlp_gym.models.checkpoint import CheckpointMixin, load_state
 from vlp_gym.models.config import Count, Pixels, Width
 from vlp_gym.models.protocol import History, Scores
 from vlp_gym.models.raw_tokens import pixel_tokens
+from vlp_gym.storage import read_file
 from vlp_gym.text import check_length, normalize_instruction
 
 VIDEOS = (".mp4", ".gif", ".webm", ".mkv", ".mov", ".avi")
+_MAX_VOCABULARY_BYTES = 256 * 2**20
+_MAX_PIXELS = 2**23  # of a window: five times those of the release, 1.5 GB of activations
 _CLIPS = 4  # clips per forward pass: one of 32 frames at 224 pixels takes about 0.3 GB of activations
 
 
@@ -50,7 +53,7 @@ class RoboCLIPModel(nn.Module, CheckpointMixin):
         truncate: truncate sentences over 16 words instead of raising.
 
     Raises:
-        ValueError: `window` or `frame_size` is odd, or there are fewer rows than words.
+        ValueError: `window` or `frame_size` is odd or too large, or there are fewer rows than words.
     """
 
     model_type = "roboclip"
@@ -73,6 +76,10 @@ class RoboCLIPModel(nn.Module, CheckpointMixin):
         for name, value in (("window", window), ("frame_size", frame_size)):
             if value < 2 or value % 2:
                 raise ValueError(f"{name}: expected an even number, at least 2, got {value}")
+        if window * frame_size**2 > _MAX_PIXELS:
+            raise ValueError(
+                f"expected at most {_MAX_PIXELS} pixels a window, got {window} x {frame_size} x {frame_size}"
+            )
         rows = len(vocabulary) + 1 if words is None else words
         if rows <= len(vocabulary):
             raise ValueError(f"expected more rows than the vocabulary's {len(vocabulary)} words, got words={rows}")
@@ -194,15 +201,15 @@ def read_vocabulary(path: str | Path) -> list[str]:
         CheckpointError: the file is missing, is not a list of words, or would have to be unpickled.
     """
     path = Path(path)
+    data = read_file(path, _MAX_VOCABULARY_BYTES)
     try:
         if path.suffix == ".npy":
-            array = np.load(path, allow_pickle=False)
+            array = np.load(io.BytesIO(data), allow_pickle=False)
             is_list = isinstance(array, np.ndarray) and array.dtype.kind == "U" and array.ndim == 1
             words = array.tolist() if is_list else None
         else:
-            text = path.read_text(encoding="utf-8")
-            words = json.loads(text) if path.suffix == ".json" else text.splitlines()
-    except (OSError, EOFError, ValueError, BadZipFile) as error:  # a pickled array, bad JSON and UTF-8: ValueError
+            words = json.loads(data) if path.suffix == ".json" else data.decode().splitlines()
+    except Exception as error:  # a pickled array is a ValueError; a damaged one can raise almost anything
         raise CheckpointError(
             f"{path}: cannot be read as a list of words ({error}); expected an .npy file of strings that is no pickle, "
             "a text file with one word a line, or a .json list"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from pkgutil import resolve_name
@@ -15,10 +16,10 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from vlp_gym.errors import CheckpointError
+from vlp_gym.models.budget import building
 from vlp_gym.models.checkpoint import save_checkpoint
 from vlp_gym.models.published.shards import read_shards
 
@@ -56,8 +57,9 @@ def convert(system: str, source: str | Path, out: str | Path, **options: Any) ->
     source = Path(source)
     state = read_published(source, system)
     from_published: Callable[..., nn.Module] = resolve_name(CONVERTERS[system])
+    numbers = sum(tensor.numel() for tensor in state.values())
     try:
-        with torch.random.fork_rng(devices=[]):  # random weights are drawn, then replaced
+        with building("its tensors do not fit together", numbers):
             model = from_published(state, **options)
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from error
@@ -87,6 +89,11 @@ def read_published(source: str | Path, system: str) -> dict[str, Tensor]:
     if others or not inner:
         found = f"other things as well: {', '.join(others[:8])}" if others else "nothing"
         raise CheckpointError(f"{source}: expected tensors by name, with or without {system!r} above them, got {found}")
+    for name, tensor in inner.items():
+        # The tensors of a .pt file may be views that claim any size of a few bytes.
+        plain = tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type == "cpu"
+        if not plain or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise CheckpointError(f"{source}: {name} is no plain tensor with all its numbers in the file")
     return dict(inner)
 
 
@@ -108,6 +115,10 @@ def without_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor
 
 def _read_torch(source: Path) -> Any:
     try:
+        if zipfile.is_zipfile(source):
+            with zipfile.ZipFile(source) as archive:
+                if sum(entry.file_size for entry in archive.infolist()) > source.stat().st_size:
+                    raise ValueError("its unpacked size is larger than the file, and torch.save packs nothing")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol|'torch.load' received a zip file", UserWarning)
             # ReWiND's files also hold its training options in this class of plain attributes.
@@ -126,5 +137,5 @@ def _read_torch(source: Path) -> Any:
 def _read_safetensors(source: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(source)
-    except (SafetensorError, OSError, ValueError) as error:
+    except Exception as error:  # the parser's own kinds, and Python's
         raise CheckpointError(f"{source}: not a valid safetensors file ({error})") from error
