@@ -266,7 +266,7 @@ def test_a_deep_copy_has_its_own_episode_and_the_same_model():
         ({"slots": 0}, "slots must be a whole number, at least 1, got 0"),
         ({"max_wait_s": -1.0}, "max_wait_s and timeout_s must be seconds, got -1.0 and 60.0"),
         ({"window": 0}, "num_frames and window must be at least 1, got 1 and 0"),
-        ({"history": "all"}, "history must be 'sliding' or 'prefix', got 'all'"),
+        ({"history": "all"}, "history must be 'sliding', 'prefix' or 'prefix-floor', got 'all'"),
     ],
 )
 def test_wrong_arguments(options, message):

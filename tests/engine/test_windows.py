@@ -53,7 +53,7 @@ def test_examples(num_frames, window, history, expected):
     [
         ((0, 4, "prefix"), "num_frames and window must be at least 1, got 0 and 4"),
         ((4, 0, "prefix"), "num_frames and window must be at least 1, got 4 and 0"),
-        ((4, 4, "suffix"), "history must be 'sliding' or 'prefix', got 'suffix'"),
+        ((4, 4, "suffix"), "history must be 'sliding', 'prefix' or 'prefix-floor', got 'suffix'"),
     ],
 )
 def test_wrong_arguments(arguments, message):

@@ -94,7 +94,7 @@ def test_saved_and_loaded(model: LIVModel, tmp_path: Path) -> None:
     save_checkpoint(model, tmp_path)
     loaded = load_reward_model(tmp_path)
     assert isinstance(loaded, LIVModel)
-    assert loaded.config == {"architecture": "mini-resnet", "truncate": False}
+    assert loaded.config == {"architecture": "mini-resnet", "antialias": True, "truncate": False}
     frames = random_frames(2, 64, 64)
     assert torch.equal(loaded.encode_frames(frames), model.encode_frames(frames))
     assert torch.equal(loaded.encode_text(["close"]), model.encode_text(["close"]))

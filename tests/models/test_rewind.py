@@ -351,7 +351,7 @@ def published(model, prefix=""):
 class TestPublished:
     @pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model."])
     def test_round_trip(self, encoders, tmp_path, prefix):
-        options = {**encoders, **TINY}
+        options = {**encoders, **TINY, "window": 3}  # a longer one would be filled up
         state = published(ReWiNDModel(**options), prefix)
         model = from_published(state, **options)
         assert not model.training

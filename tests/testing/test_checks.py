@@ -97,7 +97,7 @@ def test_something_that_is_no_model():
     ("name", "value", "message"),
     [
         ("window", 0, "window must be an int >= 1, got 0"),
-        ("history", "all", "history must be 'sliding' or 'prefix', got 'all'"),
+        ("history", "all", "history must be 'sliding', 'prefix' or 'prefix-floor', got 'all'"),
     ],
 )
 def test_wrong_attributes_of_a_model(name, value, message):

@@ -24,7 +24,7 @@ def window_indices(num_frames: int, window: int, history: History) -> tuple[NDAr
         num_frames: n >= 1, frames so far, the reset frame included.
         window: T >= 1, frames per score.
         history: "sliding" takes the last T frames; "prefix" spreads T frames evenly over all n, including the first
-            (for T >= 2) and the last.
+            (for T >= 2) and the last; "prefix-floor" rounds their places down instead of to the nearest frame.
 
     Returns:
         Sorted indices into the n frames, int64 ``[T]``, and the mask, bool ``[T]``, True where the frame is real.
@@ -42,8 +42,8 @@ def window_indices(num_frames: int, window: int, history: History) -> tuple[NDAr
     """
     if num_frames < 1 or window < 1:
         raise ValueError(f"num_frames and window must be at least 1, got {num_frames} and {window}")
-    if history not in ("sliding", "prefix"):
-        raise ValueError(f"history must be 'sliding' or 'prefix', got {history!r}")
+    if history not in ("sliding", "prefix", "prefix-floor"):
+        raise ValueError(f"history must be 'sliding', 'prefix' or 'prefix-floor', got {history!r}")
     if num_frames <= window:
         padding = window - num_frames
         indices = np.concatenate([np.zeros(padding, np.int64), np.arange(num_frames)])
@@ -51,7 +51,8 @@ def window_indices(num_frames: int, window: int, history: History) -> tuple[NDAr
     if history == "sliding" or window == 1:  # a window of one frame is the newest frame, not the first
         indices = np.arange(num_frames - window, num_frames)
     else:
-        indices = np.linspace(0, num_frames - 1, window).round().astype(np.int64)
+        places = np.linspace(0, num_frames - 1, window)
+        indices = (places if history == "prefix-floor" else places.round()).astype(np.int64)
     return indices, np.ones(window, np.bool_)
 
 

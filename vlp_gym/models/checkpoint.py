@@ -111,12 +111,13 @@ def load_checkpoint(model_class: type[ModelT], folder: str | Path, *, device: st
             f"{folder}: expected a model of type {expected_type!r} for {model_class.__name__}, got "
             f"{document['model_type']!r}; vlp_gym.load_reward_model finds the class by itself"
         )
-    check_config(model_class, document["config"], Path(folder) / "config.json")
+    config = {**getattr(model_class, "added_later", {}), **document["config"]}
+    check_config(model_class, config, Path(folder) / "config.json")
     _, state = read_pair(folder, stem="model")
     _check_finite(state, str(folder))
     numbers = sum(tensor.numel() for tensor in state.values())
     with building(f"{folder}: its config does not fit {model_class.__name__}", numbers):
-        model = model_class(**document["config"])
+        model = model_class(**config)
     load_state(model, state, str(folder))
     return model.to(device).eval()
 
@@ -147,6 +148,8 @@ class CheckpointMixin(PyTorchModelHubMixin, library_name="vlp_gym", license="mit
     model_type: str
     not_stored: ClassVar[tuple[str, ...]] = ()
     """Constructor arguments left out of the config."""
+    added_later: ClassVar[Mapping[str, Any]] = {}
+    """Constructor arguments that older checkpoints do not have, with the value that they were made with."""
     config: dict[str, Any]
     """The constructor's arguments, defaults included, which rebuild the model; recorded before ``__init__`` runs."""
 

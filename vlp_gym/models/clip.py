@@ -18,19 +18,26 @@ class ClipTowers(OpenClip):
 
     Args:
         name, pretrained, truncate: see `OpenClip`, also for errors.
-        crop: resize the shorter side and crop the centre, instead of resizing the whole frame to a square.
+        crop: resize the shorter side, bilinear, and crop the centre, instead of resizing the whole frame to a square
+            with the interpolation that the weights were made with (bicubic for most, bilinear for CLIPA's).
+        antialias: see `cropped_pictures`.
     """
 
-    def __init__(self, name: str, pretrained: str | None, *, crop: bool = False, truncate: bool = False) -> None:
+    def __init__(
+        self, name: str, pretrained: str | None, *, crop: bool = False, antialias: bool = True, truncate: bool = False
+    ) -> None:
         super().__init__(name, pretrained, truncate=truncate)
-        self.crop = crop
+        self.crop, self.antialias = crop, antialias
+        self.interpolation: str = self.model.visual.preprocess_cfg.get("interpolation", "bicubic")
 
     def encode_frames(self, frames: Tensor) -> Tensor:
         """Encode N frames, uint8 ``[N, H, W, 3]`` of any size, as unit vectors, float ``[N, 1, D]``."""
         if self.crop:
-            pictures = cropped_pictures(frames, self.frame_size[0], self.frame_size[0], self.mean.device)
+            pictures = cropped_pictures(
+                frames, self.frame_size[0], self.frame_size[0], self.mean.device, antialias=self.antialias
+            )
         else:
-            pictures = square_pictures(frames, self.frame_size, self.mean.device)
+            pictures = square_pictures(frames, self.frame_size, self.mean.device, self.interpolation)
         return F.normalize(self.model.encode_image((pictures - self.mean) / self.std), dim=-1)[:, None]
 
     def encode_text(self, instructions: Sequence[str]) -> Tensor:

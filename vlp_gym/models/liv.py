@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,14 +24,18 @@ class LIVModel(ClipReward, CheckpointMixin):
 
     Args:
         architecture: an open_clip model; the published one is OpenAI's RN50 (with QuickGELU), 1024-d.
+        antialias: average over the pixels that a smaller picture leaves out. LIV's code does not, for frames that are
+            tensors, which changes the reward by up to 0.04; `from_published` sets False.
         truncate: truncate sentences over the text tower's limit instead of raising.
     """
 
     model_type = "liv"
     needs_goal = False
 
-    def __init__(self, *, architecture: str = "RN50-quickgelu", truncate: bool = False) -> None:
-        super().__init__(ClipTowers(architecture, None, crop=True, truncate=truncate))
+    added_later: ClassVar[Mapping[str, Any]] = {"antialias": True}
+
+    def __init__(self, *, architecture: str = "RN50-quickgelu", antialias: bool = True, truncate: bool = False) -> None:
+        super().__init__(ClipTowers(architecture, None, crop=True, antialias=antialias, truncate=truncate))
 
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
         """Encode B goals, sentences or paths of pictures, as unit vectors, float ``[B, 1, D]``.
@@ -53,10 +57,11 @@ class LIVModel(ClipReward, CheckpointMixin):
 def from_published(state: Mapping[str, Tensor], **options: Any) -> LIVModel:
     """Build the model from a published state: CLIP's keys under ``module.model.``, ``module.`` or ``model.``.
 
-    Half precision becomes float32. Options are those of `LIVModel`; errors as `load_state`.
+    Half precision becomes float32. Options are those of `LIVModel`, with ``antialias`` False by default; errors
+    as `load_state`.
     """
     weights = without_prefix(without_prefix(state, "module."), "model.")
-    model = LIVModel(**options)
+    model = LIVModel(**{"antialias": False, **options})
     renamed = {f"clip.model.{key}": value for key, value in weights.items() if key not in _NOT_WEIGHTS}
     load_state(model, renamed, "LIV")
     return model

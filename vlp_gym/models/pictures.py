@@ -16,17 +16,20 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def square_pictures(frames: Tensor, size: tuple[int, int], device: torch.device) -> Tensor:
-    """Resize whole frames to (H, W) pixels, bicubic and antialiased; no crop, as the object may be at the edge."""
+def square_pictures(frames: Tensor, size: tuple[int, int], device: torch.device, mode: str = "bicubic") -> Tensor:
+    """Resize whole frames to (H, W) pixels, antialiased; no crop, as the object may be at the edge.
+
+    `mode` is "bicubic" or "bilinear".
+    """
     pictures = _channels_first(frames, device)
     if pictures.shape[-2:] != size:
-        pictures = F.interpolate(pictures, size, mode="bicubic", antialias=True, align_corners=False)
+        pictures = F.interpolate(pictures, size, mode=mode, antialias=True, align_corners=False)
         pictures = pictures.clamp(0, 1)  # bicubic overshoots at edges
     return pictures
 
 
-def cropped_pictures(frames: Tensor, resize: int, crop: int, device: torch.device) -> Tensor:
-    """Resize the shorter side, bilinear and antialiased, and crop the centre square.
+def cropped_pictures(frames: Tensor, resize: int, crop: int, device: torch.device, *, antialias: bool = True) -> Tensor:
+    """Resize the shorter side, bilinear, and crop the centre square.
 
     Frames of ``crop`` x ``crop`` count as already cropped, as in R3M's and VIP's code.
 
@@ -35,6 +38,7 @@ def cropped_pictures(frames: Tensor, resize: int, crop: int, device: torch.devic
         resize: length of the shorter side after the resize, in pixels, at least `crop`.
         crop: side of the square, in pixels.
         device: device of the result.
+        antialias: average over the pixels that a smaller picture leaves out.
     """
     pictures = _channels_first(frames, device)
     height, width = pictures.shape[-2:]
@@ -42,7 +46,7 @@ def cropped_pictures(frames: Tensor, resize: int, crop: int, device: torch.devic
         return pictures
     shorter = min(height, width)
     height, width = int(resize * height / shorter), int(resize * width / shorter)
-    pictures = F.interpolate(pictures, (height, width), mode="bilinear", antialias=True, align_corners=False)
+    pictures = F.interpolate(pictures, (height, width), mode="bilinear", antialias=antialias, align_corners=False)
     top, left = round((height - crop) / 2), round((width - crop) / 2)
     return pictures[..., top : top + crop, left : left + crop]
 

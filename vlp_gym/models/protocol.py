@@ -8,7 +8,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
-History = Literal["sliding", "prefix"]
+History = Literal["sliding", "prefix", "prefix-floor"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class RewardModel(Protocol):
 
     Attributes:
         window: T, frames per score.
-        history: "sliding" (the last T frames) or "prefix" (T frames spread over the episode so far).
+        history: "sliding" (the last T frames), "prefix" (T frames spread over the episode so far) or "prefix-floor"
+            (the same, but each place rounded down, as in the published code of ReWiND).
         frame_size: (H, W) in pixels, to which the model resizes frames on its own device.
     """
 

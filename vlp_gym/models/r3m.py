@@ -27,8 +27,9 @@ class R3MModel(OnResNet, CheckpointMixin):
     """R3M's language reward ``G(e_0, e_t, l)``, any real number (Nair et al. 2022, video-language alignment).
 
     An MLP takes the embeddings of the episode's first frame, of the current frame and of the sentence, the mean over
-    DistilBERT's tokens without padding. Frames are resized and cropped as `OnResNet` says; D is 512, for ResNet-50
-    2048.
+    DistilBERT's tokens without padding. For one sentence at a time, that is what the authors' code does. In a batch of
+    sentences of unequal lengths theirs also averages the padding, so that a reward depends on the other sentences.
+    Frames are resized and cropped as `OnResNet` says; D is 512, for ResNet-50 2048.
 
     Args:
         resnet: layers of the ResNet, 18, 34 or 50.

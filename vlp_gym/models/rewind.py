@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from vlp_gym.models.protocol import History, Scores
 from vlp_gym.models.published.convert import without_prefix
 
 CELL = 32  # numbers that `SmallGrid` keeps of each grid cell
+DINOV2_OFFSET = 0.1  # of its own code's resize of position embeddings, see `DinoMiniLMBackbone`
 UNUSED = "class_token"  # a parameter of the authors' network that it never uses
 
 
@@ -50,11 +51,15 @@ class ReWiNDModel(OnBackbone, CheckpointMixin):
         freeze_encoders: freeze the small backbone's encoders; the paper's are always frozen.
         frame_encoder: hub id or folder of the DINOv2 model.
         text_encoder: hub id or folder of the MiniLM model.
+        published: score as the authors' code does: an episode of fewer than ``window`` frames is filled up with copies
+            of its last frame and judged at the last of them, not masked; the places of the frames of a longer one are
+            rounded down; and DINOv2's position embedding is resized by its own code's rule. `from_published` sets it.
         truncate: truncate sentences over the backbone's limit instead of raising.
     """
 
     model_type = "rewind"
     history: History = "prefix"
+    added_later: ClassVar[Mapping[str, Any]] = {"published": False}
     backbone: DinoMiniLMBackbone | SmallGrid
 
     def __init__(
@@ -73,16 +78,25 @@ class ReWiNDModel(OnBackbone, CheckpointMixin):
         freeze_encoders: bool = False,
         frame_encoder: str = FRAME_ENCODER,
         text_encoder: str = TEXT_ENCODER,
+        published: bool = False,
         truncate: bool = False,
     ) -> None:
         super().__init__()
         if backbone == "dinov2+minilm":
-            self.backbone = DinoMiniLMBackbone(frame_encoder, text_encoder, frame_size or 224, truncate=truncate)
+            self.backbone = DinoMiniLMBackbone(
+                frame_encoder,
+                text_encoder,
+                frame_size or 224,
+                position_offset=DINOV2_OFFSET if published else 0.0,
+                truncate=truncate,
+            )
         elif backbone == "small":
             self.backbone = SmallGrid(frame_size or 112, channels, frozen=freeze_encoders, truncate=truncate)
         else:
             raise ValueError(f'expected a backbone "dinov2+minilm" or "small", got {backbone!r}')
-        self.window, self.from_first = window, from_first
+        self.window, self.from_first, self.published = window, from_first, published
+        if published:
+            self.history = "prefix-floor"
         # Module names are those of the authors' checkpoints.
         self.video_proj = nn.Linear(self.backbone.frame_dim * (1 + from_first), hidden)
         self.text_proj = nn.Linear(self.backbone.text_dim, hidden)
@@ -107,8 +121,20 @@ class ReWiNDModel(OnBackbone, CheckpointMixin):
             Scores with ``progress`` at each frame, float32 ``[B, T]`` in [0, 1], and ``preference``, float32 ``[B]``,
             the logit of the newest frame's.
         """
-        logits = self._logits(frames.squeeze(2), text, mask).float()
+        fill = self._filled if self.published else self._logits
+        logits = fill(frames.squeeze(2), text, mask).float()
         return Scores(preference=logits[:, -1], progress=torch.sigmoid(logits))
+
+    def _filled(self, frames: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        """As `_logits`, but real frames come first, then copies of the last one; it is judged at the last of them."""
+        time = mask.shape[1]
+        padding = time - mask.sum(1, keepdim=True)
+        slots = torch.arange(max(self.window, time), device=mask.device)
+        rows = torch.arange(len(mask), device=mask.device)[:, None]
+        filled = frames[rows, (slots + padding).clamp(max=time - 1)]
+        logits = self._logits(filled, text, torch.ones(filled.shape[:2], dtype=torch.bool, device=mask.device))
+        own = (torch.arange(time, device=mask.device) - padding).clamp(min=0)
+        return torch.cat([logits[rows, own[:, :-1]], logits[:, -1:]], 1)
 
     def _logits(self, frames: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         """Progress logits ``[B, T]`` of frames ``[B, T, D_v]``."""
@@ -129,10 +155,11 @@ class ReWiNDModel(OnBackbone, CheckpointMixin):
 def from_published(state: Mapping[str, Tensor], **options: Any) -> ReWiNDModel:
     """Build the model from one of the authors' checkpoints, in eval mode; names may begin with "module." or "model.".
 
-    Options are those of `ReWiNDModel`, whose defaults are the paper's; errors as its constructor and `load_state`.
+    Options are those of `ReWiNDModel`, whose defaults are the paper's but for ``published``, True here; errors as its
+    constructor and `load_state`.
     """
     net = without_prefix(without_prefix(state, "module."), "model.")
-    model = ReWiNDModel(**options)
+    model = ReWiNDModel(**{"published": True, **options})
     load_state(model, {name: tensor for name, tensor in net.items() if name != UNUSED}, "the published weights")
     return model.eval()
 

@@ -45,7 +45,8 @@ def check_reward_model(model: RewardModel, *, instructions: tuple[str, str] = SE
     assert isinstance(model, RewardModel), f"{type(model).__name__} lacks a member of vlp_gym.RewardModel"
     counts = isinstance(model.window, int) and model.window >= 1
     assert counts, f"window must be an int >= 1, got {model.window!r}"
-    assert model.history in ("sliding", "prefix"), f"history must be 'sliding' or 'prefix', got {model.history!r}"
+    known = model.history in ("sliding", "prefix", "prefix-floor")
+    assert known, f"history must be 'sliding', 'prefix' or 'prefix-floor', got {model.history!r}"
     height, width = model.frame_size
     if isinstance(model, torch.nn.Module):
         model.eval()

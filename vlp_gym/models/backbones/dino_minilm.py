@@ -25,6 +25,8 @@ class DinoMiniLMBackbone(nn.Module):
         frame_encoder: hub id or folder of a DINOv2 model; the paper's is ViT-B/14, 768-d.
         text_encoder: hub id or folder of a BERT model with its tokenizer; the paper's is MiniLM-L12, 384-d.
         frame_size: side of the square that frames are cropped to, in pixels, divisible by the patch size (14).
+        position_offset: added to the number of patches a side when the position embedding is resized; 0.1 in DINOv2's
+            own code, which ReWiND's authors use, 0 in `transformers`.
         truncate: truncate sentences over the text encoder's limit instead of raising.
 
     Raises:
@@ -42,6 +44,7 @@ class DinoMiniLMBackbone(nn.Module):
         text_encoder: str = TEXT_ENCODER,
         frame_size: int = 224,
         *,
+        position_offset: float = 0.0,
         truncate: bool = False,
     ) -> None:
         super().__init__()
@@ -52,6 +55,10 @@ class DinoMiniLMBackbone(nn.Module):
         patch = self.vision.config.patch_size
         if frame_size < patch or frame_size % patch:
             raise ValueError(f"frame_size: expected a multiple of {patch} pixels, got {frame_size}")
+        if position_offset:
+            embeddings = self.vision.embeddings
+            resized = _resized_positions(embeddings.position_embeddings, frame_size // patch, position_offset)
+            embeddings.position_embeddings = nn.Parameter(resized)  # of this size, it is used as it is
         self.truncate = truncate
         self.frame_size = (frame_size, frame_size)
         self.frame_dim: int = self.vision.config.hidden_size
@@ -95,6 +102,19 @@ class DinoMiniLMBackbone(nn.Module):
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
         """Encode B sentences as float ``[B, 1, text_dim]``; raises InstructionError, see `vlp_gym.text`."""
         return mean_word(self.language, self.tokenizer, instructions, self.max_tokens, truncate=self.truncate)
+
+
+@torch.no_grad()
+def _resized_positions(positions: Tensor, side: int, offset: float) -> Tensor:
+    """DINOv2's own resize of position embeddings ``[1, 1 + S * S, D]`` to ``[1, 1 + side * side, D]``."""
+    own, grid = positions[:, :1], positions[:, 1:]
+    stored = round(grid.shape[1] ** 0.5)
+    if stored == side:
+        return positions
+    square = grid.unflatten(1, (stored, stored)).permute(0, 3, 1, 2).float()
+    scale = (side + offset) / stored
+    square = F.interpolate(square, scale_factor=(scale, scale), mode="bicubic")
+    return torch.cat([own, square.flatten(2).transpose(1, 2).to(own.dtype)], 1)
 
 
 def _encoder(name: str) -> Pretrained:
