@@ -51,8 +51,8 @@ def changed(folder: Path, **entries: Any) -> Path:
         ("window", 0, "expected greater than or equal to 1, got 0"),
         ("window", 10**30, f"expected less than or equal to 4096, got {10**30}"),
         ("hidden", "160", "expected a valid integer, got '160'"),
-        ("history", "whole", "expected 'sliding' or 'prefix', got 'whole'"),
-        ("history", [0] * 99, "expected 'sliding' or 'prefix', got [0, 0, 0, 0, 0, 0, ...]"),
+        ("history", "whole", "expected 'sliding', 'prefix' or 'prefix-floor', got 'whole'"),
+        ("history", [0] * 99, "expected 'sliding', 'prefix' or 'prefix-floor', got [0, 0, 0, 0, 0, 0, ...]"),
         ("truncate", 1, "expected a valid boolean, got 1"),
         ("truncate", None, "expected a valid boolean, got None"),
     ],
@@ -205,3 +205,30 @@ def test_many_members(tmp_path: Path, small: str) -> None:
     fault = r"config: members: .*at most 32 items.*"
     with pytest.raises(CheckpointError, match=fault):
         load_reward_model(changed(folder, members=[small] * 33))
+
+
+def test_ranks_that_are_no_quantiles(tmp_path: Path, small: str) -> None:
+    model = EnsembleModel([small, small])
+    model.progress_ranks[1, 5] = -1
+    save_checkpoint(model, tmp_path / "both")
+    message = f"{tmp_path / 'both'}: progress_ranks: expected quantiles in ascending order"
+    with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
+        load_reward_model(tmp_path / "both")
+
+
+# Files that are none
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_pipes_devices_and_links(folder: Path, name: str) -> None:
+    blob = folder.parent / "blob"
+    (folder / name).rename(blob)
+    (folder / name).symlink_to(blob)  # as in the hub's cache
+    assert load_reward_model(folder).window == 4
+    message = f"{folder / name}: expected a file, but it is a folder, a pipe or a device"
+    os.mkfifo(folder.parent / "pipe")
+    for target in ("/dev/zero", folder.parent / "pipe", folder):
+        (folder / name).unlink()
+        (folder / name).symlink_to(target)
+        with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
+            load_reward_model(folder)

@@ -41,7 +41,11 @@ class Restoring(Protocol):
     """A model that loads the tensors of a checkpoint itself."""
 
     def load_checkpoint_state(self, state: Mapping[str, Tensor]) -> None:
-        """Load checked tensors with the names, shapes and dtypes of ``checkpoint_state()``."""
+        """Load checked tensors with the names, shapes and dtypes of ``checkpoint_state()``.
+
+        Raises:
+            CheckpointError: their values make no sense; the model is then unchanged.
+        """
         ...
 
 
@@ -302,7 +306,10 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> Non
         raise CheckpointError(f"{where}: made for another architecture than this {type(model).__name__}: {found}")
     cast = {name: state[name].to(tensor.dtype) for name, tensor in expected.items()}
     if isinstance(model, Restoring):
-        model.load_checkpoint_state(cast)
+        try:
+            model.load_checkpoint_state(cast)
+        except CheckpointError as error:
+            raise CheckpointError(f"{where}: {error}") from error
     elif renamed := sorted(cast.keys() - model.state_dict().keys()):
         raise TypeError(
             f"{type(model).__name__}.checkpoint_state() has names of its own, such as {renamed[0]}: "

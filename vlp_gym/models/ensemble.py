@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Literal, get_args
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
+from vlp_gym.errors import CheckpointError
 from vlp_gym.models.checkpoint import CheckpointMixin
 from vlp_gym.models.protocol import History, RewardModel, Scores, value_range
 from vlp_gym.models.raw_tokens import code_points, tokens_to_sentences
@@ -90,6 +91,13 @@ class EnsembleModel(nn.Module, CheckpointMixin):
     def checkpoint_state(self) -> dict[str, Tensor]:
         """The ranks; members are named in the config."""
         return {"progress_ranks": self.progress_ranks, "preference_ranks": self.preference_ranks}
+
+    def load_checkpoint_state(self, state: Mapping[str, Tensor]) -> None:
+        """Load the ranks, or raise CheckpointError if they are no quantiles."""
+        for name, ranks in state.items():
+            if (ranks.diff(dim=1) < 0).any():
+                raise CheckpointError(f"{name}: expected quantiles in ascending order")
+        self.load_state_dict(state, strict=False)  # without the members
 
     def calibrate(self, progress: NDArray[np.float64], preference: NDArray[np.float64]) -> None:
         """Set the quantiles for rank normalisation from the scores of many videos.
