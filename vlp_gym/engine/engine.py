@@ -34,7 +34,6 @@ from vlp_gym.models.protocol import History, RewardModel
 logger = logging.getLogger("vlp_gym")
 
 PAUSE_S = 1.0
-
 Views: TypeAlias = "NDArray[np.uint8] | Sequence[NDArray[np.uint8]]"
 
 
@@ -283,8 +282,7 @@ class QueryEngine:
         """Begin no batch while this is on, unless somebody waits for an answer or for room.
 
         Python threads share one interpreter lock: a learner in the main thread is faster if the model works while the
-        environment renders, and not while the learner updates. A pause ends by itself after a second: a learner that
-        was interrupted leaves none behind.
+        environment renders, and not while the learner updates. A pause ends by itself after a second.
         """
         with self._lock:
             self._paused_until_s = time.monotonic() + PAUSE_S if on else 0.0
