@@ -163,6 +163,8 @@ class TestAsAPlayerShowsIt:
 
 
 class TestDamaged:
+    """Rows 61 and 64 of the fault table."""
+
     @pytest.mark.parametrize("container", [name for name in CONTAINERS if name not in ("h264", "hevc", "m2v", "m4v")])
     @pytest.mark.parametrize("share", [0.02, 0.5, 0.8])
     def test_truncated(self, tmp_path, container, share):
@@ -250,6 +252,8 @@ class TestDamaged:
 
 
 class TestLimits:
+    """Rows 62 and 65 of the fault table."""
+
     def test_frames_and_pixels(self, tmp_path):
         path = write(tmp_path / "clip.mp4", clip(20))
         assert len(read_video(path, max_frames=20)) == 20
@@ -259,7 +263,7 @@ class TestLimits:
     def test_memory(self, tmp_path, monkeypatch):
         path = write(tmp_path / "clip.gif", np.zeros((3, 1500, 2000, 3), np.uint8))
         assert len(read_video(path)) == 3
-        monkeypatch.setattr(video, "MEMORY", 48 * 2**20)
+        monkeypatch.setattr(video, "MEMORY", 7 * 16 * 2**20)  # three sevenths are the decoder's at least
         assert refusal(path) == "takes more than 48 MiB to decode"
 
     @pytest.mark.parametrize("count", [2**20, 2**24, 2**31 - 1])

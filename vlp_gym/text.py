@@ -38,7 +38,11 @@ def normalize_instruction(instruction: str) -> str:
     return text
 
 
-FILES = (".png", ".jpg", ".jpeg", ".gif", ".mp4", ".avi", ".mkv", ".mov", ".webm")
+VIDEOS = (
+    ".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".flv", ".wmv", ".mpg", ".mpeg", ".m2ts", ".ts", ".ogv",
+    ".gif", ".apng",
+)  # fmt: skip
+FILES = (".png", ".jpg", ".jpeg", *VIDEOS)
 
 
 def normalize_sentence(instruction: str) -> str:

@@ -25,7 +25,7 @@ MAX_FRAMES = 2_000
 MAX_PIXELS = 4096 * 2304  # per coded frame
 LONGEST_SIDE = 320  # pixels; frames are shrunk to this while decoding: 2,000 of them take at most 614 MB
 PATIENCE = 15.0  # seconds of computing without a new frame, or four times as long asleep
-MEMORY = 384 * 2**20  # bytes for the decoder, of frames of MAX_PIXELS; with the frames that is less than 1 GiB
+MEMORY = 896 * 2**20  # bytes for the decoder and the frames together, of MAX_PIXELS; 384 MiB at least for the decoder
 
 
 def read_video(
@@ -33,9 +33,9 @@ def read_video(
 ) -> NDArray[np.uint8]:
     """Decode a video file as a player shows it: turned as its display matrix says, with square pixels.
 
-    A process of its own decodes the file, within limits: 384 MiB of memory (more if `max_pixels` is raised), and 15
-    seconds of computing for each frame. Transparency is dropped, interlaced fields are not taken apart, and all frames
-    must have the size that the header says.
+    A process of its own decodes the file, within limits: 1 GiB of memory, frames included (more if a limit below is
+    raised), and 15 seconds of computing for each frame. Transparency is dropped, interlaced fields are not taken apart,
+    and all frames must have the size that the header says.
 
     A file that was cut off is refused wherever its container tells its length or marks its end. Nothing tells that a
     bare stream (MPEG, H.264, HEVC), a transport stream, or a live recording (mkv, webm, flv, fragmented mp4) was cut

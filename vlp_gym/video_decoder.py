@@ -44,10 +44,11 @@ def main() -> None:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, OUT_OF_TIME)
     limits = json.loads(sys.argv[1])
+    patience = limits.pop("patience")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     cpus = 2 * sorted(os.sched_getaffinity(0))  # every thread of a decoder costs memory, on any machine
     os.sched_setaffinity(0, cpus[os.getpid() % (len(cpus) // 2) :][:_CPUS])
-    resource.setrlimit(resource.RLIMIT_DATA, (limits["memory"], limits["memory"]))
+    _bound(limits["memory"])
     out = sys.stdout.buffer
 
     def send(kind: bytes, data: Any = b"", height: int = 0, width: int = 0, turn: int = 0) -> None:
@@ -56,25 +57,30 @@ def main() -> None:
         out.write(HEADER.pack(kind, memoryview(data).nbytes, height, width, turn))
         out.write(data)
         out.flush()
-        signal.setitimer(signal.ITIMER_PROF, limits["patience"])
-        signal.setitimer(signal.ITIMER_REAL, 4 * limits["patience"])  # a busy machine gives it less of the processor
+        signal.setitimer(signal.ITIMER_PROF, patience)
+        signal.setitimer(signal.ITIMER_REAL, 4 * patience)  # a busy machine gives it less of the processor
 
     send(READY)
     try:
-        for frame, turn in _decode(limits["max_frames"], limits["max_pixels"], limits["longest_side"]):
+        for frame, turn in _decode(**limits):
             send(FRAME, frame.planes[0], frame.height, frame.width, turn)
         send(END)
     except Refused as error:
         send(REFUSED, str(error).encode())
     except (MemoryError, BlockingIOError):  # the latter where there is none for another thread
-        send(REFUSED, f"takes more than {limits['memory'] >> 20} MiB to decode".encode())
+        send(REFUSED, f"takes more than {resource.getrlimit(resource.RLIMIT_DATA)[0] >> 20} MiB to decode".encode())
     except Exception as error:  # PyAV has no error of its own for some contents, such as unknown side data
         why = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         send(REFUSED, f"cannot be decoded, it is damaged or no video ({why})".encode(errors="replace"))
 
 
-def _decode(max_frames: int, max_pixels: int, longest_side: int) -> Iterator[tuple[Any, int]]:
-    """Yield RGB frames and their turns."""
+def _bound(memory: int) -> None:
+    most = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (memory if most < 0 else min(memory, most), most))
+
+
+def _decode(*, max_frames: int, max_pixels: int, longest_side: int, memory: int) -> Iterator[tuple[Any, int]]:
+    """Yield RGB frames and their turns; `memory` is for this process and for the frames that the reader keeps."""
     options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file", "max_pixels": str(max_pixels)}
     try:
         container = av.open("/dev/stdin", options=options, metadata_errors="replace")
@@ -95,6 +101,7 @@ def _decode(max_frames: int, max_pixels: int, longest_side: int) -> Iterator[tup
             raise Refused(f"frames of {width}x{height}, at most {max_pixels} pixels are read; shrink the video")
         coder.options = {"max_pixels": str(max_pixels)}
         wide, high = _shown(width, height, stream.sample_aspect_ratio, longest_side)
+        _bound(max(memory - 3 * wide * high * max_frames, memory * 3 // 7))
         rgb = VideoReformatter()  # one for all frames: each has threads of its own
         count = silent = turn = angle = 0
         for packet in container.demux(stream):

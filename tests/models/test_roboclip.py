@@ -308,10 +308,12 @@ def test_a_demonstration_is_embedded_as_the_episode_is(tmp_path):
     torch.testing.assert_close(text[0], model.embed_clips(tokens[None], mask), atol=1e-6, rtol=1e-5)
     same = model.score(tokens[None], text[:1], mask).preference
     torch.testing.assert_close(same, (text[0, 0] ** 2).sum()[None], atol=1e-5, rtol=1e-5)
-    missing = tmp_path / "none.mp4"
-    message = f"the instruction names a demonstration that cannot be read: {missing}: expected a video file, found none"
-    with pytest.raises(InstructionError, match=f"^{re.escape(message)}$"):
-        model.encode_text([str(missing)])
+    for ending in (".mp4", ".FLV", ".ts"):
+        missing = tmp_path / f"none{ending}"
+        why = f"{missing}: expected a video file, found none"
+        message = f"the instruction names a demonstration that cannot be read: {why}"
+        with pytest.raises(InstructionError, match=f"^{re.escape(message)}$"):
+            model.encode_text([str(missing)])
 
 
 def test_an_episode_is_paid_at_its_end():

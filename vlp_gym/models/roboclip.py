@@ -21,9 +21,8 @@ from vlp_gym.models.config import Count, Pixels, Width
 from vlp_gym.models.protocol import History, Scores
 from vlp_gym.models.raw_tokens import pixel_tokens
 from vlp_gym.storage import read_file
-from vlp_gym.text import check_length, normalize_instruction
+from vlp_gym.text import VIDEOS, check_length, normalize_instruction
 
-VIDEOS = (".mp4", ".gif", ".webm", ".mkv", ".mov", ".avi")
 _MAX_VOCABULARY_BYTES = 256 * 2**20
 _MAX_PIXELS = 2**23  # of a window: five times those of the release, 1.5 GB of activations
 _CLIPS = 4  # clips per forward pass: one of 32 frames at 224 pixels takes about 0.3 GB of activations
