@@ -6,6 +6,7 @@ to start fast.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -81,10 +82,13 @@ def _bound(memory: int) -> None:
 
 def _decode(*, max_frames: int, max_pixels: int, longest_side: int, memory: int) -> Iterator[tuple[Any, int]]:
     """Yield RGB frames and their turns; `memory` is for this process and for the frames that the reader keeps."""
-    options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file", "max_pixels": str(max_pixels)}
+    # No options for streams: older PyAV writes beyond its memory where streams appear late, as in flv and mpg.
+    options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
     try:
-        container = av.open("/dev/stdin", options=options, metadata_errors="replace")
-    except av.error.ArgumentError as error:
+        container = av.open("/dev/stdin", container_options=options, metadata_errors="replace")
+    except av.error.FFmpegError as error:
+        if error.errno != errno.EINVAL:
+            raise
         raise Refused(f"is no video, or its container is not supported; expected {_READ}") from error
     with container, open("/dev/stdin", "rb") as file:
         if missing := missing_end(file, container.format.name):
