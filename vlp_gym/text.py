@@ -42,7 +42,7 @@ VIDEOS = (
     ".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".flv", ".wmv", ".mpg", ".mpeg", ".m2ts", ".ts", ".ogv",
     ".gif", ".apng",
 )  # fmt: skip
-FILES = (".png", ".jpg", ".jpeg", *VIDEOS)
+FILES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".mts", *VIDEOS)
 
 
 def normalize_sentence(instruction: str) -> str:

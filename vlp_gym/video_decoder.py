@@ -32,6 +32,7 @@ TRANSPOSED, UPSIDE_DOWN, MIRRORED = 1, 2, 4  # a frame's turn: first transposed,
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,apng,mpegts,ogg,flv,asf,mpeg,mpegvideo,m4v,h264,hevc"
 _READ = "mp4, mov, mkv, webm, avi, flv, wmv, mpg, ts, ogv, gif, apng, or a bare MPEG, H.264 or HEVC stream"
 _CPUS = 4
+_MAX_UNPACKED = 2**30, 20_000  # pixels of all frames: so many, and so many more for each byte of the file
 
 
 class Refused(Exception):
@@ -106,6 +107,7 @@ def _decode(*, max_frames: int, max_pixels: int, longest_side: int, memory: int)
         coder.options = {"max_pixels": str(max_pixels)}
         wide, high = _shown(width, height, stream.sample_aspect_ratio, longest_side)
         _bound(max(memory - 3 * wide * high * max_frames, memory * 3 // 7))
+        most = _MAX_UNPACKED[0] + _MAX_UNPACKED[1] * os.fstat(file.fileno()).st_size
         rgb = VideoReformatter()  # one for all frames: each has threads of its own
         count = silent = turn = angle = 0
         for packet in container.demux(stream):
@@ -115,6 +117,8 @@ def _decode(*, max_frames: int, max_pixels: int, longest_side: int, memory: int)
             for frame in packet.decode():
                 if count == max_frames:
                     raise Refused(f"more than {max_frames} frames; cut or thin the video")
+                if (count + 1) * width * height > most:
+                    raise Refused(f"unpacks to more than {most // 10**6} megapixels, too many for so small a file")
                 if frame.is_corrupt:
                     raise Refused(f"frame {count} is damaged")
                 if (frame.width, frame.height) != (width, height):

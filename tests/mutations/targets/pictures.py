@@ -54,7 +54,7 @@ def hostile(data: bytes, rng: np.random.Generator) -> tuple[bytes, str]:
     png = data.startswith(b"\x89PNG")
     if kind == "bomb" or (kind == "text" and not png):
         sizes = (
-            (5000, 5000),
+            (8000, 8000),
             (8001, 8000),
             (30_000, 30_000),
             (2**31 - 1, 1),
