@@ -4,6 +4,7 @@ import io
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -376,3 +377,17 @@ def test_a_reward_that_never_leaves_0_does_not_fill_the_picture(tmp_path):
 
     assert np.ptp(rows(reward_range=(0.0, 1.0))) < 10
     assert np.ptp(rows()) > 40
+
+
+def test_a_small_file_of_endless_pixels(tmp_path):  # fault 62
+    still = io.BytesIO()
+    Image.new("P", (3000, 3000)).save(still, "gif")
+    shown = b"\x21\xf9\x04\0\x05\0\0\0"  # for a moment
+    dot = b"\x2c" + struct.pack("<4HB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\0"  # one pixel in the large picture
+    path = tmp_path / "clip.gif"
+    path.write_bytes(still.getvalue()[:-1] + 200 * (shown + dot) + b";")
+    most = (2**30 + 20_000 * path.stat().st_size) // 10**6
+    assert most < 9 * 200
+    message = f"{path}: unpacks to more than {most} megapixels, too many for so small a file"
+    with pytest.raises(DatasetError, match=f"^{re.escape(message)}$"):
+        read_video(path)
