@@ -9,6 +9,8 @@ import multiprocessing
 import os
 import re
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -199,3 +201,11 @@ def replace_often(path: Path, byte: bytes) -> None:
     """Write a file 20 times."""
     for _ in range(20):
         write_atomic(path, byte * 1000)
+
+
+def test_saves_that_are_killed() -> None:
+    """Of every kind; `python -m tests.kills` does it 100 times."""
+    command = [sys.executable, "-m", "tests.kills", "--kills", "3"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], check=True, capture_output=True, text=True)
+    lines = re.findall(r"(\w+): 3 kills, \d+ versions", done.stdout)
+    assert lines == ["checkpoint", "preferences", "segments", "ensemble", "training", "learner", "cache"]

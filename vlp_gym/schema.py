@@ -10,16 +10,19 @@ import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 from typing_extensions import Self
 
 from vlp_gym.errors import CheckpointError
 
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Positive = Annotated[int, Field(ge=1, lt=2**53)]
+Share = Annotated[float, Field(ge=0, le=1)]
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 

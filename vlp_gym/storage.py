@@ -56,7 +56,6 @@ def write_pair(folder: str | Path, document: Mapping[str, Any], tensors: Mapping
     signed = {**document, "config_sha256": _document_hash(document), "sha256": digest}
     text = json.dumps(signed, indent=2, sort_keys=True, allow_nan=False) + "\n"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with locked(folder, wait_s=_WAIT_S):
             staged = _staged(folder, stem, digest)
             write_atomic(staged, data)
@@ -159,12 +158,13 @@ def read_file(path: Path, limit: float) -> bytes:
 
 @contextlib.contextmanager
 def locked(folder: Path, name: str = ".lock", wait_s: float = 0.0) -> Iterator[None]:
-    """Hold a folder's lock, a file that stays there; a process that dies gives it up.
+    """Hold a folder's lock, a file that stays there; a process that dies gives it up. The folder is created if missing.
 
     Raises:
         CheckpointError: another process still holds it after `wait_s`.
     """
     path = folder / name
+    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
         lock.acquire(timeout=wait_s)
@@ -185,7 +185,8 @@ def locked(folder: Path, name: str = ".lock", wait_s: float = 0.0) -> Iterator[N
 class Packed:
     """Base of what is saved as ``<stem>.json`` and ``<stem>.safetensors``, or within something larger.
 
-    Subclasses define `pack`, which returns a document and tensors, and the class method `unpack`, its inverse.
+    Subclasses define `pack`, which returns a document and tensors, and the class method `unpack`, its inverse, which
+    checks everything in them.
     """
 
     stem: ClassVar[str]
@@ -193,20 +194,17 @@ class Packed:
     unpack: Any
 
     def save(self, folder: str | Path) -> None:
-        """Write both files, or raise CheckpointError."""
-        write_pair(folder, *self.pack(), stem=self.stem)
+        """Write both files, or raise CheckpointError, also for content that `load` would refuse."""
+        document, tensors = self.pack()
+        self.unpack(document, tensors, f"{folder} was not saved")
+        write_pair(folder, document, tensors, stem=self.stem)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         """Read what `save` wrote, or raise CheckpointError."""
-        loaded: Self = cls.unpack(*read_pair(folder, stem=cls.stem), folder)
+        where = Path(folder) / document_name(cls.stem)
+        loaded: Self = cls.unpack(*read_pair(folder, stem=cls.stem), where)
         return loaded
-
-
-def check_format(document: Mapping[str, Any], expected: int, what: str, folder: str | Path) -> None:
-    """Raise CheckpointError unless a document from `read_pair` has the format that this version writes."""
-    if (got := document.get("format")) != expected:
-        raise CheckpointError(f"{folder}: expected {what} of the format {expected}, got {got}")
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import subprocess
+import sys
 import threading
 import time
 
@@ -210,6 +212,20 @@ class TestErrors:
         capsys.readouterr()
         line = self.error(capsys, *command, "--human", "--length", 5)
         assert line == "expected segments like those that are kept, (2, 8, 5), got (2, 5, 5)"
+
+    def test_another_command_labels_into_the_folder(self, capsys, stored, tmp_path):
+        command = [sys.executable, "-m", "vlp_gym.commands.main", "label", stored, "--out", tmp_path, "--human"]
+        with subprocess.Popen(
+            [*map(str, command), *SENTENCE, "--no-browser"], stdout=subprocess.PIPE, text=True
+        ) as first:
+            try:
+                assert "pairs to label at http://127.0.0.1" in first.stdout.readline()
+                line = self.error(capsys, stored, "--out", tmp_path, "--labels", "scripted")
+            finally:
+                first.kill()
+        assert line == f"{tmp_path}: process {first.pid} is writing there; wait for its end, or choose another folder"
+        assert run(stored, "--out", tmp_path, "--labels", "scripted") == 0  # a killed one holds nothing
+        assert len(PreferenceBuffer.load(tmp_path)) == 100
 
     def test_damaged_preferences_are_not_written_over(self, capsys, stored, tmp_path):
         (tmp_path / "preferences.json").write_text("{")

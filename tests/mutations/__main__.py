@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import pkgutil
 
 from tqdm import tqdm
@@ -29,6 +30,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", default=None)
     options = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # in the processes that read: their work is too small to share
     failed = False
     for name, target in all_targets().items():
         if options.only and name not in options.only:

@@ -119,7 +119,7 @@ def test_an_empty_buffer_comes_back_empty(tmp_path, skipped):
 
 def test_another_format_is_refused(tmp_path):
     write_pair(tmp_path, {"format": 2, "capacity": 5}, {}, stem="preferences")
-    with pytest.raises(CheckpointError, match=rf"^{tmp_path}: expected preferences of the format 1, got 2$"):
+    with pytest.raises(CheckpointError, match=rf"^{tmp_path}/preferences.json: format: expected 1, got 2$"):
         PreferenceBuffer.load(tmp_path)
 
 
@@ -133,3 +133,28 @@ def test_states_that_are_no_numbers_are_refused():
     assert len(buffer) == 0
     assert buffer.labels.shape == (0,)
     assert buffer.inputs.shape[:2] == buffer.mask.shape[:2] == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d, t: d.update(capacity=0), "capacity: expected greater than or equal to 1, got 0"),
+        (lambda d, t: d.update(capacity=1), "expected at most 1 pairs, got 2"),
+        (lambda d, t: d.update(more=1), "more: an unknown entry"),
+        (lambda d, t: t["labels"].fill_(1.5), "labels: expected numbers from 0 to 1, got 1.5"),
+        (lambda d, t: t["labels"].fill_(math.nan), "labels: expected finite numbers, got NaN or inf"),
+        (lambda d, t: t["inputs"].fill_(math.inf), "inputs: expected finite numbers, got NaN or inf"),
+        (lambda d, t: t["mask"].fill_(False), "mask: expected segments of at least one step"),
+        (lambda d, t: t.update(labels=t["labels"][:1]), "labels: expected the shape [2], got [1]"),
+        (lambda d, t: t.pop("mask"), "missing tensors: mask"),
+    ],
+)
+def test_content_that_is_refused(tmp_path, change, message):
+    buffer = PreferenceBuffer(5)
+    buffer.add(segments([1, 2]), segments([3, 4]), [1, 0])
+    document, tensors = buffer.pack()
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    change(document, tensors)
+    write_pair(tmp_path, document, tensors, stem="preferences")
+    with pytest.raises(CheckpointError, match=f"^{re.escape(f'{tmp_path}/preferences.json: {message}')}$"):
+        PreferenceBuffer.load(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import math
 import re
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from vlp_gym.preferences import (
     StateEntropy,
     choose_pairs,
 )
+from vlp_gym.storage import write_pair
 from vlp_gym.testing import PaintedEnv, PaintedModel, painted_value
 from vlp_gym.wrappers import VLPRewardWrapper
 
@@ -254,7 +256,7 @@ def test_messages(tmp_path):
         ({"reward_std": 0.5, "queries": replace(QUERIES, every=9)}, "every", 9, 40),
         ({"reward_std": 0.5, "keep_frames": 64}, "keep_frames", 64, 0),
     ]:
-        message = f"{tmp_path}: expected {name}={ours}, but it was saved with {saved}"
+        message = f"{tmp_path}/learner.json: expected {name}={ours}, but it was saved with {saved}"
         with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
             learner(**options).restore(tmp_path)
     with pytest.raises(CheckpointError, match=r"expected a folder with learner\.json and learner\.safetensors, but"):
@@ -294,3 +296,38 @@ def test_the_examples_in_the_docstrings(name):
 
 def test_every_public_name_can_be_imported():
     assert all(getattr(vlp_gym.preferences, name) is not None for name in vlp_gym.preferences.__all__)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda d, t: d["history"][0].update(label_accuracy=1.5),
+            "history.0.label_accuracy: expected less",
+        ),
+        (lambda d, t: d.update(asked=61), "asked: expected at most 60 pairs, got 61"),
+        (lambda d, t: d.update(reward=[0.0, 0.0]), "reward.1: expected a factor above 0, got 0.0"),
+        (lambda d, t: d["rng"].update(bit_generator="MT19937"), "no state of PCG64"),
+        (lambda d, t: d["settings"].update(more=1), "unknown settings: more"),
+        (lambda d, t: d["segments"].update(length=7), "preferences/inputs: expected rows of the shape [2, 7, 3], got"),
+        (lambda d, t: d.update(ensemble=None), "unknown tensors: ensemble/adam.0.exp_avg"),
+        (lambda d, t: t["preferences/labels"].fill_(2), "labels: expected numbers from 0 to 1, got 2"),
+        (lambda d, t: t["ensemble/mean"].fill_(math.nan), "mean: expected finite numbers, got NaN or inf"),
+    ],
+)
+def test_a_refused_learner_changes_nothing(tmp_path, change, message):
+    saved, live = begun(learner()), begun(learner())
+    play(saved, range(1, 120))
+    play(live, range(1, 80))
+    document, tensors = saved.pack()
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    change(document, tensors)
+    write_pair(tmp_path, document, tensors, stem="learner")
+    before, old = live.pack()
+    old = {name: tensor.clone() for name, tensor in old.items()}
+    with pytest.raises(CheckpointError, match=f"^{re.escape(f'{tmp_path}/learner.json: {message}')}"):
+        live.restore(tmp_path)
+    after, new = live.pack()
+    assert after == before
+    assert new.keys() == old.keys()
+    assert all(torch.equal(new[name], old[name]) for name in old)

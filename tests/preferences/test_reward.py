@@ -263,23 +263,27 @@ def test_a_loaded_ensemble_learns_on_bit_for_bit(tmp_path, before):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d, t: t.pop("weights.1"), "not of the ensemble in its settings; these differ: weights.1"),
-        (lambda d, t: t.pop("adam.0.step"), "not of the ensemble in its settings; these differ: adam.0.step"),
-        (lambda d, t: t.update(more=torch.ones(1)), "not of the ensemble in its settings; these differ: more"),
+        (lambda d, t: t.pop("weights.1"), "missing tensors: weights.1"),
+        (lambda d, t: t.pop("adam.0.step"), "missing tensors: adam.0.step"),
+        (lambda d, t: t.update(more=torch.ones(1)), "unknown tensors: more"),
         (
             lambda d, t: t.update({"biases.0": torch.ones(3, 1, 9)}),
-            "not of the ensemble in its settings; these differ: biases.0",
+            "biases.0: expected the shape [3, 1, 8], got [3, 1, 9]",
         ),
-        (
-            lambda d, t: t.update({"biases.0": t["biases.0"].double()}),
-            "not of the ensemble in its settings; these differ: biases.0",
-        ),
-        (lambda d, t: t["weights.0"].fill_(math.nan), "some of its weights are NaN or inf"),
-        (lambda d, t: d.update(format=2), "expected an ensemble of the format 1, got 2"),
-        (lambda d, t: d.pop("settings"), "its settings make no ensemble (KeyError('settings'))"),
+        (lambda d, t: t.update({"biases.0": t["biases.0"].double()}), "biases.0: expected float32, got float64"),
+        (lambda d, t: t["weights.0"].fill_(math.nan), "weights.0: expected finite numbers, got NaN or inf"),
+        (lambda d, t: t["adam.1.exp_avg_sq"].fill_(-1), "adam.1.exp_avg_sq: expected numbers from 0 to inf, got -1"),
+        (lambda d, t: t["deviation"].fill_(0), "deviation: expected numbers from 0.001 to inf, got 0"),
+        (lambda d, t: t["rng"].fill_(255), "no state of a generator of torch (Invalid mt19937 state)"),
+        (lambda d, t: d.update(format=2), "format: expected 1, got 2"),
+        (lambda d, t: d.pop("settings"), "settings: missing"),
         (
             lambda d, t: d["settings"].update(learning_rate=0.0),
-            "its settings make no ensemble (ValueError('learning_rate must be above 0 and finite, got 0.0'))",
+            "settings.learning_rate: expected greater than 0, got 0.0",
+        ),
+        (
+            lambda d, t: d["settings"]["hidden"].__setitem__(0, 10**12),  # never made: 12 TB a layer
+            "weights.0: expected the shape [3, 5, 1000000000000], got [3, 5, 8]",
         ),
     ],
 )
@@ -290,7 +294,7 @@ def test_folders_that_are_refused(tmp_path, change, message):
     document, tensors = read_pair(tmp_path, stem="ensemble")
     change(document, tensors)
     write_pair(tmp_path, document, tensors, stem="ensemble")
-    with pytest.raises(CheckpointError, match=f"^{re.escape(f'{tmp_path}: {message}')}$"):
+    with pytest.raises(CheckpointError, match=f"^{re.escape(f'{tmp_path}/ensemble.json: {message}')}$"):
         RewardEnsemble.load(tmp_path)
 
 

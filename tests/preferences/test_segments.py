@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import threading
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from painted_segments import painted_store
 
 from vlp_gym.engine.tickets import Answer, FrameScore, Ticket
 from vlp_gym.errors import CheckpointError, QueryError
@@ -278,7 +280,7 @@ def test_an_empty_store_comes_back(tmp_path):
 
 def test_another_format_is_refused(tmp_path):
     write_pair(tmp_path, {"format": 2}, {}, stem="segments")
-    with pytest.raises(CheckpointError, match=rf"^{tmp_path}: expected segments of the format 1, got 2$"):
+    with pytest.raises(CheckpointError, match=rf"^{tmp_path}/segments.json: format: expected 1, got 2$"):
         SegmentStore.load(tmp_path)
 
 
@@ -329,3 +331,40 @@ def test_places():
     assert store.places() == 1 + 2 + 3
     assert store.places(2) == 2 + 3
     assert SegmentStore(4).places() == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d, t: d.update(length=0), "length: expected greater than or equal to 1, got 0"),
+        (lambda d, t: d.update(numbers=[0, 0]), "numbers: expected at most 3 different ones below 2, got 2 up to 0"),
+        (lambda d, t: d.update(numbers=[0, 7]), "numbers: expected at most 3 different ones below 2, got 2 up to 7"),
+        (lambda d, t: d.update(numbers=[1]), "unknown tensors: 0.actions, 0.frames, 0.frames.steps, 0.rewards"),
+        (lambda d, t: t["0.states"].fill_(math.nan), "0.states: expected finite numbers, got NaN or inf"),
+        (lambda d, t: t.update({"1.states": torch.ones(4, 9)}), "1.states: expected the shape [T1, 3], got [4, 9]"),
+        (lambda d, t: t.update({"1.rewards": torch.ones(3)}), "1.rewards: expected the shape [4], got [3]"),
+        (lambda d, t: t.pop("0.frames"), "missing tensors: 0.frames"),
+        (lambda d, t: t["0.frames.steps"].fill_(2), "0.frames: expected rising steps from 0 to 4"),
+        (lambda d, t: t["0.scores"].fill_(0.5), "0.scores: expected rising steps from 0 to 4"),
+        (lambda d, t: t["1.tokens.steps"].add_(1), "1.tokens: expected rising steps from 0 to 4"),
+    ],
+)
+def test_content_that_is_refused(tmp_path, change, message):
+    store = painted_store(episodes=2, steps=4, length=3, size=8)
+    store.episodes = 3
+    document, tensors = store.pack()
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    change(document, tensors)
+    write_pair(tmp_path, document, tensors, stem="segments")
+    with pytest.raises(CheckpointError, match=f"^{re.escape(f'{tmp_path}/segments.json: {message}')}"):
+        SegmentStore.load(tmp_path)
+
+
+def test_a_store_that_could_not_be_loaded_is_not_saved(tmp_path):
+    store = SegmentStore(3)
+    store.add(0, np.array([math.nan]), np.zeros(1), 0.0)
+    store.end(0)
+    message = f"{tmp_path} was not saved: 0.states: expected finite numbers, got NaN or inf"
+    with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
+        store.save(tmp_path)
+    assert list(tmp_path.iterdir()) == []

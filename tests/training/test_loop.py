@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -121,6 +122,19 @@ class TestResume:
         for where in (straight[0], folder):
             with pytest.raises(ValueError, match=r"\(then, now\): {'recipe_seed': \(5, 6\)}; choose another --out$"):
                 run(where, recipe=CompactRecipe(sampler(seed=6), relevance_steps=1))
+
+    def test_a_history_that_is_none_is_refused(self, straight, tmp_path):
+        folder = shutil.copytree(straight[0], tmp_path / "changed")
+        document, tensors = read_pair(folder, stem="training")
+        for extra, steps, message in (  # 3 steps and 1 of relevance
+            ({"history": [1]}, 3, "history.0: expected a valid dictionary, got 1"),
+            ({"history": document["extra"]["history"][1:]}, 2, "extra.history.0: expected step 0, loss and seconds"),
+            ({"history": document["extra"]["history"]}, 2, "step: expected 4, the length of the history, got 2"),
+        ):
+            changed = {**document, "step": steps, "extra": {**document["extra"], **extra}}
+            write_pair(folder, changed, tensors, stem="training")
+            with pytest.raises(CheckpointError, match=f"^{re.escape(f'{folder}/training.json: {message}')}$"):
+                run(folder)
 
     def test_another_config_of_the_model_is_refused(self, straight, tmp_path):
         """What a saved state leaves out, such as frozen weights, is told apart by the config alone."""

@@ -61,6 +61,7 @@ def label(
     from vlp_gym.preferences.buffer import PreferenceBuffer
     from vlp_gym.preferences.samplers import choose_pairs
     from vlp_gym.preferences.segments import SegmentStore
+    from vlp_gym.storage import locked
     from vlp_gym.text import normalize_instruction
 
     if human and labels not in (None, "human"):
@@ -79,19 +80,19 @@ def label(
         instruction = normalize_instruction(instruction)
     store = SegmentStore.load(segments)
     store.length = length or store.length
-    buffer = PreferenceBuffer.load(out) if (out / "preferences.json").exists() else PreferenceBuffer()
-    buffer.capacity = max(buffer.capacity, len(buffer) + pairs)  # new pairs must not replace old ones
     given = np.full(pairs, np.nan)
     block = pairs if source in ("human", "scripted") else _BLOCK
     with (
         _labeler(source, instruction, kind=kind, seed=seed, port=port, browser=browser) as labeler,
+        locked(out, ".label.lock"),  # a second command would write over this one's labels
         tqdm(desc="labelling", unit="pair", total=pairs, disable=block == pairs) as bar,
     ):
+        buffer = PreferenceBuffer.load(out) if (out / "preferences.json").exists() else PreferenceBuffer()
+        buffer.capacity = max(buffer.capacity, len(buffer) + pairs)  # new pairs must not replace old ones
         rng = np.random.default_rng([seed, len(buffer)])
         first, second = choose_pairs(store, None, pairs, rng, sampler=sampler, newest=newest, labelled=buffer)
         # Pairs of another length, or a folder that cannot be made, must fail before an hour of labelling.
         buffer.add(first, second, np.full(pairs, np.nan))
-        out.mkdir(parents=True, exist_ok=True)
         for start in range(0, pairs, block):
             some = slice(start, start + block)
             given[some] = labeler(first[some], second[some])

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from vlp_gym.errors import CheckpointError
 from vlp_gym.preferences.segments import Segments
-from vlp_gym.storage import Packed, check_format
+from vlp_gym.schema import Document, Positive, Spec, check_tensors
+from vlp_gym.storage import Packed
 
 FORMAT = 1
 FIRST, EQUAL, SECOND, SKIP = 1.0, 0.5, 0.0, float("nan")
 """A label is P(first > second); a pair labelled SKIP is not kept."""
+
+_TABLE = {
+    "inputs": Spec(torch.float32, ("N", 2, "L", "D")),
+    "mask": Spec(torch.bool, ("N", 2, "L")),
+    "labels": Spec(torch.float32, ("N",), low=0, high=1),
+}
+
+
+class _Saved(Document):
+    format: Literal[1]
+    capacity: Positive
 
 
 class PreferenceBuffer(Packed):
@@ -105,9 +118,14 @@ class PreferenceBuffer(Packed):
         return {"format": FORMAT, "capacity": self.capacity}, tensors
 
     @classmethod
-    def unpack(cls, document: dict[str, Any], tensors: dict[str, Tensor], folder: str | Path) -> PreferenceBuffer:
-        """The inverse of `pack`; the folder is named in errors."""
-        check_format(document, FORMAT, "preferences", folder)
-        buffer = cls(document["capacity"])
+    def unpack(cls, document: dict[str, Any], tensors: dict[str, Tensor], where: str | Path) -> PreferenceBuffer:
+        """The inverse of `pack`; `where` is named in errors."""
+        buffer = cls(_Saved.parse(document, where).capacity)
+        if tensors:  # nothing was added yet without them
+            pairs = check_tensors(tensors, _TABLE, where)["N"]
+            if pairs > buffer.capacity:
+                raise CheckpointError(f"{where}: expected at most {buffer.capacity} pairs, got {pairs}")
+            if not tensors["mask"].any(2).all():
+                raise CheckpointError(f"{where}: mask: expected segments of at least one step")
         buffer._blocks = {name: tensor.numpy() for name, tensor in tensors.items()}
         return buffer

@@ -39,12 +39,13 @@ from vlp_gym.preferences.buffer import PreferenceBuffer
 from vlp_gym.preferences.labelers import Labeler, ModelLabeler, agreement, as_labels, check_labeler
 from vlp_gym.preferences.reward import FitReport, RewardEnsemble
 from vlp_gym.preferences.samplers import Sampler, choose_pairs
+from vlp_gym.preferences.saved import PARTS, SavedLearner, check_settings, unpack_parts
 from vlp_gym.preferences.schedule import Queries
 from vlp_gym.preferences.segments import Segments, SegmentStore
-from vlp_gym.storage import read_pair, write_pair
+from vlp_gym.schema import check_generator, generator_state
+from vlp_gym.storage import document_name, read_pair, write_pair
 
 MEASURED = 4096  # steps that mean and deviation of the reward are taken over
-_PARTS: dict[str, Any] = {"segments": SegmentStore, "preferences": PreferenceBuffer, "ensemble": RewardEnsemble}
 Array = NDArray[Any]
 logger = logging.getLogger("vlp_gym")
 
@@ -244,7 +245,9 @@ class PreferenceLearner:
 
     def save(self, folder: str | Path) -> None:
         """Write ``learner.json`` and ``learner.safetensors``, or raise CheckpointError; without running episodes."""
-        write_pair(folder, *self.pack(), stem="learner")
+        document, tensors = self.pack()
+        self.check(document, tensors, f"{folder} was not saved")
+        write_pair(folder, document, tensors, stem="learner")
 
     def restore(self, folder: str | Path) -> None:
         """Read what `save` wrote; then call `start` with the agent's step.
@@ -252,7 +255,7 @@ class PreferenceLearner:
         Raises:
             CheckpointError: if it is missing, damaged, or was saved with other settings; nothing is changed then.
         """
-        self.unpack(*read_pair(folder, stem="learner"), folder)
+        self.unpack(*read_pair(folder, stem="learner"), Path(folder) / document_name("learner"))
 
     def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The learner as a JSON document and tensors."""
@@ -263,30 +266,62 @@ class PreferenceLearner:
             "reward": [self._mean, self._factor],
             "unfitted": self.unfitted,
             "next": self.next_session,
-            "rng": self.rng.bit_generator.state,
-            "labeler_rng": _generator(self.labeler).bit_generator.state,
+            "rng": generator_state(self.rng),
+            "labeler_rng": generator_state(_generator(self.labeler)),
         }
         tensors: dict[str, Tensor] = {}
-        for name in _PARTS:
+        for name in PARTS:
             if (part := getattr(self, name)) is not None:
                 document[name], packed = part.pack()
                 tensors |= {f"{name}/{key}": tensor for key, tensor in packed.items()}
         return document, tensors
 
-    def unpack(self, document: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: str | Path) -> None:
-        """The inverse of `pack`; the folder is named in errors, and further entries are ignored."""
-        check_settings(self._settings(), document["settings"], folder)
-        parts: dict[str, Any] = {
-            name: kind.unpack(document[name], group(tensors, name), folder) if name in document else None
-            for name, kind in _PARTS.items()
-        }
-        self.segments, self.preferences, self.ensemble = parts.values()
-        rows = document["history"]
+    def unpack(
+        self,
+        document: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        where: str | Path,
+        sizes: tuple[int, int] | None = None,
+    ) -> None:
+        """The inverse of `pack`; nothing is changed if anything is wrong.
+
+        Args:
+            document: from `pack`.
+            tensors: the same.
+            where: named in errors.
+            sizes: numbers in a state and in an action, if they are known.
+        """
+        saved, (self.segments, self.preferences, self.ensemble) = self.check(document, tensors, where, sizes)
+        rows = [row.model_dump(exclude_unset=True) for row in saved.history]
         self.history = [{name: float("nan") if x is None else x for name, x in row.items()} for row in rows]
-        self.asked, self.next_session, self.unfitted = document["asked"], document["next"], document["unfitted"]
-        self._mean, self._factor = document["reward"]
-        self.rng.bit_generator.state = document["rng"]
-        _generator(self.labeler).bit_generator.state = document["labeler_rng"]
+        self.asked, self.next_session, self.unfitted = saved.asked, saved.next, saved.unfitted
+        self._mean, self._factor = saved.reward
+        for generator, state in ((self.rng, saved.rng), (_generator(self.labeler), saved.labeler_rng)):
+            generator.bit_generator.state = check_generator(state, generator, where)
+
+    def check(
+        self,
+        document: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        where: str | Path,
+        sizes: tuple[int, int] | None = None,
+    ) -> tuple[SavedLearner, tuple[SegmentStore, PreferenceBuffer, RewardEnsemble | None]]:
+        """What was packed, if this learner can go on with it, or CheckpointError; arguments as `unpack`."""
+        saved = SavedLearner.parse(document, where)
+        check_settings(self._settings(), saved.settings, where)
+        for generator, state in ((self.rng, saved.rng), (_generator(self.labeler), saved.labeler_rng)):
+            check_generator(state, generator, where)
+        if sizes is None and self.ensemble is not None:
+            sizes = self.ensemble.settings["state_dim"], self.ensemble.settings["action_dim"]
+        parts = unpack_parts(saved, tensors, where, sizes)
+        names = ("length", "episodes", "keep_tokens", "frame_size")
+        own, found = ({name: getattr(store, name) for name in names} for store in (self.segments, parts[0]))
+        check_settings(own, found, where)
+        if saved.asked > self.queries.budget:
+            raise CheckpointError(f"{where}: asked: expected at most {self.queries.budget} pairs, got {saved.asked}")
+        if saved.reward[1] <= 0:
+            raise CheckpointError(f"{where}: reward.1: expected a factor above 0, got {saved.reward[1]}")
+        return saved, parts
 
     def _settings(self) -> dict[str, Any]:
         """The settings that must be the same in `save` and `restore`."""
@@ -313,19 +348,6 @@ class PreferenceLearner:
             sizes = [ensemble.settings["state_dim"], ensemble.settings["action_dim"]]
             self.measure(*steps[:: len(steps) // MEASURED + 1].split(sizes, dim=1))
         return report
-
-
-def check_settings(expected: Mapping[str, Any], saved: Mapping[str, Any], folder: str | Path) -> None:
-    """Raise CheckpointError, which names the folder, unless the expected settings were saved."""
-    for name, ours in expected.items():
-        if (found := saved.get(name)) != ours:
-            raise CheckpointError(f"{folder}: expected {name}={ours}, but it was saved with {found}")
-
-
-def group(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with ``name/``, without that beginning."""
-    start = f"{name}/"
-    return {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
 
 
 def _generator(labeler: Any) -> np.random.Generator:

@@ -7,22 +7,42 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor, nn
 
-from vlp_gym.errors import CheckpointError
 from vlp_gym.objectives.preference import bradley_terry_loss
 from vlp_gym.preferences.buffer import EQUAL, PreferenceBuffer
 from vlp_gym.preferences.segments import Segments
-from vlp_gym.storage import Packed, check_format
+from vlp_gym.schema import Document, Positive, Spec, check_tensors, check_torch_generator
+from vlp_gym.storage import Packed
 
 FORMAT = 1
 CHUNK = 16_384  # rows computed at once, which bounds the memory between two layers
+
+LEAST_DEVIATION = 1e-3  # inputs that vary less are not scaled
+_MOMENTS = {"step": 1.0, "exp_avg": -math.inf, "exp_avg_sq": 0.0}
+"""What Adam keeps of each parameter, and its least value."""
+
+
+class _Settings(Document):
+    state_dim: Positive
+    action_dim: Positive
+    members: Positive
+    hidden: list[Positive]
+    learning_rate: float = Field(gt=0)
+    standardize: bool
+    seed: int = Field(ge=-(2**63), lt=2**64)
+
+
+class _Saved(Document):
+    format: Literal[1]
+    settings: _Settings
 
 
 @dataclass(frozen=True)
@@ -94,10 +114,10 @@ class RewardEnsemble(Packed, nn.Module):
         sizes = [state_dim + action_dim, *hidden, 1]
         for inward, outward in pairwise(sizes):
             for layer, rows in ((self.weights, inward), (self.biases, 1)):
-                values = torch.rand((members, rows, outward), generator=self.generator)
+                values = torch.rand((members, rows, outward), generator=self.generator, dtype=torch.float32)
                 layer.append(nn.Parameter((2 * values - 1) / math.sqrt(inward)))  # as nn.Linear starts
-        self.register_buffer("mean", torch.zeros(state_dim + action_dim))
-        self.register_buffer("deviation", torch.ones(state_dim + action_dim))
+        self.register_buffer("mean", torch.zeros(state_dim + action_dim, dtype=torch.float32))
+        self.register_buffer("deviation", torch.ones(state_dim + action_dim, dtype=torch.float32))
         self.optimizer = torch.optim.Adam(self.parameters(), lr=learning_rate)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -192,7 +212,7 @@ class RewardEnsemble(Packed, nn.Module):
         pool = None if unlabelled is None or not len(unlabelled[0]) else [t.to(device) for t in _pairs(*unlabelled)]
         if self.settings["standardize"] and not self.fitted:
             deviation, self.mean = torch.std_mean(inputs[mask], dim=0)
-            self.deviation = torch.where(deviation > 1e-3, deviation, 1.0)  # nearly constant inputs are not scaled
+            self.deviation = torch.where(deviation > LEAST_DEVIATION, deviation, 1.0)
         members, size = self.settings["members"], len(buffer)
         for epoch in range(1, epochs + 1):
             # For each member: losses, pairs in the right order, pairs with an order. Unlabelled pairs: sure, drawn.
@@ -231,28 +251,20 @@ class RewardEnsemble(Packed, nn.Module):
         return {"format": FORMAT, "settings": self.settings}, tensors
 
     @classmethod
-    def unpack(cls, document: dict[str, Any], tensors: dict[str, Tensor], folder: str | Path) -> RewardEnsemble:
-        """The inverse of `pack`; the folder is named in errors."""
-        check_format(document, FORMAT, "an ensemble", folder)
-        try:
-            ensemble = cls(**document["settings"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{folder}: its settings make no ensemble ({error!r})") from error
-        expected = {**ensemble.state_dict(), "rng": ensemble.generator.get_state()}
-        adam: dict[int, dict[str, Tensor]] = {}
-        if any(name.startswith("adam.") for name in tensors):  # absent before the first fit
-            for number, weights in enumerate(ensemble.parameters()):
-                moments = {"step": torch.tensor(0.0), "exp_avg": weights, "exp_avg_sq": weights}
-                expected |= {f"adam.{number}.{name}": like for name, like in moments.items()}
-                adam[number] = {name: tensors.get(f"adam.{number}.{name}", like) for name, like in moments.items()}
-        kinds = [{name: (t.shape, t.dtype) for name, t in group.items()} for group in (expected, tensors)]
-        if names := sorted(name for name in {*expected, *tensors} if kinds[0].get(name) != kinds[1].get(name)):
-            differing = ", ".join(names[:8])
-            raise CheckpointError(f"{folder}: not of the ensemble in its settings; these differ: {differing}")
-        if not all(tensor.isfinite().all() for tensor in tensors.values()):
-            raise CheckpointError(f"{folder}: some of its weights are NaN or inf")
+    def unpack(cls, document: dict[str, Any], tensors: dict[str, Tensor], where: str | Path) -> RewardEnsemble:
+        """The inverse of `pack`; `where` is named in errors."""
+        settings = _Saved.parse(document, where).settings
+        # The tensors are compared before the networks are made: they may be of any size.
+        fitted = any(name.startswith("adam.") for name in tensors)
+        check_tensors(tensors, _table(settings, fitted), where)
+        ensemble = cls(**settings.model_dump())
+        check_torch_generator(tensors["rng"], ensemble.generator, where)
+        moments: dict[int, dict[str, Tensor]] = {}
+        if fitted:
+            for number, _ in enumerate(ensemble.parameters()):
+                moments[number] = {name: tensors[f"adam.{number}.{name}"] for name in _MOMENTS}
         ensemble.load_state_dict({name: tensors[name] for name in ensemble.state_dict()})
-        ensemble.optimizer.load_state_dict({**ensemble.optimizer.state_dict(), "state": adam})
+        ensemble.optimizer.load_state_dict({**ensemble.optimizer.state_dict(), "state": moments})
         ensemble.generator.set_state(tensors["rng"])
         return ensemble
 
@@ -277,3 +289,20 @@ def _pairs(first: Segments, second: Segments) -> list[Tensor]:
     """Inputs ``[N, 2, L, S + A]`` and masks ``[N, 2, L]``, as `PreferenceBuffer` keeps them."""
     blocks = (first.inputs, second.inputs), (first.mask, second.mask)
     return [torch.from_numpy(np.stack(sides, axis=1)) for sides in blocks]
+
+
+def _table(settings: _Settings, fitted: bool) -> dict[str, Spec]:
+    """The tensors of an ensemble, and of its optimizer after the first fit."""
+    inputs = settings.state_dim + settings.action_dim
+    widths = list(pairwise([inputs, *settings.hidden, 1]))
+    shapes = {f"weights.{layer}": (settings.members, *width) for layer, width in enumerate(widths)}
+    shapes |= {f"biases.{layer}": (settings.members, 1, width[1]) for layer, width in enumerate(widths)}
+    table = {name: Spec(torch.float32, shape) for name, shape in shapes.items()}
+    if fitted:
+        for number, shape in enumerate(shapes.values()):
+            for name, low in _MOMENTS.items():
+                table[f"adam.{number}.{name}"] = Spec(torch.float32, () if name == "step" else shape, low=low)
+    table["mean"] = Spec(torch.float32, (inputs,))
+    table["deviation"] = Spec(torch.float32, (inputs,), low=LEAST_DEVIATION)
+    table["rng"] = Spec(torch.uint8, ("bytes",))
+    return table

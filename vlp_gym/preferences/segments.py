@@ -6,7 +6,7 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,15 +14,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlp_gym.engine.tickets import Answer, Ticket
+from vlp_gym.errors import CheckpointError
 from vlp_gym.frames.resize import resize_frames
 from vlp_gym.rewards.ledger import STEPS_OF_ITS_OWN
 from vlp_gym.rewards.shaping import score_of
-from vlp_gym.storage import Packed, check_format
+from vlp_gym.schema import FLOATS, Count, Document, Positive, Spec, check_tensors
+from vlp_gym.storage import Packed
 
 FORMAT = 1
 _ARRAYS = ("states", "actions", "mask", "rewards")
 _STEPS = ("states", "actions", "rewards")
 _SETTINGS = ("length", "episodes", "keep_tokens", "frame_size")
+
+
+class _Saved(Document):
+    format: Literal[1]
+    length: Positive
+    episodes: Positive
+    keep_tokens: bool
+    frame_size: Count
+    count: Count
+    numbers: list[Count]
 
 
 class Span(NamedTuple):
@@ -264,7 +276,8 @@ class SegmentStore(Packed):
         for record in self._finished.values():
             for name in _STEPS:
                 tensors[f"{record.number}.{name}"] = torch.from_numpy(np.array(getattr(record, name), np.float32))
-            tensors[f"{record.number}.scores"] = torch.tensor(sorted(record.scores.items()), dtype=torch.float64)
+            scores = torch.tensor(sorted(record.scores.items()), dtype=torch.float64)
+            tensors[f"{record.number}.scores"] = scores.reshape(-1, 2)
             for name, values in (("tokens", record.tokens), ("frames", record.frames)):
                 if values:
                     steps = sorted(values)
@@ -274,12 +287,13 @@ class SegmentStore(Packed):
         return {"format": FORMAT, **settings, "count": self._count, "numbers": self.numbers}, tensors
 
     @classmethod
-    def unpack(cls, document: dict[str, Any], tensors: dict[str, Tensor], folder: str | Path) -> SegmentStore:
-        """The inverse of `pack`; the folder is named in errors."""
-        check_format(document, FORMAT, "segments", folder)
-        store = cls(**{name: document[name] for name in _SETTINGS})
-        store._count = document["count"]
-        for number in document["numbers"]:
+    def unpack(cls, document: dict[str, Any], tensors: dict[str, Tensor], where: str | Path) -> SegmentStore:
+        """The inverse of `pack`; `where` is named in errors."""
+        saved = _Saved.parse(document, where)
+        _check_episodes(saved, tensors, where)
+        store = cls(**{name: getattr(saved, name) for name in _SETTINGS})
+        store._count = saved.count
+        for number in saved.numbers:
             states, actions, rewards = (tensors[f"{number}.{name}"].numpy() for name in _STEPS)
             record = EpisodeRecord(number, list(states), list(actions), rewards.tolist())
             record.scores = {int(step): score for step, score in tensors[f"{number}.scores"].tolist()}
@@ -317,3 +331,38 @@ class SegmentStore(Packed):
             if tokens is not None:
                 record.tokens[step] = tokens
         self._seen.extendleft(reversed(early))
+
+
+def _check_episodes(saved: _Saved, tensors: dict[str, Tensor], where: str | Path) -> None:
+    """Raise CheckpointError unless the tensors are those of the saved episodes."""
+    numbers = saved.numbers
+    if len(set(numbers)) < len(numbers) or len(numbers) > saved.episodes or max(numbers, default=-1) >= saved.count:
+        raise CheckpointError(
+            f"{where}: numbers: expected at most {saved.episodes} different ones below {saved.count}, "
+            f"got {len(numbers)} up to {max(numbers)}"
+        )
+    table: dict[str, Spec] = {}
+    for number in numbers:
+        table |= {
+            f"{number}.states": Spec(torch.float32, (f"T{number}", "S")),
+            f"{number}.actions": Spec(torch.float32, (f"T{number}", "A")),
+            f"{number}.rewards": Spec(torch.float32, (f"T{number}",), nan=True),
+            f"{number}.scores": Spec(torch.float64, (f"scores of {number}", 2)),
+        }
+        for name, dtypes, shape in (
+            ("tokens", FLOATS, ("C", "K", "D")),
+            ("frames", torch.uint8, (saved.frame_size, saved.frame_size, 3)),
+        ):
+            if f"{number}.{name}" in tensors or f"{number}.{name}.steps" in tensors:
+                table[f"{number}.{name}.steps"] = Spec(torch.int64, (f"{name} of {number}",))
+                table[f"{number}.{name}"] = Spec(dtypes, (f"{name} of {number}", *shape))
+    sizes = check_tensors(tensors, table, where)
+    for number in numbers:
+        if not (last := sizes[f"T{number}"]):
+            raise CheckpointError(f"{where}: {number}.states: expected an episode of at least one step")
+        steps = {name: tensors.get(f"{number}.{name}.steps") for name in ("tokens", "frames")}
+        for name, places in {"scores": tensors[f"{number}.scores"][:, 0], **steps}.items():
+            if places is not None and len(places):
+                rising = bool((places[1:] > places[:-1]).all()) and bool((places == places.round()).all())
+                if not rising or places[0] < 0 or places[-1] > last:
+                    raise CheckpointError(f"{where}: {number}.{name}: expected rising steps from 0 to {last}")

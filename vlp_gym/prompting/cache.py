@@ -10,10 +10,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vlp_gym.errors import CheckpointError
 from vlp_gym.prompting.content import Content, identity
-from vlp_gym.storage import write_atomic
+from vlp_gym.schema import Document
+from vlp_gym.storage import read_file, write_atomic
 
 DEFAULT = "default"
+MAX_BYTES = 4 << 20  # an answer has at most 100,000 characters, of 12 bytes each in JSON
+
+
+class _Entry(Document):
+    model: str
+    key: str
+    answer: str
+    sha256: str
 
 
 def default_folder() -> Path:
@@ -45,13 +55,12 @@ class PromptCache:
         """The cached answer, or None if there is none or its file is damaged."""
         if self.folder is None:
             return None
+        path = self._path(key)
         try:
-            entry = json.loads(self._path(key).read_bytes())
-            answer = entry["answer"]
-            intact = entry["key"] == key and entry["sha256"] == _digest(answer)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            entry = _Entry.parse(json.loads(read_file(path, MAX_BYTES)), path)
+        except (CheckpointError, ValueError, RecursionError):
             return None
-        return answer if intact else None
+        return entry.answer if entry.key == key and entry.sha256 == _digest(entry.answer) else None
 
     def put(self, key: str, answer: str, model: str) -> None:
         """Write an answer; a folder that cannot be written gives one warning, not an error."""

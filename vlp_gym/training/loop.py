@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from vlp_gym.errors import CheckpointError, import_extra
 from vlp_gym.models.checkpoint import save_checkpoint, stored_config
+from vlp_gym.schema import Document
 from vlp_gym.storage import write_atomic
 from vlp_gym.training.recipe import Loss, Recipe, Stage, TrainConfig
 from vlp_gym.training.state import load_training_state, save_training_state
@@ -61,7 +62,7 @@ def train(
     if (folder / "training.json").exists():
         _, extra = load_training_state(
             folder, model=model, optimizer=optimizer, generators={"augment": generator},
-            check=lambda extra: _check_same_settings(extra.get("config", {}), settings, folder),
+            check=lambda step, extra: _check_run(step, extra, settings, folder),
         )  # fmt: skip
         history = extra["history"]
     wrapped = _DistributedLoss(model)
@@ -163,6 +164,22 @@ def _model_settings(model: nn.Module) -> dict[str, Any]:
         return {"model": stored_config(model)}
     except (AttributeError, CheckpointError):  # such as a VLPModel around a backbone instance
         return {}
+
+
+class _Run(Document):
+    history: list[dict[str, float]]
+    config: dict[str, Any] = {}  # noqa: RUF012  # pydantic copies it
+
+
+def _check_run(step: int, extra: dict[str, Any], settings: dict[str, Any], folder: Path) -> None:
+    where = folder / "training.json"
+    run = _Run.parse(extra, where)
+    _check_same_settings(run.config, settings, folder)
+    for number, row in enumerate(run.history):
+        if row.get("step") != number or not {"loss", "seconds"} <= row.keys():
+            raise CheckpointError(f"{where}: extra.history.{number}: expected step {number}, loss and seconds")
+    if step != len(run.history):
+        raise CheckpointError(f"{where}: step: expected {len(run.history)}, the length of the history, got {step}")
 
 
 def _check_same_settings(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:

@@ -31,7 +31,7 @@ from vlp_gym.preferences import (
     agreement,
 )
 from vlp_gym.preferences.samplers import Sampler
-from vlp_gym.storage import read_pair
+from vlp_gym.storage import read_pair, write_pair
 from vlp_gym.testing import PaintedModel
 
 SOON = Queries(budget=40, session=8, every=40, explore=30, newest=20, candidates=4, length=6)
@@ -267,9 +267,38 @@ def test_resuming_with_other_queries_or_another_model_is_refused(tmp_path):
         callback().restore(tmp_path, agent())
     other = agent(SeenEnv())
     other.num_timesteps = 80
-    with pytest.raises(CheckpointError, match=r"expected observations of the shape \(400, 1, 1\), got \[80, 1, 2\]$"):
+    with pytest.raises(CheckpointError, match=r"json: observations: expected the shape \[N, 1, 1\], got \[80, 1, 2\]$"):
         callback().restore(tmp_path, other)
     assert other.replay_buffer.size() == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d, t: d.update(num_timesteps="80"), "num_timesteps: expected a valid integer, got '80'"),
+        (lambda d, t: d.update(exploration=[1.5, 0, 0]), "exploration.0: expected an integer, got 1.5"),
+        (lambda d, t: d.update(exploration=[1, 0, -1]), "exploration.2: expected greater than or equal to 0, got -1"),
+        (lambda d, t: t["replay/dones"].fill_(2), "dones: expected numbers from 0 to 1, got 2"),
+        (lambda d, t: t["replay/observations"].fill_(np.nan), "observations: expected finite numbers, got NaN or inf"),
+        (lambda d, t: t["replay/ring"].fill_(3), "expected the rows of a ring of 400, got 80 rows, next row 3, full 3"),
+        (lambda d, t: t["preferences/labels"].fill_(-1), "labels: expected numbers from 0 to 1, got -1"),
+        (lambda d, t: t.update(more=torch.ones(1)), "unknown tensors: more"),
+    ],
+)
+def test_a_refused_run_changes_nothing(tmp_path, change, message):
+    model, preferences = agent(), callback()
+    model.learn(80, preferences)
+    preferences.save(tmp_path)
+    document, tensors = read_pair(tmp_path, stem="preferences-run")
+    change(document, tensors)
+    write_pair(tmp_path, document, tensors, stem="preferences-run")
+    other, fresh = agent(), callback()
+    other.num_timesteps = 80
+    before = fresh.learner.pack()
+    with pytest.raises(CheckpointError, match=f"^{re.escape(f'{tmp_path}/preferences-run.json: {message}')}$"):
+        fresh.restore(tmp_path, other)
+    assert fresh.learner.pack() == before
+    assert (other.replay_buffer.pos, other.replay_buffer.observations.any()) == (0, False)
 
 
 def test_a_full_ring_goes_into_one_of_its_size(tmp_path):
@@ -278,7 +307,7 @@ def test_a_full_ring_goes_into_one_of_its_size(tmp_path):
     preferences.save(tmp_path)
     larger = agent(buffer_size=60)
     larger.num_timesteps = 80
-    with pytest.raises(CheckpointError, match=r"expected observations of the shape \(60, 1, 2\), got \[50, 1, 2\]$"):
+    with pytest.raises(CheckpointError, match=r": expected the rows of a ring of 60, got 50 rows, next row 30, f"):
         callback().restore(tmp_path, larger)
     same = agent(buffer_size=50)
     same.num_timesteps = 80

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
+from pydantic import Field
 from stable_baselines3.common.callbacks import BaseCallback
 
 from vlp_gym.errors import CheckpointError
@@ -25,11 +26,18 @@ from vlp_gym.integrations.sb3.source import SegmentSource
 from vlp_gym.preferences.buffer import PreferenceBuffer
 from vlp_gym.preferences.exploration import StateEntropy
 from vlp_gym.preferences.labelers import Labeler, ModelLabeler, ScriptedLabeler
-from vlp_gym.preferences.learner import MEASURED, PreferenceLearner, check_settings, group
+from vlp_gym.preferences.learner import MEASURED, PreferenceLearner
 from vlp_gym.preferences.reward import RewardEnsemble
+from vlp_gym.preferences.saved import SavedLearner, check_settings, group
 from vlp_gym.preferences.schedule import Queries
 from vlp_gym.preferences.segments import SegmentStore
-from vlp_gym.storage import read_pair, write_pair
+from vlp_gym.schema import Count
+from vlp_gym.storage import document_name, read_pair, write_pair
+
+
+class _SavedRun(SavedLearner):
+    num_timesteps: Count
+    exploration: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=3, max_length=3)] | None
 
 
 def _of_learner(name: str) -> Any:
@@ -107,9 +115,8 @@ class PreferenceCallback(BaseCallback):
                 f"the model has learned for {model.num_timesteps} steps without this callback; call restore(folder, "
                 "model) first, or learn with reset_num_timesteps=True"
             )
-        sizes = (int(np.prod(space.shape)) for space in (model.observation_space, model.action_space))
         interrupted = self.learner.unfitted
-        self.learner.start(*sizes, step=model.num_timesteps, random_steps=model.learning_starts)
+        self.learner.start(*_sizes(model), step=model.num_timesteps, random_steps=model.learning_starts)
         self._listen()  # only now: `start` has dropped the answers to earlier episodes
         if interrupted:
             self._measure()
@@ -174,6 +181,9 @@ class PreferenceCallback(BaseCallback):
         document["num_timesteps"] = model.num_timesteps  # not our own, which an interrupt can leave one step behind
         document["exploration"] = None if self._exploration is None else list(self._exploration.moments)
         tensors |= {f"replay/{name}": tensor for name, tensor in replay_tensors(model.replay_buffer).items()}
+        where = f"{folder} was not saved"
+        _, learner, others, _ = self._split(document, tensors, model, where)
+        self.learner.check(learner, others, where, _sizes(model))
         write_pair(folder, document, tensors, stem="preferences-run")
 
     def restore(self, folder: str | Path, model: Any) -> None:
@@ -184,16 +194,35 @@ class PreferenceCallback(BaseCallback):
         Raises:
             CheckpointError: as `PreferenceLearner.restore`, or for another model; nothing is changed then.
         """
-        document, tensors = read_pair(folder, stem="preferences-run")
-        check_settings({"reset_updates": self.reset_updates}, document["settings"], folder)
-        if (step := document["num_timesteps"]) != model.num_timesteps:
-            raise CheckpointError(f"{folder}: saved after {step} steps, but the model has {model.num_timesteps}")
-        rows = group(tensors, "replay")
-        check_replay(model.replay_buffer, rows, folder)
-        self.learner.unpack(document, tensors, folder)
+        where = Path(folder) / document_name("preferences-run")
+        saved, learner, others, rows = self._split(*read_pair(folder, stem="preferences-run"), model, where)
+        self.learner.unpack(learner, others, where, _sizes(model))
         fill_replay(model.replay_buffer, rows)
         self._exploration = StateEntropy(model.replay_buffer.draw_states, seed=self.learner.seed)
-        self._exploration.moments = tuple(document["exploration"] or self._exploration.moments)
+        if saved.exploration is not None:
+            count, mean, square = saved.exploration
+            self._exploration.moments = (int(count), mean, square)
+
+    def _split(
+        self, document: dict[str, Any], tensors: dict[str, torch.Tensor], model: Any, where: str | Path
+    ) -> tuple[_SavedRun, dict[str, Any], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """A run that fits the model; the document and tensors of its learner, still to be checked, and the replay's."""
+        saved = _SavedRun.parse(document, where)
+        settings = dict(saved.settings)
+        check_settings(
+            {"reset_updates": self.reset_updates}, {"reset_updates": settings.pop("reset_updates", None)}, where
+        )
+        if saved.num_timesteps != model.num_timesteps:
+            raise CheckpointError(
+                f"{where}: saved after {saved.num_timesteps} steps, but the model has {model.num_timesteps}"
+            )
+        if saved.exploration is not None and not saved.exploration[0].is_integer():
+            raise CheckpointError(f"{where}: exploration.0: expected an integer, got {saved.exploration[0]:g}")
+        rows = group(tensors, "replay")
+        check_replay(model.replay_buffer, rows, where)
+        others = {name: tensor for name, tensor in tensors.items() if not name.startswith("replay/")}
+        learner = saved.model_dump(exclude_unset=True, exclude={"num_timesteps", "exploration"})
+        return saved, {**learner, "settings": settings}, others, rows
 
     def _measure(self) -> None:
         """Take mean and deviation of the learned reward over rows spread over the replay buffer."""
@@ -238,6 +267,11 @@ class PreferenceCallback(BaseCallback):
         source.connect(self.segments.on_answer)
         source.yield_to_learner(True)
         self._source = source
+
+
+def _sizes(model: Any) -> tuple[int, int]:
+    """Numbers in an observation and in an action."""
+    return int(np.prod(model.observation_space.shape)), int(np.prod(model.action_space.shape))
 
 
 def reset_critic(model: Any) -> None:

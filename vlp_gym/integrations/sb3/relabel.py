@@ -16,6 +16,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor
 
 from vlp_gym.errors import CheckpointError, QueryError
+from vlp_gym.schema import Spec, check_tensors
 
 RewardFn = Callable[[Tensor, Tensor], Tensor]
 """Maps observations ``[B, S]`` and actions ``[B, A]`` to rewards ``[B]``."""
@@ -88,15 +89,20 @@ def replay_tensors(buffer: ReplayBuffer) -> dict[str, Tensor]:
     return {**tensors, "ring": torch.tensor([buffer.pos, int(buffer.full)])}
 
 
-def check_replay(buffer: ReplayBuffer, tensors: dict[str, Tensor], folder: str | Path) -> None:
-    """Raise CheckpointError, which names the folder, unless `fill_replay` can put these tensors into a buffer."""
+def check_replay(buffer: ReplayBuffer, tensors: dict[str, Tensor], where: str | Path) -> None:
+    """Raise CheckpointError, which names `where`, unless `fill_replay` can put these tensors into a buffer."""
+    table = {"ring": Spec(torch.int64, (2,), low=0)}
     for name in _ARRAYS:
-        rows, full = len(tensors[name]), bool(tensors["ring"][1])
-        fits = rows == buffer.buffer_size if full else rows <= buffer.buffer_size
-        if not fits or tensors[name].shape[1:] != getattr(buffer, name).shape[1:]:
-            raise CheckpointError(
-                f"{folder}: expected {name} of the shape {getattr(buffer, name).shape}, got {list(tensors[name].shape)}"
-            )
+        low, high = (0, 1) if name in ("dones", "timeouts") else (-np.inf, np.inf)
+        rows = torch.from_numpy(getattr(buffer, name)[:0])
+        table[name] = Spec(rows.dtype, ("N", *rows.shape[1:]), low, high)
+    count = check_tensors(tensors, table, where)["N"]
+    place, full = tensors["ring"].tolist()
+    if full > 1 or place >= buffer.buffer_size or count != (buffer.buffer_size if full else place):
+        raise CheckpointError(
+            f"{where}: expected the rows of a ring of {buffer.buffer_size}, got {count} rows, next row {place}, "
+            f"full {full}"
+        )
 
 
 def fill_replay(buffer: ReplayBuffer, tensors: dict[str, Tensor]) -> None:
