@@ -108,7 +108,7 @@ def overlay_video(
 
 def _decoded(path: Path, limits: Mapping[str, float]) -> Generator[NDArray[np.uint8], None, None]:
     """Frames as they come from the process that decodes them; it ends with this generator."""
-    from vlp_gym import video_decoder as decoder
+    from vlp_gym.frames import video_decoder as decoder
 
     if not os.path.isfile(path):  # reading a pipe or a device may never end
         found = "something else" if os.path.lexists(path) else "none"
@@ -117,7 +117,7 @@ def _decoded(path: Path, limits: Mapping[str, float]) -> Generator[NDArray[np.ui
         file = open(path, "rb")  # noqa: SIM115 - closed below
     except OSError as error:
         raise DatasetError(f"{path}: cannot be opened ({error.strerror})") from error
-    start = "import sys; sys.path[:] = sys.argv[2:]; from vlp_gym.video_decoder import main; main()"
+    start = "import sys; sys.path[:] = sys.argv[2:]; from vlp_gym.frames.video_decoder import main; main()"
     command = [sys.executable, "-I", "-c", start, json.dumps(limits), *map(str, sys.path)]
     # In a session of its own, Ctrl-C does not reach it: it is killed here, however this block is left.
     with (
@@ -150,7 +150,7 @@ def _decoded(path: Path, limits: Mapping[str, float]) -> Generator[NDArray[np.ui
 
 
 def _turned(frame: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
-    from vlp_gym.video_decoder import MIRRORED, TRANSPOSED, UPSIDE_DOWN
+    from vlp_gym.frames.video_decoder import MIRRORED, TRANSPOSED, UPSIDE_DOWN
 
     frame = frame.transpose(1, 0, 2) if turn & TRANSPOSED else frame
     frame = frame[::-1] if turn & UPSIDE_DOWN else frame

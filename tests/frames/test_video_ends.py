@@ -5,7 +5,7 @@ import io
 import pytest
 
 from tests.clips import CONTAINERS, clip, opened, write
-from vlp_gym.video_ends import missing_end
+from vlp_gym.frames.video_ends import missing_end
 
 ENDLESS = ("h264", "hevc", "m2v", "m4v")  # bare streams: nothing tells where they end
 

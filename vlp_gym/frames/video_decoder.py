@@ -21,7 +21,7 @@ from av.sidedata.sidedata import Type
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
-from vlp_gym.video_ends import missing_end
+from vlp_gym.frames.video_ends import missing_end
 
 HEADER = struct.Struct("<cIIIB")  # kind, bytes that follow, height, width, turn
 READY, FRAME, END, REFUSED = b"R", b"F", b"E", b"X"
