@@ -42,6 +42,8 @@ def chain(env: Any) -> list[Any]:
 def around(env: Any, mode: str, index: int = 0) -> Any:
     """The environment with our wrapper, or a plain one: outermost, or innermost where the mode is "inner"."""
     layers = chain(env)
+    for painter in (layer for layer in layers if isinstance(layer, Painter)):
+        painter.serial += 3 * index  # made before its place was known
     if not isinstance(layers[-1], gym.Env) or any(isinstance(layer, OURS) for layer in layers):
         return env
     if mode == "plain":
