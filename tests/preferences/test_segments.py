@@ -368,3 +368,11 @@ def test_a_store_that_could_not_be_loaded_is_not_saved(tmp_path):
     with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
         store.save(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("settings", [{"length": 10_001}, {"frame_size": 4_097}, {"frame_size": -1}])
+def test_settings_that_would_take_all_memory(settings):
+    length, size = settings.get("length", 50), settings.get("frame_size", 0)
+    message = f"length and frame_size must be at most 10,000 steps and 4,096 pixels, got {length} and {size}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        SegmentStore(**settings)

@@ -6,11 +6,12 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
 from vlp_gym.engine.tickets import Answer, Ticket
@@ -22,6 +23,7 @@ from vlp_gym.schema import FLOATS, Count, Document, Positive, Spec, check_tensor
 from vlp_gym.storage import Packed
 
 FORMAT = 1
+MAX_LENGTH, MAX_FRAME_SIZE = 10_000, 4_096  # what a saved store may ask memory for
 _ARRAYS = ("states", "actions", "mask", "rewards")
 _STEPS = ("states", "actions", "rewards")
 _SETTINGS = ("length", "episodes", "keep_tokens", "frame_size")
@@ -29,10 +31,10 @@ _SETTINGS = ("length", "episodes", "keep_tokens", "frame_size")
 
 class _Saved(Document):
     format: Literal[1]
-    length: Positive
+    length: Annotated[int, Field(ge=1, le=MAX_LENGTH)]
     episodes: Positive
     keep_tokens: bool
-    frame_size: Count
+    frame_size: Annotated[int, Field(ge=0, le=MAX_FRAME_SIZE)]
     count: Count
     numbers: list[Count]
 
@@ -121,7 +123,7 @@ class SegmentStore(Packed):
         frame_size: side length in pixels of the stored square frames, for people who label; 0 stores none.
 
     Raises:
-        ValueError: for a length or number of episodes below 1.
+        ValueError: for a length or number of episodes below 1, or a length or frame size that is too large.
     """
 
     stem = "segments"
@@ -129,6 +131,11 @@ class SegmentStore(Packed):
     def __init__(self, length: int = 50, episodes: int = 100, *, keep_tokens: bool = True, frame_size: int = 0) -> None:
         if length < 1 or episodes < 1:
             raise ValueError(f"length and episodes must be at least 1, got {length} and {episodes}")
+        if length > MAX_LENGTH or not 0 <= frame_size <= MAX_FRAME_SIZE:
+            raise ValueError(
+                f"length and frame_size must be at most {MAX_LENGTH:,} steps and {MAX_FRAME_SIZE:,} pixels, "
+                f"got {length} and {frame_size}"
+            )
         self.length, self.episodes = length, episodes
         self.keep_tokens, self.frame_size = keep_tokens, frame_size
         self._finished: OrderedDict[int, EpisodeRecord] = OrderedDict()

@@ -163,14 +163,14 @@ class ChatClient(AskedChat):
 
         messages = [{"role": "user", "content": [_part(part) for part in content]}]
         left_s = self.deadline_s
+        create = self._client.chat.completions.create  # before a turn is taken: the first time, this imports
         for attempt in range(self.max_retries + 1):
             self._limit.wait()
             leave_if_abandoned()
             self._count(requests=1, retries=int(attempt > 0))
             started, limit_s = time.monotonic(), min(self.timeout_s, left_s)
             try:
-                asked = self._client.chat.completions.create(model=self.name, messages=messages, **options)
-                completion = run(asked, limit_s)
+                completion = run(create(model=self.name, messages=messages, **options), limit_s)
                 self._count_tokens(completion)
                 return read(_first_choice(completion))
             except (openai.OpenAIError, Refused, asyncio.TimeoutError, *NO_JSON) as error:
