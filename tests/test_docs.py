@@ -92,6 +92,17 @@ def test_the_readme_can_be_read():
     assert [line for line in lines if len(line) > 120] == []
 
 
+# ---------------------------------------------------------------- faults
+
+
+def test_every_fault_that_must_be_survived_has_a_test_that_names_it():
+    rows = set(map(int, re.findall(r"^\| (\d+) \|", (ROOT / "docs" / "faults.md").read_text(), re.MULTILINE)))
+    named = re.compile(r"# faults? (\d+(?:, \d+)*)")
+    tests = [path.read_text() for path in (ROOT / "tests").rglob("*.py")]
+    covered = {int(row) for text in tests for found in named.findall(text) for row in found.split(", ")}
+    assert (rows, rows - covered) == (set(range(1, 71)), set())
+
+
 # ---------------------------------------------------------------- code
 
 

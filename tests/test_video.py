@@ -55,7 +55,7 @@ class TestReadVideo:
         assert frames.flags.writeable
         assert frames.mean(axis=(1, 2, 3)) == pytest.approx(clip(12).mean(axis=(1, 2, 3)), abs=8)
 
-    def test_large_frames_are_shrunk(self, tmp_path):
+    def test_large_frames_are_shrunk(self, tmp_path):  # fault 65
         assert read_video(write(tmp_path / "clip.mp4", clip(3, 64, 128)), longest_side=32).shape == (3, 16, 32, 3)
 
     def test_colours_are_rgb(self, tmp_path):
@@ -168,7 +168,7 @@ class TestDamaged:
 
     @pytest.mark.parametrize("container", [name for name in CONTAINERS if name not in ("h264", "hevc", "m2v", "m4v")])
     @pytest.mark.parametrize("share", [0.02, 0.5, 0.8])
-    def test_truncated(self, tmp_path, container, share):
+    def test_truncated(self, tmp_path, container, share):  # fault 64
         path = write(tmp_path / f"clip.{container}", clip(12))
         data = path.read_bytes()
         path.write_bytes(data[: int(share * len(data)) | 1])  # no multiple of a packet's length
@@ -210,7 +210,7 @@ class TestDamaged:
         path.write_bytes(b"".join(parts))
         assert refusal(path) == "frame 12 is 128x128, but the header says 64x64"
 
-    def test_playlists_open_nothing(self, tmp_path):
+    def test_playlists_open_nothing(self, tmp_path):  # fault 61
         write(tmp_path / "secret.ts", clip(10))
         path = tmp_path / "list.mp4"
         path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nsecret.ts\n#EXT-X-ENDLIST\n")

@@ -185,7 +185,7 @@ class TestColumns:
 
 class TestFrames:
     @pytest.mark.parametrize("kind", ["EPS", "TIFF", "GIF", "BMP", "WEBP", "PPM", "PDF"])
-    def test_other_formats_are_not_opened(self, folder, file, kind):
+    def test_other_formats_are_not_opened(self, folder, file, kind):  # fault 63
         with_frame(file, encoded(Image.new("RGB", (16, 16)), kind))
         assert refusal(folder) == (
             f"{file}, row 0: fold/expert/7: frame 1 cannot be decoded (expected a PNG or JPEG picture, got another "

@@ -206,7 +206,7 @@ def test_push_to_hub_uploads_the_same_files(monkeypatch: pytest.MonkeyPatch) -> 
 @given(cut=st.floats(0, 1, exclude_max=True))
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_truncated_at_any_byte(folder: Path, name: str, cut: float) -> None:
+def test_truncated_at_any_byte(folder: Path, name: str, cut: float) -> None:  # fault 53
     whole = (folder / name).read_bytes()
     # The last byte of config.json is a newline, which no one misses.
     (folder / name).write_bytes(whole[: int(cut * (len(whole.rstrip()) - 1))])
@@ -218,7 +218,7 @@ def test_truncated_at_any_byte(folder: Path, name: str, cut: float) -> None:
 
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_bit_flip_in_the_weights(folder: Path, place: float, bit: int) -> None:
+def test_bit_flip_in_the_weights(folder: Path, place: float, bit: int) -> None:  # fault 54
     path = folder / "model.safetensors"
     whole = path.read_bytes()
     damaged = bytearray(whole)
@@ -289,7 +289,7 @@ def foreign_files(mark: Path) -> dict[str, Callable[[Path], object]]:
 
 
 @pytest.mark.parametrize("kind", list(foreign_files(Path())))
-def test_pickles_under_any_name(folder: Path, tmp_path: Path, kind: str) -> None:
+def test_pickles_under_any_name(folder: Path, tmp_path: Path, kind: str) -> None:  # fault 55
     mark = tmp_path / "executed"
     path = folder / "model.safetensors"
     foreign_files(mark)[kind](path)
@@ -319,6 +319,7 @@ def tamper(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
     ],
 )
 def test_keys_and_shapes_are_strict(folder: Path, change: Callable[[dict[str, Tensor]], object], found: str) -> None:
+    # fault 56
     tamper(folder, change)
     refused(folder, re.escape(f"{folder}: made for another architecture than this Tiny: {found}"))
 
@@ -345,7 +346,7 @@ def test_many_wrong_keys_are_counted(folder: Path) -> None:
         ),
     ],
 )
-def test_config_entries(folder: Path, entries: dict[str, object], message: str) -> None:
+def test_config_entries(folder: Path, entries: dict[str, object], message: str) -> None:  # fault 57
     path = folder / "config.json"
     resign(folder, {**json.loads(path.read_text()), **entries})
     refused(folder, re.escape(message.format(path=path)))

@@ -123,7 +123,7 @@ def test_goal_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(read, torch.full((6, 4, 3), 100, dtype=torch.uint8))
 
 
-def test_goal_pictures_that_are_none(tmp_path: Path) -> None:
+def test_goal_pictures_that_are_none(tmp_path: Path) -> None:  # fault 60
     message = "the goal picture 'nowhere.jpg' does not exist; give the path of a file, or a sentence"
     with pytest.raises(InstructionError, match=f"^{re.escape(message)}$"):
         read_goal_image("nowhere.jpg")

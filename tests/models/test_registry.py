@@ -134,7 +134,7 @@ def test_hub_id_downloads_two_files_only(folder: Path, monkeypatch: pytest.Monke
     assert calls == [("org/name", {"allow_patterns": ["config.json", "model.safetensors"]})]
 
 
-def test_hub_repository_that_wants_remote_code(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_repository_that_wants_remote_code(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fault 66
     config = folder / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "auto_map": {"AutoModel": "modeling.Evil"}}))
     monkeypatch.setattr(checkpoint, "snapshot_download", lambda repo, **options: str(folder))

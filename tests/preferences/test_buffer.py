@@ -26,7 +26,7 @@ def segments(numbers: list[float], *, steps: int = LENGTH, length: int = LENGTH)
 
 
 @given(st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0, math.nan]), max_size=5), max_size=6), st.integers(1, 8))
-def test_the_newest_pairs_are_kept(batches, capacity):
+def test_the_newest_pairs_are_kept(batches, capacity):  # fault 50
     buffer, expected, number = PreferenceBuffer(capacity), [], 0
     for labels in batches:
         numbers = list(range(number, number + len(labels)))
@@ -68,7 +68,7 @@ def test_soft_labels_are_taken_on_request():
         ([[1.0, 0.0]], False, "expected one label a pair, got labels (1, 2) for 2 first and 2 second"),
     ],
 )
-def test_labels_that_are_none(labels, soft, message):
+def test_labels_that_are_none(labels, soft, message):  # fault 52
     buffer = PreferenceBuffer()
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         buffer.add(segments([1, 2]), segments([3, 4]), labels, soft=soft)

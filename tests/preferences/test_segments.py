@@ -80,7 +80,7 @@ def test_segments_are_picked_and_joined():
         ),
     ],
 )
-def test_spans_that_cannot_be_cut(span, message):
+def test_spans_that_cannot_be_cut(span, message):  # fault 51
     store = filled_store(6, 6)
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         store.cut([(0, 0, 1), span])
