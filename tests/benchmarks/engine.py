@@ -293,6 +293,7 @@ def latency(options: Options) -> dict[str, Any]:
             engine = QueryEngine(model, mode="async", max_wait_s=max_wait_s, threads=options.threads)
             env = VLPRewardWrapper(make_metaworld(options.task, size=224), options.instruction, engine)
             env.reset(seed=0)
+            env.take_late_rewards()
             model.service_s.clear()
             for _ in range(4 * options.steps):
                 env.step(env.action_space.sample())
@@ -380,6 +381,7 @@ def leaks(options: Options) -> dict[str, Any]:
         for _ in range(steps):
             if over:
                 env.reset()
+                env.take_late_rewards()
             over = env.step(0)[2]
             model.windows.clear()  # the oracle's own memory
         return process.memory_info().rss

@@ -130,6 +130,23 @@ def test_a_reset_in_mid_episode_ends_what_was_said_once_and_for_all():
     env.close()
 
 
+@pytest.mark.parametrize("ask", ["poll", "flush"])
+def test_who_has_polled_does_not_wait_until_the_next_reset(ask):
+    model = GatedModel()
+    env = VLPRewardWrapper(PaintedEnv((3, 5)), SENTENCE, model, mode="async")
+    env.reset()
+    assert env.step(0)[1] == painted_value(0, 0, 1)
+    getattr(env, ask)()
+    model.open = False
+    newest = painted_value(0, 0, 1)
+    assert [env.step(0)[1] for _ in range(2)] == [newest] * 2
+    model.open = True
+    assert [delivery.reward for delivery in env.flush()] == [painted_value(0, 0, 2), painted_value(0, 0, 3)]
+    env.reset()
+    assert [env.step(0)[1] for _ in range(2)] == [painted_value(0, 1, 1), painted_value(0, 1, 2)]
+    env.close()
+
+
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("vector", [gym.vector.SyncVectorEnv, gym.vector.AsyncVectorEnv])
 def test_wrappers_in_a_vector_environment(vector):

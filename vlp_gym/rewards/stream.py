@@ -2,7 +2,7 @@
 
 Every wrapper is a `RewardStream` with an environment around it, in both modes. So the same ticket gets the same reward
 whether its score was waited for or came ten steps later. A reward comes late only to those who take late rewards: who
-does so signs a receipt after each step, and without it the next step waits.
+reads them from an info signs a receipt for the next step, who polls does so until the next reset. All others wait.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class RewardStream:
         """Signed if somebody took late rewards since the newest step: else the next one waits for its own."""
         self.always_late = False
         """No receipt is needed, see `Streaming.take_late_rewards`."""
+        self._polled = False  # since the newest call of the wrapper's `reset`
         self._waited = 0  # steps in a row
         self._told = self._told_of_no_end = False
         self.by_poll = False
@@ -118,11 +119,13 @@ class RewardStream:
     def take_late_rewards(self, on: bool) -> None:
         """See the wrappers' method of this name."""
         self.always_late, self._told = on, True
+        if not on:
+            self._polled = self.receipt.signed = False
 
     def restart(self) -> None:
         """Somebody calls the wrapper's ``reset``: it may not be who has taken the rewards before."""
         self._waited *= not self.receipt.signed
-        self.receipt.signed = False
+        self._polled = self.receipt.signed = False
 
     def advance(self, index: int) -> Ticket:
         """The ticket of the next step."""
@@ -230,7 +233,7 @@ class RewardStream:
 
     def poll(self, timeout_s: float = 0.0) -> list[list[Delivery]]:
         """For each environment what `VLPRewardWrapper.poll` returns; an error of the model loses no reward."""
-        self.receipt.signed = True
+        self._polled = True
         self._settle(self.engine.poll(self._by_env))
         if timeout_s > 0.0:
             deadline = time.monotonic() + timeout_s
@@ -244,7 +247,7 @@ class RewardStream:
 
     def flush(self, timeout_s: float | None = None) -> list[list[Delivery]]:
         """For each environment what `VLPRewardWrapper.flush` returns."""
-        self.receipt.signed = True
+        self._polled = True
         self._settle(self.engine.flush(self._by_env, timeout_s))
         self.raise_errors()
         return self._take()
@@ -277,7 +280,7 @@ class RewardStream:
 
     def _taken(self, *, over: bool) -> bool:
         """Whether somebody takes late rewards; asked once a step. If nobody does for an episode, that is logged."""
-        taken = self.always_late or self.receipt.signed
+        taken = self.always_late or self._polled or self.receipt.signed
         self.receipt.signed = False
         before = self._waited
         self._waited = 0 if taken else before + 1

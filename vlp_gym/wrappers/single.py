@@ -40,7 +40,7 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
     False, so that no agent bootstraps from a terminal state. Any error in a step ends the episode; `reset` goes on.
 
     With ``mode="async"`` a step does not wait for the model, if somebody takes late rewards: has read
-    ``info["vlp"]["delivered"]`` of the step or reset before, or called `poll` or `flush` after it. It then returns a
+    ``info["vlp"]["delivered"]`` of the step or reset before, or called `poll` or `flush` since the reset. It returns a
     placeholder, the newest reward that was delivered (0.0 at first), and names its transition in
     ``info["vlp"]["ticket"]``. The rewards that came meanwhile are in ``info["vlp"]["delivered"]`` of the steps that
     follow, a list of `Delivery`, and what is not there when the run ends comes by `poll` or `flush`: each exactly once,

@@ -56,8 +56,8 @@ class Streaming:
         """Let rewards come late until a reset in mid-episode, whether or not anybody is seen to take them.
 
         A step waits for its reward unless somebody has read ``info["vlp"]["delivered"]`` of the step or reset before,
-        or has called `poll` or `flush` after it. Where that cannot be seen, as with a wrapper in a worker process, call
-        this after each reset of your own.
+        or has called `poll` or `flush` since the reset. Where that cannot be seen, as with a wrapper in a worker
+        process, call this after each reset of your own.
         """
         self._stream.take_late_rewards(on)
 
