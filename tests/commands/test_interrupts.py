@@ -78,8 +78,9 @@ class Running:
 
 
 def leftovers(folder):
-    """Names of staged files."""
-    return [path.name for path in folder.rglob("*") if path.name.startswith((".", "tmp")) and path.name != ".lock"]
+    """Names of staged files; those of locks stay."""
+    names = [path.name for path in folder.rglob("*")]
+    return [name for name in names if name.startswith((".", "tmp")) and not name.endswith(".lock")]
 
 
 @pytest.fixture(scope="module")

@@ -134,7 +134,8 @@ def test_without_openai_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("fault", [408, 429, 500, 503, "drop", "garbage", "strange", "slow"])
 def test_what_may_pass_is_tried_again_and_counted(server: ChatServer, make: Make, fault: Any) -> None:
-    client = make(timeout_s=0.06)
+    client = make(timeout_s=0.5 if fault == "slow" else 30.0)
+    server.slow_s = 1.0
     server.faults.extend([fault, fault])
     before = random.getstate()
     assert client.ask(["x"], str) == "Hello."

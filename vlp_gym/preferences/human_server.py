@@ -82,6 +82,7 @@ class LabelServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = MAX_CONNECTIONS  # of a shorter queue, the system drops connections for a second and more
 
     def __init__(self, instruction: str, port: int = 0) -> None:
         self._until: dict[socket.socket, float] = {}  # open connections, oldest first, and when they are ended

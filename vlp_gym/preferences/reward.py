@@ -26,6 +26,7 @@ FORMAT = 1
 CHUNK = 16_384  # rows computed at once, which bounds the memory between two layers
 
 LEAST_DEVIATION = 1e-3  # inputs that vary less are not scaled
+MOST_WEIGHT, MOST_MEAN = 1e4, 1e9  # beyond, finite weights can give infinite rewards
 _MOMENTS = {"step": 1.0, "exp_avg": -math.inf, "exp_avg_sq": 0.0}
 """What Adam keeps of each parameter, and its least value."""
 
@@ -297,12 +298,12 @@ def _table(settings: _Settings, fitted: bool) -> dict[str, Spec]:
     widths = list(pairwise([inputs, *settings.hidden, 1]))
     shapes = {f"weights.{layer}": (settings.members, *width) for layer, width in enumerate(widths)}
     shapes |= {f"biases.{layer}": (settings.members, 1, width[1]) for layer, width in enumerate(widths)}
-    table = {name: Spec(torch.float32, shape) for name, shape in shapes.items()}
+    table = {name: Spec(torch.float32, shape, -MOST_WEIGHT, MOST_WEIGHT) for name, shape in shapes.items()}
     if fitted:
         for number, shape in enumerate(shapes.values()):
             for name, low in _MOMENTS.items():
                 table[f"adam.{number}.{name}"] = Spec(torch.float32, () if name == "step" else shape, low=low)
-    table["mean"] = Spec(torch.float32, (inputs,))
+    table["mean"] = Spec(torch.float32, (inputs,), -MOST_MEAN, MOST_MEAN)
     table["deviation"] = Spec(torch.float32, (inputs,), low=LEAST_DEVIATION)
     table["rng"] = Spec(torch.uint8, ("bytes",))
     return table
