@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import stable_baselines3 as sb3
+import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
@@ -49,6 +50,7 @@ class Steps(BaseCallback):
 @contextmanager
 def interrupt_after(seconds: float) -> Iterator[None]:
     """SIGINT comes after so many seconds, unless the block ends before."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs that ignore it
     before = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
@@ -82,7 +84,7 @@ def interrupted(name: str, kind: str, number: int, *, seed: int = 0, progress: b
         How many interrupts came in a training, and how many steps the agent has made in all.
     """
     rng, came, steps = random.Random(seed), 0, Steps()
-    venv = late_venv(kind, 2, model=SlowModel())
+    venv = late_venv(kind, 2, model=SlowModel(), lengths=(7, 3, 1, 9, 60))  # at most 1,024 can be painted
     agent = make(name, venv)
     agent.learn(40, callback=[VLPRewardCallback(), steps])
     for _ in tqdm(range(number), disable=not progress, desc=f"{name}, {kind}"):
@@ -91,6 +93,7 @@ def interrupted(name: str, kind: str, number: int, *, seed: int = 0, progress: b
                 agent.learn(100_000, callback=[VLPRewardCallback(), steps])
         except KeyboardInterrupt:
             came += 1
+        torch.set_grad_enabled(True)  # within the end of PyTorch's own `no_grad`, it leaves gradients off
         check(agent)
         began = steps.total
         agent.set_env(agent.get_env())
