@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import lazy_loader
 
-from vlp_gym.process import load_triton, survive_fork
+from vlp_gym.frames.process import load_triton, survive_fork
 
 load_triton()
 survive_fork()

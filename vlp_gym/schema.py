@@ -107,6 +107,11 @@ def check_tensors(
     return found
 
 
+def below(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, such as "model.", without that beginning."""
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+
+
 def listed(names: Iterable[str], limit: int = 8) -> str:
     """The first few names and the number of the others."""
     shown = [repr(name)[1:-1][:200] for name in names]  # a name from a file may hold anything, at any length

@@ -39,10 +39,10 @@ def normalize_instruction(instruction: str) -> str:
 
 
 VIDEOS = (
-    ".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".flv", ".wmv", ".mpg", ".mpeg", ".m2ts", ".ts", ".ogv",
-    ".gif", ".apng",
+    ".3gp", ".apng", ".avi", ".flv", ".gif", ".h264", ".hevc", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
+    ".mts", ".ogv", ".ts", ".webm", ".wmv",
 )  # fmt: skip
-FILES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".mts", *VIDEOS)
+FILES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".heic", *VIDEOS)
 
 
 def normalize_sentence(instruction: str) -> str:

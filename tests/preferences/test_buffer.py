@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.stored import check_refused
 from vlp_gym.errors import CheckpointError
 from vlp_gym.preferences.buffer import PreferenceBuffer
 from vlp_gym.preferences.segments import Segments, Span
@@ -152,9 +153,4 @@ def test_states_that_are_no_numbers_are_refused():
 def test_content_that_is_refused(tmp_path, change, message):
     buffer = PreferenceBuffer(5)
     buffer.add(segments([1, 2]), segments([3, 4]), [1, 0])
-    document, tensors = buffer.pack()
-    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-    change(document, tensors)
-    write_pair(tmp_path, document, tensors, stem="preferences")
-    with pytest.raises(CheckpointError, match=f"^{re.escape(f'{tmp_path}/preferences.json: {message}')}$"):
-        PreferenceBuffer.load(tmp_path)
+    check_refused(buffer, tmp_path, change, message)

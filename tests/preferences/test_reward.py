@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from vlp_gym.errors import CheckpointError
+from tests.stored import check_refused
 from vlp_gym.preferences.buffer import PreferenceBuffer
 from vlp_gym.preferences.reward import RewardEnsemble
 from vlp_gym.preferences.segments import Segments, Span
-from vlp_gym.storage import read_pair, write_pair
 
 STATES, ACTIONS, LENGTH = 3, 2, 6
 
@@ -290,12 +289,7 @@ def test_a_loaded_ensemble_learns_on_bit_for_bit(tmp_path, before):
 def test_folders_that_are_refused(tmp_path, change, message):
     ensemble = tiny()
     ensemble.fit(filled_buffer(5), 1)
-    ensemble.save(tmp_path)
-    document, tensors = read_pair(tmp_path, stem="ensemble")
-    change(document, tensors)
-    write_pair(tmp_path, document, tensors, stem="ensemble")
-    with pytest.raises(CheckpointError, match=f"^{re.escape(f'{tmp_path}/ensemble.json: {message}')}$"):
-        RewardEnsemble.load(tmp_path)
+    check_refused(ensemble, tmp_path, change, message)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from painted_segments import painted_store
 
+from tests.stored import check_refused
 from vlp_gym.engine.tickets import Answer, FrameScore, Ticket
 from vlp_gym.errors import CheckpointError, QueryError
 from vlp_gym.preferences.segments import Segments, SegmentStore, Span
@@ -339,7 +340,11 @@ def test_places():
         (lambda d, t: d.update(length=0), "length: expected greater than or equal to 1, got 0"),
         (lambda d, t: d.update(numbers=[0, 0]), "numbers: expected at most 3 different ones below 2, got 2 up to 0"),
         (lambda d, t: d.update(numbers=[0, 7]), "numbers: expected at most 3 different ones below 2, got 2 up to 7"),
-        (lambda d, t: d.update(numbers=[1]), "unknown tensors: 0.actions, 0.frames, 0.frames.steps, 0.rewards"),
+        (
+            lambda d, t: d.update(numbers=[1]),
+            "unknown tensors: 0.actions, 0.frames, 0.frames.steps, 0.rewards, 0.scores, 0.states, 0.tokens, "
+            "0.tokens.steps",
+        ),
         (lambda d, t: t["0.states"].fill_(math.nan), "0.states: expected finite numbers, got NaN or inf"),
         (lambda d, t: t.update({"1.states": torch.ones(4, 9)}), "1.states: expected the shape [T1, 3], got [4, 9]"),
         (lambda d, t: t.update({"1.rewards": torch.ones(3)}), "1.rewards: expected the shape [4], got [3]"),
@@ -352,12 +357,7 @@ def test_places():
 def test_content_that_is_refused(tmp_path, change, message):
     store = painted_store(episodes=2, steps=4, length=3, size=8)
     store.episodes = 3
-    document, tensors = store.pack()
-    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-    change(document, tensors)
-    write_pair(tmp_path, document, tensors, stem="segments")
-    with pytest.raises(CheckpointError, match=f"^{re.escape(f'{tmp_path}/segments.json: {message}')}"):
-        SegmentStore.load(tmp_path)
+    check_refused(store, tmp_path, change, message)
 
 
 def test_a_store_that_could_not_be_loaded_is_not_saved(tmp_path):

@@ -11,10 +11,6 @@ if TYPE_CHECKING:
     from vlp_gym.engine.engine import QueryEngine
 
 GIF_FRAMES = 120  # longer GIFs skip frames, to stay below hundreds of megabytes
-VIDEOS = (  # endings of what is taken from a folder
-    ".3gp", ".apng", ".avi", ".flv", ".gif", ".h264", ".hevc", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
-    ".mts", ".ogv", ".ts", ".webm", ".wmv",
-)  # fmt: skip
 
 
 def score(
@@ -73,6 +69,7 @@ def score(
 def _files(videos: Sequence[Path]) -> list[Path]:
     """The files, and the videos of the folders, sorted."""
     from vlp_gym.errors import DatasetError
+    from vlp_gym.text import VIDEOS
 
     files: list[Path] = []
     for path in videos:

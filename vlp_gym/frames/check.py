@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlp_gym.errors import FrameError
+from vlp_gym.frames.process import end_by_sigterm
 from vlp_gym.frames.rendering import warn_if_upside_down
-from vlp_gym.process import end_by_sigterm
 
 RenderFn: TypeAlias = Callable[[Any], "NDArray[np.uint8]"]
 

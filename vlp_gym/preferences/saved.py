@@ -14,7 +14,7 @@ from vlp_gym.errors import CheckpointError
 from vlp_gym.preferences.buffer import PreferenceBuffer
 from vlp_gym.preferences.reward import RewardEnsemble
 from vlp_gym.preferences.segments import SegmentStore
-from vlp_gym.schema import Count, Document, Share, listed
+from vlp_gym.schema import Count, Document, Share, below, listed
 
 PARTS = ("segments", "preferences", "ensemble")
 Loss = Annotated[float, Field(ge=0)]
@@ -65,11 +65,11 @@ def unpack_parts(
     known = [name for name in PARTS if getattr(saved, name) is not None]
     if unknown := sorted(name for name in tensors if name.partition("/")[0] not in known):
         raise CheckpointError(f"{where}: unknown tensors: {listed(unknown)}")
-    segments = SegmentStore.unpack(saved.segments, group(tensors, "segments"), where)
-    preferences = PreferenceBuffer.unpack(saved.preferences, group(tensors, "preferences"), where)
+    segments = SegmentStore.unpack(saved.segments, below(tensors, "segments/"), where)
+    preferences = PreferenceBuffer.unpack(saved.preferences, below(tensors, "preferences/"), where)
     ensemble = None
     if saved.ensemble is not None:
-        ensemble = RewardEnsemble.unpack(saved.ensemble, group(tensors, "ensemble"), where)
+        ensemble = RewardEnsemble.unpack(saved.ensemble, below(tensors, "ensemble/"), where)
         made = ensemble.settings["state_dim"], ensemble.settings["action_dim"]
         rows = {"preferences/inputs": [2, segments.length, sum(made)]}
         for number in segments.numbers[:1]:  # the same in all episodes
@@ -89,9 +89,3 @@ def check_settings(expected: Mapping[str, Any], saved: Mapping[str, Any], where:
             raise CheckpointError(f"{where}: expected {name}={ours}, but it was saved with {reprlib.repr(found)}")
     if unknown := saved.keys() - expected.keys():
         raise CheckpointError(f"{where}: unknown settings: {listed(sorted(unknown))}")
-
-
-def group(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with ``name/``, without that beginning."""
-    start = f"{name}/"
-    return {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}

@@ -140,8 +140,9 @@ class SegmentStore(Packed):
         self.keep_tokens, self.frame_size = keep_tokens, frame_size
         self._finished: OrderedDict[int, EpisodeRecord] = OrderedDict()
         self._running: dict[int, EpisodeRecord | None] = {}
-        self._left_out: dict[int, int] = {}  # how many episodes of an environment, in a row
         """None while an episode runs whose beginning or middle is missing; it is left out."""
+        self._left_out: dict[int, int] = {}
+        """How many episodes of an environment were left out, in a row."""
         self._tickets: dict[tuple[int, int], EpisodeRecord] = {}
         self._seen: deque[tuple[Ticket, float, NDArray[np.uint8] | None, Tensor | None]] = deque()
         """Answers that are not in an episode yet: ticket, score, frame and tokens."""

@@ -33,9 +33,28 @@ class Delivery(_Delivery):
 
 @dataclass
 class Receipt:
-    """Whether somebody has taken late rewards since the newest step or reset."""
+    """Whether somebody takes the late rewards of a stream."""
 
     signed: bool = False
+    """Since the newest step or reset, somebody has read an info's deliveries: the next step need not wait."""
+    polled: bool = False
+    """Since the newest call of ``reset``, somebody has polled."""
+    always: bool = False
+    """No other sign is needed, see `Streaming.take_late_rewards`."""
+    waited: int = 0
+    """Steps in a row for which nobody took rewards."""
+
+    def restart(self) -> None:
+        """Somebody calls the wrapper's ``reset``: it may not be who has taken the rewards before."""
+        self.waited *= not self.signed
+        self.polled = self.signed = False
+
+    def used(self) -> bool:
+        """Whether the step being made may be late; asked once a step."""
+        taken = self.always or self.polled or self.signed
+        self.signed = False
+        self.waited = 0 if taken else self.waited + 1
+        return taken
 
 
 class Deliveries(list[Delivery]):

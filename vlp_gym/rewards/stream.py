@@ -59,11 +59,7 @@ class RewardStream:
         self.late = engine.mode == "async"
         """Whether rewards may come late."""
         self.receipt = Receipt()
-        """Signed if somebody took late rewards since the newest step: else the next one waits for its own."""
-        self.always_late = False
-        """No receipt is needed, see `Streaming.take_late_rewards`."""
-        self._polled = False  # since the newest call of the wrapper's `reset`
-        self._waited = 0  # steps in a row
+        """Who takes late rewards: if nobody does, a step waits for its own."""
         self._told = self._told_of_no_end = False
         self.by_poll = False
         """Late rewards come by `poll` and `flush` alone, see `Streaming.deliver_by_poll`."""
@@ -110,7 +106,7 @@ class RewardStream:
         """Start an episode; returns the ticket of its reset frame. Rewards of the episode before may still come."""
         state = self._states[index]
         if not state.over:
-            self.always_late = False  # this is no autoreset: whoever has taken late rewards may be gone
+            self.receipt.always = False  # this is no autoreset: whoever has taken late rewards may be gone
             self._warn_of_no_end(state)
         text = state.begin(late=self.late)
         self.engine.begin(state.env, state.ticket.episode, text)
@@ -118,14 +114,10 @@ class RewardStream:
 
     def take_late_rewards(self, on: bool) -> None:
         """See the wrappers' method of this name."""
-        self.always_late, self._told = on, True
+        self._told = True
+        self.receipt.always = on
         if not on:
-            self._polled = self.receipt.signed = False
-
-    def restart(self) -> None:
-        """Somebody calls the wrapper's ``reset``: it may not be who has taken the rewards before."""
-        self._waited *= not self.receipt.signed
-        self._polled = self.receipt.signed = False
+            self.receipt.polled = self.receipt.signed = False
 
     def advance(self, index: int) -> Ticket:
         """The ticket of the next step."""
@@ -233,7 +225,7 @@ class RewardStream:
 
     def poll(self, timeout_s: float = 0.0) -> list[list[Delivery]]:
         """For each environment what `VLPRewardWrapper.poll` returns; an error of the model loses no reward."""
-        self._polled = True
+        self.receipt.polled = True
         self._settle(self.engine.poll(self._by_env))
         if timeout_s > 0.0:
             deadline = time.monotonic() + timeout_s
@@ -247,7 +239,7 @@ class RewardStream:
 
     def flush(self, timeout_s: float | None = None) -> list[list[Delivery]]:
         """For each environment what `VLPRewardWrapper.flush` returns."""
-        self._polled = True
+        self.receipt.polled = True
         self._settle(self.engine.flush(self._by_env, timeout_s))
         self.raise_errors()
         return self._take()
@@ -280,11 +272,8 @@ class RewardStream:
 
     def _taken(self, *, over: bool) -> bool:
         """Whether somebody takes late rewards; asked once a step. If nobody does for an episode, that is logged."""
-        taken = self.always_late or self._polled or self.receipt.signed
-        self.receipt.signed = False
-        before = self._waited
-        self._waited = 0 if taken else before + 1
-        if not self._told and ((over and self._waited > 1) or self._waited == LONG):
+        taken = self.receipt.used()
+        if not self._told and ((over and self.receipt.waited > 1) or self.receipt.waited == LONG):
             self._told = True
             logger.warning(NOBODY_TAKES)
         return taken

@@ -21,6 +21,7 @@ from vlp_gym.schema import (
     Count,
     Document,
     Spec,
+    below,
     check_generator,
     check_tensors,
     check_torch_generator,
@@ -132,7 +133,7 @@ def load_training_state(
     if check is not None:
         check(saved.step, saved.extra)
     groups, state = _check(saved, tensors, model, optimizer, generators, where)
-    load_state(model, _named(tensors, "model."), str(where))
+    load_state(model, below(tensors, "model."), str(where))
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     for name, generator in generators.items():
         if isinstance(generator, torch.Generator):
@@ -162,8 +163,8 @@ def _check(
     where: str | Path,
 ) -> tuple[list[dict[str, Any]], dict[int, dict[str, Any]]]:
     """The optimizer's groups and state, if everything fits the live objects, or CheckpointError."""
-    own, named = stored_state(model), _named(tensors, "rng.named.")
-    if differing := differing_weights(own, _named(tensors, "model.")):
+    own, named = stored_state(model), below(tensors, "rng.named.")
+    if differing := differing_weights(own, below(tensors, "model.")):
         raise CheckpointError(f"{where}: made for another model; these weights differ: {', '.join(differing[:8])}")
     groups = _check_groups(saved, optimizer, where)
     state, table = _check_state(saved, tensors, optimizer, where)
@@ -233,7 +234,7 @@ def _check_state(
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     adam = isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW))
     entries = {f"{index}.{key}": value for index, row in saved.optimizer_scalars.items() for key, value in row.items()}
-    for name, value in {**entries, **_named(tensors, "optimizer.")}.items():
+    for name, value in {**entries, **below(tensors, "optimizer.")}.items():
         index, _, key = name.partition(".")
         if not re.fullmatch("0|[1-9][0-9]{0,8}", index) or int(index) >= len(parameters) or (name in entries and adam):
             raise CheckpointError(f"{where}: optimizer.{name[:80]!r}: this {saved.optimizer} keeps no such state")
@@ -248,8 +249,3 @@ def _check_state(
         if row.keys() != expected:
             raise CheckpointError(f"{where}: optimizer.{number}: expected {sorted(expected)}, got {sorted(row)}"[:1000])
     return dict(state), table
-
-
-def _named(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
-    """The tensors whose names begin so, without that beginning."""
-    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}

@@ -162,7 +162,7 @@ class CapturedRewards(Streaming):
         if self._block is None:
             self._attach()
         assert self._block is not None
-        self._stream.restart()
+        self._stream.receipt.restart()
         begun = np.flatnonzero(self._block.events[:, BEGUN]).tolist()
         infos = self._begin_those(begun)
         for index in begun:

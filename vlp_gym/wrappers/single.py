@@ -169,7 +169,7 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
         if self._closed:  # Stable-Baselines3's check_env does that
             self._stream.reopen()
         self._running = self._closed = False
-        self._stream.restart()
+        self._stream.receipt.restart()
         ticket = self._stream.begin(0)
         self._stream.env_is_stepping(True)
         try:

@@ -28,10 +28,10 @@ from vlp_gym.preferences.exploration import StateEntropy
 from vlp_gym.preferences.labelers import Labeler, ModelLabeler, ScriptedLabeler
 from vlp_gym.preferences.learner import MEASURED, PreferenceLearner
 from vlp_gym.preferences.reward import RewardEnsemble
-from vlp_gym.preferences.saved import SavedLearner, check_settings, group
+from vlp_gym.preferences.saved import SavedLearner, check_settings
 from vlp_gym.preferences.schedule import Queries
 from vlp_gym.preferences.segments import SegmentStore
-from vlp_gym.schema import Count
+from vlp_gym.schema import Count, below
 from vlp_gym.storage import document_name, read_pair, write_pair
 
 
@@ -218,7 +218,7 @@ class PreferenceCallback(BaseCallback):
             )
         if saved.exploration is not None and not saved.exploration[0].is_integer():
             raise CheckpointError(f"{where}: exploration.0: expected an integer, got {saved.exploration[0]:g}")
-        rows = group(tensors, "replay")
+        rows = below(tensors, "replay/")
         check_replay(model.replay_buffer, rows, where)
         others = {name: tensor for name, tensor in tensors.items() if not name.startswith("replay/")}
         learner = saved.model_dump(exclude_unset=True, exclude={"num_timesteps", "exploration"})

@@ -77,13 +77,14 @@ class Pretrained:
         """Size of its safetensors files, which are downloaded if need be."""
         from transformers.utils.hub import cached_file
 
+        def found(name: str) -> Path:
+            return Path(str(cached_file(self.name, name)))
+
         try:
-            names = {"model.safetensors"}
-            return sum(Path(str(cached_file(self.name, name))).stat().st_size for name in names)
+            return found("model.safetensors").stat().st_size
         except OSError:
-            index = Path(str(cached_file(self.name, "model.safetensors.index.json")))
-            names = set(json.loads(index.read_bytes())["weight_map"].values())
-            return sum(Path(str(cached_file(self.name, name))).stat().st_size for name in names)
+            index = json.loads(found("model.safetensors.index.json").read_bytes())
+            return sum(found(name).stat().st_size for name in set(index["weight_map"].values()))
 
 
 def check_counts(config: Any) -> None:
