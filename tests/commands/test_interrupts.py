@@ -126,6 +126,20 @@ def test_collect(tmp_path, moment):
         assert before.items() <= after.items()
 
 
+def test_a_killed_collection_leaves_no_worker(tmp_path):
+    pytest.importorskip("metaworld")
+    running = Running(
+        "collect", "metaworld", "--out", "new", "--per-tier", "50", "--tiers", "random", "--size", "16",
+        "--workers", "1", cwd=tmp_path,
+    )  # fmt: skip
+    running.wait_for(lambda: len(psutil.Process(running.process.pid).children(recursive=True)) > 1)
+    time.sleep(4.0)  # it has been given a task
+    children = psutil.Process(running.process.pid).children(recursive=True)
+    running.process.kill()
+    running.process.communicate(timeout=60)
+    assert not psutil.wait_procs(children, timeout=10)[1]
+
+
 def test_train(data, tmp_path):
     train = (
         "train", "compact", "--data", data, "--split", "data", "--tasks", "push-v3", "reach-v3",

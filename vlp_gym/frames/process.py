@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import multiprocessing
+import multiprocessing.process
 import os
 import signal
 import sys
@@ -50,3 +51,18 @@ def end_by_sigterm() -> None:
         os.environ["SDL_NO_SIGNAL_HANDLERS"] = "1"  # read when SDL starts
         if signal.getsignal(signal.SIGTERM) in (None, signal.SIG_DFL):  # nobody's in Python; it may be SDL's already
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def end_with_parent() -> None:
+    """In a worker process: it ends when its parent does, also where a signal has killed that.
+
+    A worker of a pool would go on with what it has been given, and then wait for ever.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_after, args=(parent,), name="vlp-gym-parent", daemon=True).start()
+
+
+def _end_after(parent: multiprocessing.process.BaseProcess) -> None:
+    parent.join()
+    os._exit(1)

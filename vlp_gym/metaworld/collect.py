@@ -32,6 +32,7 @@ from tqdm import tqdm
 from vlp_gym.data.shards import shard_path, write_shard
 from vlp_gym.data.trajectory import AGENT, ALL_TIERS, EXPLORE, NEAR_MISS, Trajectory
 from vlp_gym.errors import CheckpointError, DatasetError
+from vlp_gym.frames.process import end_with_parent
 from vlp_gym.metaworld.config import CollectConfig
 from vlp_gym.metaworld.env import make_metaworld, metaworld_tasks, scripted_policy
 from vlp_gym.metaworld.recorder import HAND, OBJECT, Recorder
@@ -135,6 +136,7 @@ def _stop(pool: ProcessPoolExecutor) -> None:
 
 
 def _prepare_worker() -> None:
+    end_with_parent()
     os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa's threads cost 25% more time and gain nothing here
     import torch
 
