@@ -1,15 +1,11 @@
-"""Checkpoints survive what happens to files, and a resumed training equals one that never stopped."""
+"""Checkpoints: what is stored, and what is refused."""
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import pickle
 import re
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -22,61 +18,21 @@ from huggingface_hub.utils import filter_repo_objects
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import tiny_model
-from torch import Tensor, nn
+from tiny_checkpoints import Partial, Tiny, state_bytes
+from torch import Tensor
 
 from tests.mutations.resign import resign
-from vlp_gym import storage
 from vlp_gym.errors import CheckpointError
 from vlp_gym.models.checkpoint import (
-    CheckpointMixin,
     fetch_folder,
     is_hub_id,
     load_checkpoint,
-    load_state,
     load_weights,
     read_model_config,
     save_checkpoint,
 )
 from vlp_gym.models.compact import CompactRewardModel
 from vlp_gym.models.registry import load_reward_model
-from vlp_gym.training.state import load_training_state, save_training_state
-
-
-class Tiny(nn.Module, CheckpointMixin):
-    """Two layers, dropout and an integer buffer."""
-
-    model_type = "tiny"
-
-    def __init__(self, width: int = 4, sizes: tuple[int, ...] = (1, 2)) -> None:
-        super().__init__()
-        self.config = {"width": width, "sizes": list(sizes)}
-        self.first = nn.Linear(width, width)
-        self.second = nn.Linear(width, 1)
-        self.dropout = nn.Dropout(0.5)
-        self.register_buffer("count", torch.arange(3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.dropout(torch.tanh(self.first(x))))
-
-
-class Partial(Tiny):
-    """Stores its second layer alone, as a model over a frozen backbone does."""
-
-    model_type = "partial"
-
-    def checkpoint_state(self) -> dict[str, Tensor]:
-        return self.second.state_dict()
-
-    def load_checkpoint_state(self, state: dict[str, Tensor]) -> None:
-        self.second.load_state_dict(state)
-
-
-class Renamed(Partial):
-    load_checkpoint_state = None
-
-
-def state_bytes(model: nn.Module) -> dict[str, bytes]:
-    return {name: tensor.numpy().tobytes() for name, tensor in model.state_dict().items()}
 
 
 def refused(folder: Path, message: str) -> None:
@@ -421,228 +377,3 @@ def test_hub_ids(name: str, expected: bool) -> None:
     assert is_hub_id(name) is expected
     if not expected:
         assert fetch_folder(name) == Path(name)
-
-
-# What happens while a checkpoint is written (fault 58)
-
-
-@pytest.mark.parametrize("step", range(3))
-def test_disk_full_at_any_step_leaves_the_old_checkpoint(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, step: int
-) -> None:
-    old = state_bytes(load_checkpoint(Tiny, folder))
-    new = Tiny()
-    calls = {"replace": 0}
-    real = os.replace
-
-    def replace(source: Path, target: Path) -> None:
-        calls["replace"] += 1
-        if calls["replace"] == step + 1:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(source, target)
-
-    monkeypatch.setattr(storage.os, "replace", replace)
-    message = f"{folder}: could not write the checkpoint (No space left on device); an earlier one there is intact"
-    with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
-        save_checkpoint(new, folder)
-    monkeypatch.undo()
-    # The second rename is the commit: after it, the new checkpoint is the one that loads.
-    assert state_bytes(load_checkpoint(Tiny, folder)) == (old if step < 2 else state_bytes(new))
-    save_checkpoint(new, folder)
-    assert sorted(path.name for path in folder.iterdir()) == [".lock", "config.json", "model.safetensors"]
-
-
-def test_disk_full_while_bytes_are_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    old = state_bytes(load_checkpoint(Tiny, folder))
-
-    def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(storage.os, "fsync", full)
-    message = f"{folder}: could not write the checkpoint (No space left on device); an earlier one there is intact"
-    with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
-        save_checkpoint(Tiny(), folder)
-    monkeypatch.undo()
-    assert state_bytes(load_checkpoint(Tiny, folder)) == old
-    assert sorted(path.name for path in folder.iterdir()) == [".lock", "config.json", "model.safetensors"]
-
-
-def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("")
-    folder = tmp_path / "file" / "saved"  # permissions do not hold root back; a file in the way does
-    message = f"{folder}: could not write the checkpoint (Not a directory); an earlier one there is intact"
-    with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
-        save_checkpoint(Tiny(), folder)
-
-
-KILLED = """
-import os, signal, sys
-import torch
-from tests.mutations.resign import resign
-from vlp_gym import storage
-
-folder = sys.argv[1]
-document = {"model_type": "tiny", "format_version": 1, "config": {}}
-
-def save(value):
-    storage.write_pair(folder, document, {"weight": torch.full((4,), value)}, stem="model")
-
-def save_until_call(stop):
-    count = 0
-    def mortal(function):
-        def call(*arguments, **options):
-            nonlocal count
-            count += 1
-            if count == stop:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*arguments, **options)
-        return call
-    os.replace, os.fsync = mortal(os.replace), mortal(os.fsync)
-    save(2.0)
-    os._exit(0)
-
-for stop in range(1, 20):
-    save(1.0)  # over whatever a killed save left
-    child = os.fork() or save_until_call(stop)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    weight = storage.read_pair(folder, stem="model")[1]["weight"].unique()
-    print(code, *weight.tolist())
-    if code == 0:
-        break
-"""
-
-
-def test_killed_at_every_moment_of_a_save(tmp_path: Path) -> None:
-    # In an interpreter of its own, since a process that forks must have no threads.
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=True, capture_output=True, text=True)
-    rows = [line.split() for line in done.stdout.splitlines()]
-    assert [row[0] for row in rows] == [str(-signal.SIGKILL)] * (len(rows) - 1) + ["0"]
-    values = [float(row[1]) for row in rows]
-    assert {1.0, 2.0} == set(values)
-    assert values == sorted(values)  # one commit: the old checkpoint before it, the new one after it
-    assert 0 < values.index(2.0) < len(values) - 1
-
-
-# Resuming a training (fault 59)
-
-
-class Run:
-    """A small training that draws from three generators; its schedule is a function of the step."""
-
-    def __init__(self, seed: int = 0) -> None:
-        torch.manual_seed(seed)
-        self.model = Tiny()
-        self.optimizer = torch.optim.AdamW(
-            [{"params": [self.model.first.weight]}, {"params": [*self.model.second.parameters()]}], lr=1e-2
-        )
-        self.order = np.random.default_rng(seed)
-        self.legacy = np.random.Generator(np.random.MT19937(seed))
-        self.noise = torch.Generator().manual_seed(seed)
-        self.step = 0
-        self.losses: list[float] = []
-
-    @property
-    def generators(self) -> dict[str, np.random.Generator | torch.Generator]:
-        return {"order": self.order, "legacy": self.legacy, "noise": self.noise}
-
-    def train(self, steps: int) -> None:
-        self.model.train()
-        for _ in range(steps):
-            for group in self.optimizer.param_groups:
-                group["lr"] = 1e-2 / (1 + self.step)
-            x = torch.from_numpy(self.order.random((8, 4), dtype=np.float32))
-            x += torch.randn(8, 4, generator=self.noise) * float(self.legacy.random())
-            loss = (self.model(x) - x.sum(1, keepdim=True)).square().mean()
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            self.step += 1
-            self.losses.append(loss.item())
-
-    def save(self, folder: Path) -> None:
-        save_training_state(
-            folder, model=self.model, optimizer=self.optimizer, step=self.step, generators=self.generators,
-            extra={"losses": self.losses},
-        )  # fmt: skip
-
-    def load(self, folder: Path) -> None:
-        self.step, extra = load_training_state(
-            folder, model=self.model, optimizer=self.optimizer, generators=self.generators
-        )
-        self.losses = extra["losses"]
-
-
-def test_resumed_training_is_bitwise_equal(tmp_path: Path) -> None:
-    whole = Run()
-    whole.train(10)
-    stopped = Run()
-    stopped.train(4)
-    stopped.save(tmp_path)
-    resumed = Run(seed=1)
-    torch.manual_seed(99)
-    resumed.load(tmp_path)
-    resumed.train(6)
-    assert resumed.step == 10
-    assert resumed.losses == whole.losses
-    assert state_bytes(resumed.model) == state_bytes(whole.model)
-    assert resumed.optimizer.param_groups[0]["betas"] == (0.9, 0.999)
-
-
-def test_saving_does_not_disturb_the_training(tmp_path: Path) -> None:
-    whole, saving = Run(), Run()
-    torch.manual_seed(0)
-    whole.train(4)
-    torch.manual_seed(0)
-    for _ in range(4):
-        saving.train(1)
-        saving.save(tmp_path)
-    assert saving.losses == whole.losses
-
-
-def test_names_of_its_own_need_a_way_back(tmp_path: Path) -> None:
-    model = Renamed()
-    before = state_bytes(model)
-    with pytest.raises(
-        TypeError, match=r"^Renamed\.checkpoint_state\(\) has names of its own, such as bias: expected a"
-    ):
-        load_state(model, model.checkpoint_state(), "here")
-    assert state_bytes(model) == before
-
-
-def test_training_state_of_something_else_changes_nothing(tmp_path: Path) -> None:
-    run = Run()
-    run.train(1)
-    run.save(tmp_path)
-    path = tmp_path / "training.json"
-    other = Tiny(width=5)
-    before = state_bytes(other)
-    message = f"{path}: made for another model; these weights differ: first.bias, first.weight, second.weight"
-    with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
-        load_training_state(tmp_path, model=other, optimizer=torch.optim.AdamW(other.parameters()))
-    assert state_bytes(other) == before
-
-    same = Tiny()
-    before = state_bytes(same)
-    message = f"{path}: made for AdamW with [1, 2] parameters in its groups, got SGD with [4]"
-    with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
-        load_training_state(tmp_path, model=same, optimizer=torch.optim.SGD(same.parameters()))
-    fresh = Run(seed=2)
-    message = f"{path}: expected the generators ['legacy', 'noise', 'order'], got []"
-    with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
-        load_training_state(tmp_path, model=same, optimizer=fresh.optimizer)
-    assert state_bytes(same) == before
-
-    document = json.loads(path.read_text())
-    resign(tmp_path, {**document, "format_version": 9}, stem="training")
-    with pytest.raises(CheckpointError, match=f"^{re.escape(str(path))}: expected format_version 1, got 9$"):
-        fresh.load(tmp_path)
-
-
-def test_training_state_truncated(tmp_path: Path) -> None:
-    run = Run()
-    run.train(1)
-    run.save(tmp_path)
-    path = tmp_path / "training.safetensors"
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match=f"^{re.escape(str(path))}: truncated or damaged .*$"):
-        run.load(tmp_path)
