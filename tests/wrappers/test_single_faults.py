@@ -81,6 +81,19 @@ def test_a_reset_without_options():
         wrap(Plain()).reset(options={"mass": 2})
 
 
+class Strict(PaintedEnv):
+    """Its `reset` has no defaults: Gymnasium's own wrappers and vector environments always give both."""
+
+    def reset(self, seed, options):
+        return super().reset(seed=seed, options=options)
+
+
+def test_a_reset_without_defaults():
+    assert len(rollout(wrap(Strict()))) == 10
+    venv = gym.vector.SyncVectorEnv(capture_frames([Strict]))
+    VLPVectorRewardWrapper(venv, "press the button", PaintedModel()).reset()
+
+
 class Still(PaintedEnv):
     """Frames that never change; `seen` is their colour, and the last frame of an episode may have another."""
 

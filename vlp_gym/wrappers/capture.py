@@ -7,6 +7,7 @@ nothing here imports torch: it would cost each worker process seconds and some 3
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import tempfile
@@ -117,6 +118,12 @@ def _allocate(size: int) -> str:
     raise OSError(f"no folder for temporary files can be written to: /dev/shm, {tempfile.gettempdir()}")
 
 
+def reset_env(env: gym.Env[Any, Any], seed: int | None, options: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
+    """Reset an environment as Gymnasium's wrappers do, or without the options that its `reset` does not take."""
+    takes_options = options is not None or "options" in inspect.signature(env.reset).parameters
+    return env.reset(seed=seed, **({"options": options} if takes_options else {}))
+
+
 class FrameCapture(gym.Wrapper[Any, Any, Any, Any]):
     """One sub-environment that renders itself; made by `capture_frames`.
 
@@ -169,7 +176,7 @@ class FrameCapture(gym.Wrapper[Any, Any, Any, Any]):
         """Reset the environment, and render the first frame."""
         self._episode, self._step = self._episode + 1, 0
         try:
-            observation, info = self.env.reset(seed=seed, **({} if options is None else {"options": options}))
+            observation, info = reset_env(self.env, seed, options)
         except Exception as error:
             add_note(error, NOTE.format(self._where()))
             raise

@@ -23,6 +23,7 @@ from vlp_gym.rewards.delivery import Deliveries, Delivery
 from vlp_gym.rewards.options import make_stream
 from vlp_gym.rewards.shaping import Reward, Shaping, own_number
 from vlp_gym.rewards.stream import Transition
+from vlp_gym.wrappers.capture import reset_env
 from vlp_gym.wrappers.streaming import NO_RELABELLING, RESET_IN_SB3, Streaming
 
 logger = logging.getLogger("vlp_gym")
@@ -173,7 +174,7 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
         ticket = self._stream.begin(0)
         self._stream.env_is_stepping(True)
         try:
-            observation, info = self.env.reset(seed=seed, **({} if options is None else {"options": options}))
+            observation, info = reset_env(self.env, seed, options)
             views = self._render()
         except Exception as error:
             add_note(error, NOTE.format(ticket))
