@@ -1,6 +1,7 @@
 """Other projects' tests over the wrappers: the script finds what is ours, and an agent learns the same under both."""
 
 import json
+from dataclasses import replace
 from importlib.metadata import version
 
 import numpy as np
@@ -136,6 +137,10 @@ def test_an_adaptation_covers_its_tests_in_its_modes_but_no_wrong_reward(monkeyp
         "tests/test_a.py::b": "it failed",
         "tests/test_a.py::d": "did not finish",
     }
+    monkeypatch.setattr(verdict, "ADAPTATIONS", (replace(adaptation, error="^it f"),))
+    found = judge("gymnasium", "sync", plain, wrapped)
+    assert list(found.adapted) == ["tests/test_a.py::a"]
+    assert found.ours == {"tests/test_a.py::b": "it failed", "tests/test_a.py::d": "did not finish"}
 
 
 def test_a_folder_that_is_no_suite_is_refused(tmp_path):

@@ -3,6 +3,7 @@ adaptations."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,11 +33,12 @@ class Verdict:
     wrong: int = 0
 
 
-def find_adaptation(suite: str, mode: str, test: str) -> Adaptation | None:
-    """The entry of the list for this test."""
+def find_adaptation(suite: str, mode: str, test: str, message: str) -> Adaptation | None:
+    """The entry of the list for this failure."""
     for adaptation in ADAPTATIONS:
         fits = suite in adaptation.suites and (mode in adaptation.modes or not adaptation.modes)
-        if fits and any(fnmatchcase(test, pattern) for pattern in adaptation.tests):
+        named = fits and any(fnmatchcase(test, pattern) for pattern in adaptation.tests)
+        if named and re.search(adaptation.error, message):
             return adaptation
     return None
 
@@ -58,7 +60,7 @@ def judge(
             for one, two in zip(alone["trained"], result["trained"], strict=False):
                 (verdict.same if one == two else verdict.other)[one.partition(" ")[0]] += 1
         else:
-            adaptation = None if result["wrong"] else find_adaptation(suite, mode, test)
+            adaptation = None if result["wrong"] else find_adaptation(suite, mode, test, result["message"])
             if adaptation is None:
                 verdict.ours[test] = result["message"] or result["outcome"]
             else:

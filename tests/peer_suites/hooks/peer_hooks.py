@@ -102,6 +102,15 @@ def _install_gymnasium(mode: str) -> None:
     for kind in (SyncVectorEnv, AsyncVectorEnv):
         patch(kind, "__init__", init)
 
+    def set_attr(original: Callable[..., Any]) -> Callable[..., Any]:
+        def set_wrapper_attr(self: Any, name: str, value: Any, *, force: bool = True) -> bool:
+            known = original(self, name, value, force=False)
+            return known or (force and self.unwrapped.set_wrapper_attr(name, value))
+
+        return set_wrapper_attr
+
+    patch(gym.Wrapper, "set_wrapper_attr", set_attr)  # where no layer has it: the test means its own environment
+
     def rewarding(env: Any) -> Any:
         captured = isinstance(env, (SyncVectorEnv, AsyncVectorEnv)) and env.metadata.get(CAPTURED)
         return CheckedVector(env) if captured else env
@@ -169,8 +178,9 @@ def _install_late(algorithm: Any, off_policy: Any) -> None:
 
     def setup(original: Callable[..., Any]) -> Callable[..., Any]:
         def setup_model(self: Any) -> None:
-            if self.replay_buffer_class is None:
-                if isinstance(self.observation_space, gym.spaces.Dict):
+            named = isinstance(self.observation_space, gym.spaces.Dict)
+            if self.replay_buffer_class is None and not (named and self.n_steps > 1):  # which SB3 refuses
+                if named:
                     self.replay_buffer_class = ours.VLPDictReplayBuffer
                 elif self.n_steps > 1:
                     self.replay_buffer_class = ours.VLPNStepReplayBuffer
