@@ -57,6 +57,19 @@ class TestFastRender:
         with pytest.raises(gym.error.ClosedEnvironmentError, match=r"^render was called after close$"):
             env.render()
 
+    def test_a_reset_without_defaults_or_options(self, pendulum):
+        class Strict(gym.Wrapper):
+            def reset(self, seed, options):
+                return self.env.reset(seed=seed, options=options)
+
+        class Plain(gym.Wrapper):
+            def reset(self, seed=None):
+                return self.env.reset(seed=seed)
+
+        states = [FastRender(env, 32, 32).reset(seed=3)[0] for env in (pendulum, Strict(pendulum), Plain(pendulum))]
+        assert (states[0] == states[1]).all()
+        assert (states[0] == states[2]).all()
+
     def test_a_new_array_for_every_frame(self, pendulum):
         env = FastRender(pendulum, 32, 32)
         first = env.render()

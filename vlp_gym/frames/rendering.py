@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import inspect
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping
@@ -130,6 +131,12 @@ class FastRenderer:
         self.close()
 
 
+def reset_env(env: gym.Env[Any, Any], seed: int | None, options: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
+    """Reset an environment as Gymnasium's wrappers do, or without the options that its `reset` does not take."""
+    takes_options = options is not None or "options" in inspect.signature(env.reset).parameters
+    return env.reset(seed=seed, **({"options": options} if takes_options else {}))
+
+
 class FastRender(gym.Wrapper, gym.utils.RecordConstructorArgs):
     """Render a MuJoCo environment with `FastRenderer`.
 
@@ -169,10 +176,10 @@ class FastRender(gym.Wrapper, gym.utils.RecordConstructorArgs):
         self._rendered_model: Any = None
         self._closed = False
 
-    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the environment; after `close`, it renders again if the environment allows that."""
         self._closed = False
-        return self.env.reset(**options)
+        return reset_env(self.env, seed, options)
 
     def render(self) -> np.ndarray:  # type: ignore[override]
         """Render the current state as a new array, uint8 ``[height, width, 3]``."""

@@ -7,7 +7,6 @@ nothing here imports torch: it would cost each worker process seconds and some 3
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
 import tempfile
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from vlp_gym.errors import add_note
 from vlp_gym.frames.check import FrameSize, RenderFn, check_cameras, validate_frame
+from vlp_gym.frames.rendering import reset_env
 
 CAPTURED = "vlp_gym.captured"
 """Key in the metadata of an environment that went through `capture_frames`."""
@@ -116,12 +116,6 @@ def _allocate(size: int) -> str:
         finally:
             os.close(descriptor)
     raise OSError(f"no folder for temporary files can be written to: /dev/shm, {tempfile.gettempdir()}")
-
-
-def reset_env(env: gym.Env[Any, Any], seed: int | None, options: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
-    """Reset an environment as Gymnasium's wrappers do, or without the options that its `reset` does not take."""
-    takes_options = options is not None or "options" in inspect.signature(env.reset).parameters
-    return env.reset(seed=seed, **({"options": options} if takes_options else {}))
 
 
 class FrameCapture(gym.Wrapper[Any, Any, Any, Any]):

@@ -18,12 +18,12 @@ from vlp_gym.engine.settings import Mode
 from vlp_gym.engine.tickets import Ticket
 from vlp_gym.errors import add_note
 from vlp_gym.frames.check import RenderFn, check_cameras
+from vlp_gym.frames.rendering import reset_env
 from vlp_gym.models.protocol import History, RewardModel
 from vlp_gym.rewards.delivery import Deliveries, Delivery
 from vlp_gym.rewards.options import make_stream
 from vlp_gym.rewards.shaping import Reward, Shaping, own_number
 from vlp_gym.rewards.stream import Transition
-from vlp_gym.wrappers.capture import reset_env
 from vlp_gym.wrappers.streaming import NO_RELABELLING, RESET_IN_SB3, Streaming
 
 logger = logging.getLogger("vlp_gym")
