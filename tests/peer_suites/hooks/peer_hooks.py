@@ -188,7 +188,7 @@ def _install_late(algorithm: Any, off_policy: Any) -> None:
                     self.n_steps = 1
                 else:
                     self.replay_buffer_class = ours.VLPReplayBuffer
-            if not issubclass(self.replay_buffer_class, HerReplayBuffer):
+            if not issubclass(self.replay_buffer_class or object, HerReplayBuffer):
                 self.optimize_memory_usage = False
             original(self)
 
@@ -250,7 +250,7 @@ def _install_oracle(off_policy: Any, buffers: Any, callback: Any) -> None:
         def compute(self: Any, *args: Any, **options: Any) -> None:
             painted = vars(self).pop("_painted", [])[-self.buffer_size :]
             for row, each in enumerate(painted):
-                for reward, value in zip(self.rewards[row], each, strict=True):
+                for reward, value in zip(self.rewards[row], each, strict=False):  # SB3's tests have steps without infos
                     value = np.nan if value is None else value
                     ORACLE.compare(float(reward), float(value), f"row {row} of {type(self).__name__}")
             original(self, *args, **options)
