@@ -73,9 +73,17 @@ class Plain(PaintedEnv):
         return super().reset(seed=seed)
 
 
-def test_a_reset_without_options():
-    assert len(rollout(wrap(Plain()))) == 10
-    venv = gym.vector.SyncVectorEnv(capture_frames([Plain]))
+class Passing(gym.Wrapper):
+    """Passes on what it is given."""
+
+    def reset(self, **options):
+        return self.env.reset(**options)
+
+
+@pytest.mark.parametrize("make", [Plain, lambda: Passing(Plain())])
+def test_a_reset_without_options(make):
+    assert len(rollout(wrap(make()))) == 10
+    venv = gym.vector.SyncVectorEnv(capture_frames([make]))
     VLPVectorRewardWrapper(venv, "press the button", PaintedModel()).reset()
     with pytest.raises(TypeError, match="unexpected keyword argument 'options'"):
         wrap(Plain()).reset(options={"mass": 2})

@@ -133,8 +133,9 @@ class FastRenderer:
 
 def reset_env(env: gym.Env[Any, Any], seed: int | None, options: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
     """Reset an environment as Gymnasium's wrappers do, or without the options that its `reset` does not take."""
-    takes_options = options is not None or "options" in inspect.signature(env.reset).parameters
-    return env.reset(seed=seed, **({"options": options} if takes_options else {}))
+    named = inspect.signature(env.reset).parameters.get("options")
+    given = options is not None or (named is not None and named.kind is not named.VAR_KEYWORD)
+    return env.reset(seed=seed, **({"options": options} if given else {}))
 
 
 class FastRender(gym.Wrapper, gym.utils.RecordConstructorArgs):

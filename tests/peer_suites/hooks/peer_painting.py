@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlp_gym.frames.rendering import reset_env
 from vlp_gym.integrations.sb3 import VLPVecReward
 from vlp_gym.models.protocol import Scores
 from vlp_gym.wrappers import VLPRewardWrapper, VLPVectorRewardWrapper
@@ -76,9 +77,9 @@ class Painter(gym.Wrapper[Any, Any, Any, Any]):
         super().__init__(env)
         self.serial, self.pays, self.value = 3 * index, pays, 0.0
 
-    def reset(self, **options: Any) -> Any:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         """Paint the first frame."""
-        observation, info = self.env.reset(**options)
+        observation, info = reset_env(self.env, seed, options)
         self._paint(0.0)
         return observation, {**info, f"{PAINTED}_reset": self.value}
 
