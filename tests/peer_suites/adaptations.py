@@ -65,6 +65,13 @@ ADAPTATIONS: tuple[Adaptation, ...] = (
     ),
     Adaptation(
         ("gymnasium",),
+        ("tests/vector/test_async_vector_env.py::test_async_vector_subenv_error",),
+        "matches the end of a traceback, to which ours adds a note with environment, episode and step",
+        ("vector",),
+        "^assert None",
+    ),
+    Adaptation(
+        ("gymnasium",),
         ("*::test_autoreset_wrapper_autoreset",),
         "compares an info with that of the environment; ours adds `vlp`",
         ("inner",),
