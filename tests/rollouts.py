@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from vlp_gym.data.shards import encode_trajectory, shard_path, write_shard
-from vlp_gym.data.trajectory import AGENT, ALL_TIERS, EXPLORE, NEAR_MISS, TIERS, Trajectory
+from vlp_gym.data.trajectory import AGENT, ALL_TIERS, APART, EXPLORE, NEAR_MISS, RETREAT, TIERS, Trajectory
 from vlp_gym.metaworld.sentences import with_sentences
 
 STRIDE = 5
+BLUE = dict(zip(ALL_TIERS, (0, 50, 100, 150, 200, 250, 253, 255), strict=True))
 SUCCESS_AT = 12  # frame at which an expert succeeds
 
 
@@ -23,16 +24,28 @@ def painted(task, tier, number=0, frames=16, size=16, *, fails=False):
     """
     rng = np.random.default_rng([number, frames, len(tier)])
     step = np.arange(frames, dtype=np.int64) * STRIDE
-    top = {"expert": 10.0, "medium": 5.0, NEAR_MISS: 2.0, EXPLORE: 3.0, AGENT: 4.0, "random": 0.0}[tier]
+    top = {
+        "expert": 10.0,
+        "medium": 5.0,
+        NEAR_MISS: 2.0,
+        EXPLORE: 3.0,
+        AGENT: 4.0,
+        RETREAT: 10.0,
+        APART: 0.0,
+        "random": 0.0,
+    }[tier]
     every = top * np.minimum(np.arange(1, step[-1] + 1) / (SUCCESS_AT * STRIDE), 1) + rng.uniform(0, 0.5, step[-1])
     reward = np.append(0.0, every[step[1:] - 1])
-    success = (np.arange(frames) >= SUCCESS_AT) & (tier == "expert") & (not fails)
+    success = (np.arange(frames) >= SUCCESS_AT) & (tier in ("expert", RETREAT)) & (not fails)
     pictures = np.zeros((frames, size, size, 3), np.uint8)
     pictures[..., 0] = 20 * number
     pictures[..., 1] = 8 * np.arange(frames)[:, None, None]
-    pictures[..., 2] = 50 * ALL_TIERS.index(tier)
+    pictures[..., 2] = BLUE[tier]
     positions = np.zeros((frames, 2, 3))  # the hand reaches the object at frame 5, and takes it along from there
     positions[:, 0, 0], positions[:, 1, 0] = step / 100, np.maximum(step / 100, 0.25)
+    if tier == RETREAT:  # until success; then it goes back alone
+        positions[SUCCESS_AT:, 1] = positions[SUCCESS_AT, 1]
+        positions[SUCCESS_AT:, 0, 0] -= 2 * (step[SUCCESS_AT:] - step[SUCCESS_AT]) / 100
     numbers = reward.astype(np.float32), success, every.astype(np.float32), positions.astype(np.float32)
     return with_sentences(Trajectory(task, tier, number, "corner2", STRIDE, False, pictures, step, *numbers))
 

@@ -1,10 +1,22 @@
-"""The smallest reward model that the real constructor makes."""
+"""The smallest reward models that the real constructors make."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from vlp_gym.models.compact import CompactRewardModel
+from vlp_gym.models.staged import StagedRewardModel
+
+SIZE: dict[str, Any] = {
+    "image_size": 32, "channels": 16, "hidden": 32, "embedding": 8, "buckets": 64, "window": 4,
+}  # fmt: skip
 
 
 def tiny_model(**options) -> CompactRewardModel:
     """Random weights; windows of 4 frames of 32 x 32 pixels."""
-    return CompactRewardModel(image_size=32, channels=16, hidden=32, embedding=8, buckets=64, window=4, **options)
+    return CompactRewardModel(**SIZE, **options)
+
+
+def tiny_staged(**options) -> StagedRewardModel:
+    """The same of the staged model."""
+    return StagedRewardModel(**SIZE, **options)

@@ -105,8 +105,8 @@ class TestErrors:
     def test_no_such_system(self, capsys):
         line = self.error(capsys, "rewnd", "--data", "none")
         assert line == (
-            "unknown system 'rewnd': expected one of compact, vlp, joint, rewind, embedding, siglip2-lora, spur; "
-            "did you mean 'rewind'?"
+            "unknown system 'rewnd': expected one of compact, staged, vlp, joint, rewind, embedding, siglip2-lora, "
+            "spur; did you mean 'rewind'?"
         )
 
     @pytest.mark.parametrize(

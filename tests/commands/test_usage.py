@@ -23,7 +23,7 @@ TUNE = ["tune", "--model", "model", "--data", "data", "--tasks", "a", "b"]
 CONVERT = ["convert", "liv", "file.pt", "--out", "new"]
 CALIBRATE = ["calibrate", "vlp-compact", "--data", "data", "--out", "new"]
 SEED = f"--seed: expected 0 to {MAX_SEED}, got "
-SYSTEMS = "compact, vlp, joint, rewind, embedding, siglip2-lora, spur"
+SYSTEMS = "compact, staged, vlp, joint, rewind, embedding, siglip2-lora, spur"
 EMPTY = 'the instruction is empty; say what is to be done, such as "press the button"'
 
 

@@ -42,8 +42,10 @@ def trajectory(task, tier, seed, steps):
     reward = (10 * progress).astype(np.float32)
     shown = np.where(step == 0, 0, reward[step]).astype(np.float32)
     success = (progress >= 1)[step]
-    nowhere = np.full((len(step), 2, 3), np.nan, np.float32)
-    numbers = frames, step, shown, success, reward[1:], nowhere
+    positions = np.zeros((len(step), 2, 3), np.float32)  # the hand is there at progress 0.3, and the object then moves
+    positions[:, 0, 0] = progress[step]
+    positions[:, 1, 0] = np.maximum(progress[step], 0.3)
+    numbers = frames, step, shown, success, reward[1:], positions
     return with_sentences(Trajectory(task, tier, seed, "corner2", STRIDE, False, *numbers))
 
 
@@ -111,6 +113,20 @@ class TestOracle:
         assert result["mean"]["fixed_time"] > 0.97
         assert result["mean"]["fixed_time_held"] > 0.97
         assert result["mean"]["success_auc"] == 1.0
+
+    def test_near_and_done(self, result):
+        assert result["mean"]["near_below_moved"] == 1.0
+        assert 0.2 < result["mean"]["near_over_done"] <= 0.3  # the value of the last frame before the object moves
+
+    def test_a_value_that_pays_a_hand_beside_the_object_most(self):
+        class Near(Oracle):
+            def score(self, frames, text, mask):
+                scores = super().score(frames, text, mask)
+                return Scores(scores.preference, 1 - (scores.progress - 0.3).abs(), scores.relevance)
+
+        mean = run(Near())["mean"]
+        assert mean["near_below_moved"] == 0.0
+        assert mean["near_over_done"] > 3
 
     def test_controls(self, result):
         sigmoid = 1 / (1 + math.exp(-4))
@@ -241,6 +257,8 @@ class TestOtherData:
         "ivp_held_out",
         "ivp_sibling",
         "control_wrong_sibling",
+        "near_below_moved",
+        "near_over_done",
         *(f"itp_{kind}" for kind in VARIANT_KINDS),
     )
 
@@ -249,7 +267,9 @@ class TestOtherData:
         bare = {"held_out": (), "opposite_sentences": (), "opposite": None, "sibling": None, "variants": {}}
         other = dict(zip(TASKS, self.TASKS, strict=True))
         return [
-            replace(t, task=other[t.task], **{"sentences": t.sentences[:1], **bare, **facts})
+            replace(
+                t, task=other[t.task], positions=t.positions * np.nan, **{"sentences": t.sentences[:1], **bare, **facts}
+            )
             for t in rollouts()
             if t.task in TASKS
         ]

@@ -20,7 +20,7 @@ pytest.importorskip("datasets")
 
 from vlp_gym.commands.main import main
 from vlp_gym.data.shards import load_trajectories, shard_path
-from vlp_gym.data.trajectory import AGENT, ALL_TIERS, EXPLORE, NEAR_MISS, TIERS, VARIANT_KINDS
+from vlp_gym.data.trajectory import AGENT, ALL_TIERS, APART, EXPLORE, NEAR_MISS, RETREAT, TIERS, VARIANT_KINDS
 from vlp_gym.errors import DatasetError
 from vlp_gym.frames.resize import resize_frames
 from vlp_gym.metaworld import agents, collect, recorder
@@ -32,7 +32,16 @@ from vlp_gym.storage import locked
 TASK = "button-press-v3"
 FIELD_OF_VIEW = 60  # degrees, of the camera
 CONFIG = CollectConfig(
-    2, near_miss=1, explore=1, agent=2, agent_model="vlp-compact", stride=10, varied_share=0.5, seed=4
+    2,
+    near_miss=1,
+    explore=1,
+    retreat=1,
+    apart=1,
+    agent=2,
+    agent_model="vlp-compact",
+    stride=10,
+    varied_share=0.5,
+    seed=4,
 )
 
 
@@ -46,6 +55,10 @@ def folder(tmp_path_factory):
         "--near-miss",
         "1",
         "--explore",
+        "1",
+        "--retreat",
+        "1",
+        "--apart",
         "1",
         "--agent",
         "2",
@@ -88,15 +101,16 @@ def test_the_same_rollouts_from_another_camera(folder, rollouts, tmp_path):
 
 def test_rollouts(rollouts):
     assert sorted((t.tier, t.varied) for t in rollouts if t.tier != AGENT) == sorted(
-        [(tier, varied) for tier in TIERS for varied in (False, True)] + [(NEAR_MISS, False), (EXPLORE, False)]
+        [(tier, varied) for tier in TIERS for varied in (False, True)]
+        + [(tier, False) for tier in (NEAR_MISS, EXPLORE, RETREAT, APART)]
     )
     assert len({t.seed for t in rollouts}) == len(rollouts)
     for t in rollouts:
-        assert (t.task, t.camera, t.stride) == (TASK, "corner2", 10)
+        assert (t.task, t.camera, t.stride) == (TASK, "corner2", 1 if t.tier == APART else 10)
         assert t.frames.shape[1:] == (112, 112, 3)
         assert len({len(t.frames), len(t.step), len(t.reward), len(t.success)}) == 1
         last = len(t.episode_reward)
-        expected = list(range(0, last + 1, 10))
+        expected = list(range(0, last + 1, t.stride))
         assert t.step.tolist() == (expected if expected[-1] == last else [*expected, last])
         assert t.reward[0] == 0
         assert t.reward[1:] == pytest.approx(t.episode_reward[t.step[1:] - 1])
@@ -125,6 +139,9 @@ def replayed(env, t):
 def test_the_actions_replay_the_rollout(rollouts):
     env = make_metaworld(TASK, seed=CONFIG.seed)
     for t in rollouts:
+        if t.tier == APART:
+            assert t.observation is t.action is None
+            continue
         assert (t.observation.shape, t.action.shape) == ((len(t.episode_reward) + 1, 39), (len(t.episode_reward), 4))
         observations, rewards = replayed(env, t)
         # A scene with another light was computed once more before the first step, which changes the last digits.
@@ -172,6 +189,17 @@ def test_tiers_are_what_they_are_called(rollouts):
     for t in by_tier["random"] + by_tier[NEAR_MISS]:
         assert not t.success[:-1].any()
         assert len(t.episode_reward) < 120
+    (retreat,) = by_tier[RETREAT]
+    hand, button = np.linalg.norm(retreat.positions - retreat.positions[0], axis=-1).T
+    assert retreat.success.any()
+    assert hand[-1] < hand.max() - 0.1  # on its way back
+    assert button[-1] > 0.5 * button.max() > 0.03  # pressed still
+    (apart,) = by_tier[APART]
+    hand, button = np.linalg.norm(apart.positions - apart.positions[0], axis=-1).T
+    assert 0.2 < np.mean(button > 0.02) < 0.8
+    near, far = (np.linalg.norm(np.diff(apart.positions, axis=1)[:, 0], axis=1) < 0.12), hand > 0.2
+    assert (button[near] < 0.01).any()  # a hand at a button that has not moved
+    assert (button[far] > 0.02).any()
     assert 120 <= len(by_tier[EXPLORE][0].episode_reward) < 180
     assert [len(t.episode_reward) for t in by_tier[AGENT]] == [agents.EPISODE_STEPS] * 2
     best = {tier: np.mean([t.episode_reward.max() for t in group]) for tier, group in by_tier.items()}
@@ -363,6 +391,23 @@ class TestActor:
         low, high = collect.BEYOND_SUCCESS
         ends = [actor.observe(52 + k, nothing, succeeded=True) for k in range(high)]
         assert low <= ends.index(True) + 1 < high
+
+    def test_a_retreating_hand_rises_and_goes_back(self):
+        actor, nothing = self.actor(RETREAT), {"near_object": 0.0}
+        hand = np.array([0.3, 0.8, 0.1])
+        self.actions(actor, 1)  # where it was at first: the observation's place
+        assert not actor.observe(51, nothing, succeeded=True)
+        path, over = [], False
+        while not over:
+            action = actor(np.concatenate([hand, [1.0], self.OBSERVATION[4:]]))
+            if actor.aim is not None:
+                hand = hand + 0.02 * action[:3]
+                path.append(hand)
+            over = actor.observe(52, nothing, succeeded=True)
+        low, high = collect.RETREAT_STEPS
+        assert low <= len(path) <= high
+        assert path[len(path) // 4][2] > 0.17
+        assert np.linalg.norm(path[-1] - self.OBSERVATION[:3]) < 0.3 * np.linalg.norm(path[0] - self.OBSERVATION[:3])
 
     def test_random_stops_at_a_lucky_success(self):
         assert self.actor("random").observe(3, {"near_object": 0.0}, succeeded=True)

@@ -18,6 +18,8 @@ def collect(
     tiers: tuple[Literal["expert", "medium", "random"], ...] = ("expert", "medium", "random"),
     near_miss: int = 0,
     explore: int = 0,
+    retreat: int = 0,
+    apart: int = 0,
     agent: int = 0,
     agent_model: str = "vlp-compact",
     stride: int = 5,
@@ -41,6 +43,10 @@ def collect(
         tiers: the tiers of skill that --per-tier counts.
         near_miss: additional rollouts per task that aim beside the object.
         explore: additional rollouts per task that wander around the workspace and the object, as learning agents do.
+        retreat: additional rollouts per task of an expert that takes its hand back at the end; played backwards, they
+            show the opposite task.
+        apart: additional "rollouts" per task that show the arm of one moment and the object of another, so that a model
+            cannot take the hand for the object.
         agent: additional rollouts per task of an agent trained on a reward model (takes minutes per task).
         agent_model: the reward model for --agent.
         stride: environment steps between stored frames.
@@ -60,7 +66,14 @@ def collect(
     from vlp_gym.metaworld.splits import known_task
     from vlp_gym.models.checkpoint import is_hub_id
 
-    counts = {"per-tier": per_tier, "near-miss": near_miss, "explore": explore, "agent": agent}
+    counts = {
+        "per-tier": per_tier,
+        "near-miss": near_miss,
+        "explore": explore,
+        "retreat": retreat,
+        "apart": apart,
+        "agent": agent,
+    }
     positive = {"stride": stride, "workers": 1 if workers is None else workers}
     for least, values in ((0, counts), (1, positive)):
         for name, value in values.items():
@@ -85,7 +98,8 @@ def collect(
 
         load_reward_model(agent_model)
     config = CollectConfig(
-        per_tier=per_tier, tiers=tiers, near_miss=near_miss, explore=explore, agent=agent, agent_model=agent_model,
+        per_tier=per_tier, tiers=tiers, near_miss=near_miss, explore=explore, retreat=retreat, apart=apart, agent=agent,
+        agent_model=agent_model,
         stride=stride, size=size, camera=camera, varied_share=varied_share, random_start=random_start, seed=seed,
     )  # fmt: skip
     collect_metaworld(out, config, tasks=names or None, workers=workers)

@@ -94,30 +94,46 @@ def _train(system: str, options: TrainOptions) -> None:
 
 
 def tune(*, model: Path, data: Path, tasks: tuple[str, ...]) -> None:
-    """Tune both weights and the relevance shift of a compact model on tasks left out of its training.
+    """Tune the constants of a compact or staged model on tasks left out of its training.
 
     For example: vlp-gym tune --model runs/left --data data/train --tasks push-v3 reach-v3
 
     Args:
-        model: folder of a compact model from `vlp-gym train compact --leave-out ...`.
+        model: folder of a model from `vlp-gym train compact --leave-out ...`, or staged.
         data: folder from `vlp-gym collect`.
         tasks: the left-out tasks, at least two.
     """
     check_packages(dict.fromkeys(("datasets", "PIL", "scipy"), "train"), "tuning needs")
     if len(tasks) < 2:
         raise ValueError(f"--tasks: expected at least two tasks, got {' '.join(tasks) or 'none'}")
-    from vlp_gym.models.checkpoint import load_checkpoint
     from vlp_gym.models.compact import CompactRewardModel
-    from vlp_gym.training.recipes.compact_tune import tune as choose
+    from vlp_gym.models.registry import load_reward_model
+    from vlp_gym.models.staged import StagedRewardModel
 
-    chosen = choose(load_checkpoint(CompactRewardModel, model), load(data, tasks=tasks), tasks)
-    print("quality weight   motion weight   tier ITP   IVP")
-    for quality_weight, motion_weight, itp, ivp in chosen.table:
-        print(f"{quality_weight:14.2f}   {motion_weight:13.2f}   {itp:8.3f}   {ivp:.3f}")
-    print(
-        f"--quality-weight {chosen.quality_weight} --motion-weight {chosen.motion_weight} "
-        f"--relevance-shift {chosen.relevance_shift}"
-    )
+    live = load_reward_model(model)
+    if isinstance(live, StagedRewardModel):
+        from vlp_gym.training.recipes import staged_tune
+
+        found = staged_tune.tune(live, load(data, tasks=tasks), tasks)
+        _print_table(("base", "tier ITP", "IVP"), found.table)
+        print(f"--base {found.base} --sharpness {found.sharpness} --relevance-shift {found.relevance_shift}")
+    elif isinstance(live, CompactRewardModel):
+        from vlp_gym.training.recipes import compact_tune
+
+        chosen = compact_tune.tune(live, load(data, tasks=tasks), tasks)
+        _print_table(("quality weight", "motion weight", "tier ITP", "IVP"), chosen.table)
+        print(
+            f"--quality-weight {chosen.quality_weight} --motion-weight {chosen.motion_weight} "
+            f"--relevance-shift {chosen.relevance_shift}"
+        )
+    else:
+        raise ValueError(f"--model: expected a compact or staged model, got a {type(live).__name__} in {model}")
+
+
+def _print_table(names: Sequence[str], rows: Sequence[Sequence[float]]) -> None:
+    print("   ".join(f"{name:>8}" for name in names))
+    for row in rows:
+        print("   ".join(f"{value:{max(len(name), 8)}.3f}" for name, value in zip(names, row, strict=True)))
 
 
 def _start_from(model: nn.Module, other: Any, name: str) -> None:

@@ -13,7 +13,9 @@ TIERS = ("expert", "medium", "random")  # MTVLP's, best first
 NEAR_MISS = "near_miss"  # the scripted policy aiming beside the object: purposeful, unsuccessful
 EXPLORE = "explore"  # a hand that wanders between points of the workspace and of the task, as learning agents do
 AGENT = "agent"  # a policy that learns from an earlier reward model and finds where that model is wrong
-ALL_TIERS = (*TIERS, NEAR_MISS, EXPLORE, AGENT)
+RETREAT = "retreat"  # an expert that then takes its hand back: played backwards, it does the opposite
+APART = "apart"  # no rollout: arm and object of different moments, so that the one does not tell the other
+ALL_TIERS = (*TIERS, NEAR_MISS, EXPLORE, AGENT, RETREAT, APART)
 VARIANT_KINDS = ("phrase", "description", "right_colour", "wrong_colour")
 """Kinds of sentences for the language-shift test of VLP's section 5.4."""
 
@@ -27,7 +29,7 @@ class Trajectory:
 
     Attributes:
         task: any name, such as Meta-World's "button-press-v3".
-        tier: "expert", "medium", "random", "near_miss", "explore" or "agent".
+        tier: "expert", "medium", "random", "near_miss", "explore", "agent", "retreat" or "apart".
         seed: seeds the object placement and the noise.
         camera: name of the camera.
         stride: environment steps between two frames.

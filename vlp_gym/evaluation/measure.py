@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vlp_gym.data.trajectory import TIERS, VARIANT_KINDS
+from vlp_gym.data.trajectory import TIERS, VARIANT_KINDS, Trajectory
 from vlp_gym.evaluation import metrics
 from vlp_gym.evaluation.compare import Difference
 from vlp_gym.evaluation.plan import Pair, TaskPlan
 
 Floats = NDArray[np.float64]
+STILL, ON_ITS_WAY = 0.01, 0.6  # metres; share of the object's way to its place at success
 CONSISTENCY_PAIRS = 10_000  # pairs of time steps per task, as in "Learning objectives under one roof"
 
 
@@ -55,6 +56,7 @@ def measure(
     for kind in VARIANT_KINDS:
         figures.setdefault(f"itp_{kind}", None)
     figures.update(_measure_progress(plan, curves, seed))
+    figures.update(_measure_near(plan, curves))
     figures.update(_measure_controls(plan, curves))
     return {name: finite(value) for name, value in figures.items()}
 
@@ -91,6 +93,34 @@ def _measure_progress(plan: TaskPlan, curves: Mapping[int, Curves], seed: int) -
         succeeded = [bool(np.any(trajectories[i].success)) for i in own]
         figures["success_auc"] = metrics.auc([curves[i].value[-1] for i in own], succeeded)
     return figures
+
+
+def _measure_near(plan: TaskPlan, curves: Mapping[int, Curves]) -> dict[str, float | None]:
+    """Is a hand beside the object worth less than the object on its way, and than the finished task?"""
+    order, near, done = [], [], []
+    for i in plan.videos["expert"]:
+        shown = plan.trajectories[i]
+        if (found := near_and_moved(shown)) is not None:
+            value = curves[i].value
+            order.append(float(value[found[0]] < value[found[1]]))
+            near.append(float(value[found[0]]))
+            done.append(float(value[shown.first_success :].mean()))
+    return {"near_below_moved": _mean(order), "near_over_done": _ratio(near, done)}
+
+
+def near_and_moved(trajectory: Trajectory) -> tuple[int, int] | None:
+    """Two frames of a successful rollout: the last before the object moves, and the first at 60 % of its way.
+
+    None without success, where positions are unknown, or where the object never moves.
+    """
+    success = trajectory.first_success
+    if success is None or np.isnan(trajectory.positions).any():
+        return None
+    moved = np.linalg.norm(trajectory.positions[:, 1] - trajectory.positions[0, 1], axis=-1)
+    still = np.flatnonzero(moved[:success] < min(STILL, moved[success] / 2))
+    if moved[success] < STILL or not len(still):
+        return None
+    return int(still[-1]), int(np.flatnonzero(moved >= ON_ITS_WAY * moved[success])[0])
 
 
 def _measure_controls(plan: TaskPlan, curves: Mapping[int, Curves]) -> dict[str, float | None]:

@@ -43,6 +43,8 @@ FIGURES: dict[str, dict[str, str]] = {
         "fixed_time": "Correlation with the true reward at a fixed time",
         "fixed_time_held": "the same, ended episodes held at their last frame",
         "success_auc": "Success AUC of the final value",
+        "near_below_moved": "Hand at the object below object on its way, share of experts",
+        "near_over_done": "Value with the hand at the object over value when done (0.25 is right)",
     },
     "Bias controls": {
         "control_frozen": "VOC of a frozen video (0 is right)",

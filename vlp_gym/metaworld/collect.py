@@ -6,6 +6,9 @@
 - near_miss (ours, optional): the scripted policy aiming beside the object, so that purpose alone earns nothing.
 - explore (ours, optional): the hand follows the scripted policy for a while, moves to points near the object, near
   itself or anywhere, and rests in between, as agents do.
+- retreat (ours, optional): an expert that then takes its hand back to where it was. Played backwards, it shows the
+  opposite task as an expert does it: the hand comes, and the object goes back.
+- apart (ours, optional): no rollout, but arm and object of different moments, see `apart`.
 - agent (ours, optional): an agent trained on an earlier reward model, see `agents`.
 
 One parquet shard per task and tier; existing shards are skipped, so an interrupted run resumes.
@@ -30,9 +33,10 @@ from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from vlp_gym.data.shards import shard_path, write_shard
-from vlp_gym.data.trajectory import AGENT, ALL_TIERS, EXPLORE, NEAR_MISS, Trajectory
+from vlp_gym.data.trajectory import AGENT, ALL_TIERS, APART, EXPLORE, NEAR_MISS, RETREAT, Trajectory
 from vlp_gym.errors import CheckpointError, DatasetError
 from vlp_gym.frames.process import end_with_parent
+from vlp_gym.metaworld.apart import apart_rollout
 from vlp_gym.metaworld.config import CollectConfig
 from vlp_gym.metaworld.env import make_metaworld, metaworld_tasks, scripted_policy
 from vlp_gym.metaworld.recorder import HAND, OBJECT, Recorder
@@ -44,8 +48,11 @@ MAX_STEPS = 300
 BEYOND_SUCCESS = (5, 25)  # steps of an expert after success
 WANDER_STEPS = (60, 120)  # length of random and near-miss rollouts
 EXPLORE_STEPS = (120, 180)
+RETREAT_STEPS = (50, 90)  # after success
+RISE = 0.12  # metres
 PHASE_STEPS = (10, 50)  # duration of one aim of an exploring rollout
 AIMS = (0.2, 0.25, 0.15, 0.4)  # probabilities: anywhere, near the object, near the hand, scripted policy
+ROAMING = (1.0, 0.0, 0.0, 0.0), (30, 80)  # aims and phases of an arm that is shown apart: everywhere it can be
 ABOUT = 0.05  # metres, standard deviation
 NOISE_AFTER_STAGE = 30  # final steps of a medium rollout, noise alone
 WORKSPACE = np.array([[-0.6, 0.3, 0.04], [0.6, 1.0, 0.5]])  # metres; corners of the region of exploring aims
@@ -167,7 +174,10 @@ def _collect_task(job: tuple[Path, CollectConfig, str, Sequence[str]]) -> str:
 
 
 def _count(config: CollectConfig, tier: str) -> int:
-    counts = {NEAR_MISS: config.near_miss, EXPLORE: config.explore, AGENT: config.agent}
+    counts = {
+        NEAR_MISS: config.near_miss, EXPLORE: config.explore, AGENT: config.agent, RETREAT: config.retreat,
+        APART: config.apart,
+    }  # fmt: skip
     return counts.get(tier, config.per_tier * (tier in config.tiers))
 
 
@@ -190,11 +200,38 @@ def _measure_stage(env: Any, task: str, seed: int, episodes: int = 5) -> Stage:
 
 
 def _rollout(env: Any, config: CollectConfig, task: str, tier: str, stage: Stage, index: int) -> Trajectory:
-    for attempt in range(EXPERT_ATTEMPTS if tier == "expert" else 1):
+    if tier == APART:
+        return _apart(env, config, task, stage, index)
+    for attempt in range(EXPERT_ATTEMPTS if tier in ("expert", RETREAT) else 1):
         trajectory = _attempt(env, config, task, tier, stage, index, attempt)
         if trajectory.success.any():
             break
     return trajectory
+
+
+def _apart(env: Any, config: CollectConfig, task: str, stage: Stage, index: int) -> Trajectory:
+    rng = np.random.default_rng([config.seed, metaworld_tasks().index(task), ALL_TIERS.index(APART), index])
+    seed = int(rng.integers(2**31))
+
+    def play(tier: str) -> np.ndarray:
+        observation, _ = env.reset(seed=seed)
+        act, states = _Actor(task, tier, stage, rng), []
+        if tier == EXPLORE:
+            act.aims, act.phases = ROAMING
+        for step in range(1, MAX_STEPS + 1):
+            observation, _, _, _, info = env.step(act(observation))
+            states.append(env.unwrapped.data.qpos.copy())
+            if act.observe(step, info, bool(info["success"])):
+                break
+        return np.stack(states)
+
+    return apart_rollout(
+        env, config, task, seed, lambda: play("expert"), lambda: play(EXPLORE), _is_varied(config, index), rng
+    )
+
+
+def _is_varied(config: CollectConfig, index: int) -> bool:
+    return (index + 1) * config.varied_share % 1 < config.varied_share
 
 
 def _attempt(
@@ -203,7 +240,7 @@ def _attempt(
     tier_index = ALL_TIERS.index(tier)
     rng = np.random.default_rng([config.seed, metaworld_tasks().index(task), tier_index, index, attempt])
     episode_seed = int(rng.integers(2**31))
-    varied = (index + 1) * config.varied_share % 1 < config.varied_share
+    varied = _is_varied(config, index)
     observation, _ = env.reset(seed=episode_seed)
     restore = vary_scene(env, rng) if varied else None
     recorder = Recorder(env, config.size, observation)
@@ -234,15 +271,22 @@ class _Actor:
     def __init__(self, task: str, tier: str, stage: Stage, rng: np.random.Generator) -> None:
         self.tier, self.stage, self.rng = tier, stage, rng
         self.policy = scripted_policy(task)
-        self.noise = {"expert": 0.1, "medium": 0.5, "random": 0.0, NEAR_MISS: 0.3, EXPLORE: 0.2}[tier]
+        self.noise = {"expert": 0.1, "medium": 0.5, "random": 0.0, NEAR_MISS: 0.3, EXPLORE: 0.2, RETREAT: 0.1}[tier]
         self.remaining: int | None = None  # steps left once the tier's aim is reached
+        self.back = 0  # of these, steps in which the hand goes back
         angle, distance = rng.uniform(0, 2 * np.pi), rng.uniform(0.08, 0.2)
         self.offset = distance * np.array([np.cos(angle), np.sin(angle), rng.uniform(0, 1)])
+        self.aims, self.phases = AIMS, PHASE_STEPS
         self.phase = 0  # steps left of an exploring rollout's current aim
         self.aim: np.ndarray | None = None  # target of the hand; None follows the scripted policy
         self.grip = 0.0
+        self.start: np.ndarray | None = None  # where the hand was at first
 
     def __call__(self, observation: np.ndarray) -> np.ndarray:
+        if self.start is None:
+            self.start = observation[HAND] + self.rng.normal(0, ABOUT, 3)
+        if self.tier == RETREAT and self.remaining is not None and self.remaining <= self.back:
+            self._go_back(observation)
         if self.tier == "random":
             return self.rng.uniform(-1, 1, 4).astype(np.float32)
         if self.tier == EXPLORE:
@@ -258,16 +302,23 @@ class _Actor:
             action = np.asarray(self.policy.get_action(observation), np.float64)
         return np.clip(action + self.rng.normal(0, self.noise, 4), -1, 1).astype(np.float32)
 
+    def _go_back(self, observation: np.ndarray) -> None:
+        """Aim above the object first, so that the hand does not drag it along, then at the hand's first place."""
+        if self.aim is None:
+            self.aim, self.grip = observation[HAND] + [0.0, 0.0, RISE], -1.0
+        elif self.remaining is not None and self.remaining <= self.back * 2 // 3:
+            self.aim = self.start
+
     def _choose_aim(self, observation: np.ndarray) -> None:
         """Draw a new aim of an exploring hand when the current one is over."""
         if self.phase == 0:
-            self.phase = int(self.rng.integers(*PHASE_STEPS))
+            self.phase = int(self.rng.integers(*self.phases))
             # Mostly near the borders, where an untrained policy's hand ends up.
             anywhere = WORKSPACE[0] + (WORKSPACE[1] - WORKSPACE[0]) * self.rng.beta(0.5, 0.5, 3)
             about_object = observation[OBJECT] + self.rng.normal(0, ABOUT, 3)
             about_hand = observation[HAND] + self.rng.normal(0, ABOUT, 3)
             # A trained policy's hand stays near the object; almost doing the task must not look like success.
-            self.aim = (anywhere, about_object, about_hand, None)[self.rng.choice(4, p=AIMS)]
+            self.aim = (anywhere, about_object, about_hand, None)[self.rng.choice(4, p=self.aims)]
             self.grip = float(self.rng.choice([-1.0, 1.0]))
         self.phase -= 1
 
@@ -276,8 +327,11 @@ class _Actor:
         if self.remaining is not None:
             self.remaining -= 1
             return self.remaining <= 0 or (self.tier == "medium" and succeeded)
-        if self.tier == "expert" and succeeded:
+        if self.tier in ("expert", RETREAT) and succeeded:
             self.remaining = int(self.rng.integers(*BEYOND_SUCCESS))
+            if self.tier == RETREAT:
+                self.back = int(self.rng.integers(*RETREAT_STEPS))
+                self.remaining += self.back
         elif self.tier == "medium":
             near = info["near_object"] > 0 and step > 5 if self.stage.by_near_object else step >= self.stage.steps
             if near or succeeded:

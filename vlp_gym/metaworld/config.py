@@ -20,6 +20,8 @@ class CollectConfig:
     tiers: tuple[str, ...] = TIERS
     near_miss: int = 0
     explore: int = 0
+    retreat: int = 0
+    apart: int = 0
     agent: int = 0
     agent_model: str = "vlp-compact"
     stride: int = 5

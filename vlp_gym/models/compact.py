@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from vlp_gym.models.backbones.hashed_words import HashedWords
 from vlp_gym.models.backbones.on_backbone import OnBackbone
-from vlp_gym.models.backbones.small import SmallBackbone
+from vlp_gym.models.backbones.small import SmallBackbone, embedding_head, overview
 from vlp_gym.models.checkpoint import CheckpointMixin
 from vlp_gym.models.config import Count, Factor, Pixels, Width
 from vlp_gym.models.protocol import History, Scores
@@ -126,11 +126,11 @@ class CompactRewardModel(OnBackbone, CheckpointMixin):
         layer = nn.TransformerEncoderLayer(hidden, 4, 2 * hidden, dropout=0.1, batch_first=True, norm_first=True)
         self.sequence = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.quality_head = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, 1))
-        self.scene_head = _embedding_head(2 * channels, hidden, embedding)
-        self.motion_head = _embedding_head(2 * hidden, hidden, embedding)
+        self.scene_head = embedding_head(2 * channels, hidden, embedding)
+        self.motion_head = embedding_head(2 * hidden, hidden, embedding)
         words = self.backbone.text_dim
-        self.text_scene = _embedding_head(words, hidden, embedding)
-        self.text_motion = _embedding_head(words, hidden, embedding)
+        self.text_scene = embedding_head(words, hidden, embedding)
+        self.text_motion = embedding_head(words, hidden, embedding)
         self.temperature = nn.Parameter(torch.tensor([10.0, 10.0]))  # of scene and motion
         self.relevance_bias = nn.Parameter(torch.tensor([-5.0, 0.0]))
 
@@ -141,7 +141,7 @@ class CompactRewardModel(OnBackbone, CheckpointMixin):
     def encode_in_context(self, frames: Tensor, first: Tensor) -> Tensor:
         """See `ContextualModel`; returns float ``[N, 1, hidden + 2 * channels]``."""
         state = self._state(frames[:, None], first)[:, 0]
-        return torch.cat([state, _overview(first)], 1)[:, None]
+        return torch.cat([state, overview(first)], 1)[:, None]
 
     def score_in_context(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
         """See `ContextualModel`."""
@@ -151,7 +151,7 @@ class CompactRewardModel(OnBackbone, CheckpointMixin):
     def features(self, frames: Tensor, mask: Tensor) -> ClipFeatures:
         """Features of clips of frame tokens ``[B, T, K, channels]`` with mask ``[B, T]``, without a sentence."""
         first = frames[torch.arange(len(frames), device=frames.device), mask.int().argmax(1)]
-        return self._clip_features(self._state(frames, first), _overview(first), mask)
+        return self._clip_features(self._state(frames, first), overview(first), mask)
 
     def _state(self, frames: Tensor, first: Tensor) -> Tensor:
         """State ``[B, T, hidden]`` of frames ``[B, T, K, channels]``: their tokens and the change since `first`."""
@@ -224,15 +224,3 @@ class CompactRewardModel(OnBackbone, CheckpointMixin):
         """Split sentence tokens ``[M, 1, D]`` into topic ``[M, text_dim]`` and direction ``[M, verbs.dim]``."""
         about, direction = text[:, 0].split([self.backbone.text_dim, self.verbs.dim], 1)
         return about, direction
-
-
-def _overview(first: Tensor) -> Tensor:
-    """Mean and maximum over the tokens of first frames ``[B, K, channels]``, as ``[B, 2 * channels]``."""
-    return torch.cat([first.mean(1), first.amax(1)], 1)
-
-
-def _embedding_head(width: int, hidden: int, embedding: int) -> nn.Sequential:
-    """An MLP; its batch norm removes what all inputs share, else all embeddings start and stay alike."""
-    return nn.Sequential(
-        nn.BatchNorm1d(width, affine=False), nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, embedding)
-    )

@@ -29,6 +29,7 @@ _SHIPPED = {
 # "model_type" of a config.json -> its class, imported only when such a model is loaded.
 _CLASSES = {
     "compact": "vlp_gym.models.compact:CompactRewardModel",
+    "staged": "vlp_gym.models.staged:StagedRewardModel",
     "vlp": "vlp_gym.models.vlp:VLPModel",
     "liv": "vlp_gym.models.liv:LIVModel",
     "vip": "vlp_gym.models.vip:VIPModel",

@@ -7,17 +7,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def progress_loss(logits: Tensor, target: Tensor) -> Tensor:
+def progress_loss(logits: Tensor, target: Tensor, *, weight: Tensor | None = None) -> Tensor:
     """Cross-entropy of sigmoid(logits) against progress labels; NaN labels are ignored.
 
     Args:
         logits: float, any shape.
         target: float in [0, 1] or NaN, the same shape.
+        weight: of each label, float, the same shape; None: 1.
 
     Returns:
-        The mean over the known labels, a scalar; 0 if there is none.
+        The weighted mean over the known labels, a scalar; 0 if there is none.
     """
-    known = ~target.isnan()
+    known = (~target.isnan()).to(logits.dtype)
+    if weight is not None:
+        known = known * weight
     losses = F.binary_cross_entropy_with_logits(logits, target.nan_to_num(0.0), reduction="none")
     return (losses * known).sum() / known.sum().clamp(min=1)
 

@@ -95,7 +95,8 @@ def train(
             started = time.perf_counter()
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * schedule(number, stage.steps, config.warmup)
-            batch = recipe.batch(step * accelerator.num_processes + accelerator.process_index).to(accelerator.device)
+            draw = stage.batch or recipe.batch
+            batch = draw(step * accelerator.num_processes + accelerator.process_index).to(accelerator.device)
             with accelerator.autocast():
                 parts = wrapped(stage.loss, batch, generator)
             if not torch.isfinite(parts["loss"]):

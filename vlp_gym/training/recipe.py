@@ -50,12 +50,14 @@ class Stage:
         loss: function to minimise.
         trained: parameters to train, a subset of the model's trainable ones; None trains all of them.
         resting: submodules kept in eval mode, so that their statistics do not change.
+        batch: the stage's own numbered batches, see `Recipe.batch`; None: the recipe's.
     """
 
     steps: int
     loss: Loss
     trained: Sequence[nn.Parameter] | None = None
     resting: Sequence[nn.Module] = ()
+    batch: Callable[[int], Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,14 @@ from rollouts import painted_tasks
 
 from vlp_gym.errors import DatasetError
 from vlp_gym.training.recipe import TrainConfig
+from vlp_gym.training.recipes import compact_tune, staged_tune
 from vlp_gym.training.recipes.clips import ClipSampler
 from vlp_gym.training.recipes.compact import CompactRecipe
-from vlp_gym.training.recipes.compact_tune import tune
 from vlp_gym.training.recipes.embedding import EmbeddingRecipe
 from vlp_gym.training.recipes.rewind import RewindRecipe
 from vlp_gym.training.recipes.spur import SPURRecipe
+from vlp_gym.training.recipes.stage_clips import StageSampler
+from vlp_gym.training.recipes.staged import StagedRecipe
 
 SENTENCES = {
     "fold the towel": ("fold the towel", "make the towel small", "lay the towel together"),
@@ -29,6 +31,7 @@ ROLLOUTS = [
 ]
 RECIPES = {
     "clips": lambda rollouts: ClipSampler(rollouts, tasks_per_batch=2, clips_per_task=3, window=4, seed=0),
+    "stages": lambda rollouts: StageSampler(rollouts, tasks_per_batch=2, clips_per_task=3, frames_per_clip=4, seed=0),
     "embedding": lambda rollouts: EmbeddingRecipe(rollouts, "triplet", batch_size=8, samples=64),
     "rewind": lambda rollouts: RewindRecipe(rollouts, clips=8),
     "spur": lambda rollouts: SPURRecipe(rollouts, batch_size=8, frames=4),
@@ -42,10 +45,11 @@ def test_a_batch_speaks_in_the_rollouts_own_words(recipe):
     assert asked == {sentence for sentences in SENTENCES.values() for sentence in sentences}
 
 
-def test_opposites_are_those_of_the_sentence():
+@pytest.mark.parametrize("recipe", ["clips", "stages"])
+def test_opposites_are_those_of_the_sentence(recipe):
     pairs = set()
     for number in range(60):
-        batch = RECIPES["clips"](ROLLOUTS).batch(number)
+        batch = RECIPES[recipe](ROLLOUTS).batch(number)
         pairs |= set(zip(batch.instructions, batch.opposites, strict=True))
     expected = {(sentence, None) for sentence in SENTENCES["stack the cups"]}
     for sentence, opposites in zip(SENTENCES["fold the towel"], OPPOSITES, strict=True):
@@ -63,16 +67,20 @@ def test_without_sentences(recipe):
     )
 
 
-def test_a_model_is_trained_and_tuned(tmp_path):
+@pytest.mark.parametrize("system", ["compact", "staged"])
+def test_a_model_is_trained_and_tuned(system, tmp_path):
     pytest.importorskip("accelerate")
-    from tiny import tiny_model
+    from tiny import tiny_model, tiny_staged
 
     from vlp_gym.training.loop import train
 
     torch.manual_seed(0)
-    model = tiny_model()
-    recipe = CompactRecipe(RECIPES["clips"](ROLLOUTS), relevance_steps=1)
+    model = tiny_model() if system == "compact" else tiny_staged()
+    if system == "compact":
+        recipe = CompactRecipe(RECIPES["clips"](ROLLOUTS), relevance_steps=1)
+    else:
+        recipe = StagedRecipe(RECIPES["stages"](ROLLOUTS), relevance_steps=1)
     history = train(model, recipe, tmp_path, TrainConfig(steps=2), progress_bar=False)
     assert np.isfinite([row["loss"] for row in history]).all()
-    chosen = tune(model, ROLLOUTS, list(SENTENCES))
-    assert all(0 <= accuracy <= 1 for row in chosen.table for accuracy in row[2:])
+    chosen = (compact_tune if system == "compact" else staged_tune).tune(model, ROLLOUTS, list(SENTENCES))
+    assert all(0 <= accuracy <= 1 for row in chosen.table for accuracy in row[-2:])

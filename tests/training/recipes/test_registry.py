@@ -21,6 +21,7 @@ from vlp_gym.training.recipes.registry import available_recipes, load_options
 
 PUBLISHED = {
     "compact": TrainConfig(),
+    "staged": TrainConfig(steps=1_000),
     "vlp": TrainConfig(steps=15_000, learning_rate=3e-5, weight_decay=0.1),  # VLP, table 8
     "joint": TrainConfig(),
     "rewind": TrainConfig(steps=5_000, learning_rate=1e-4),
@@ -54,7 +55,7 @@ def test_unknown():
     with pytest.raises(ValueError) as caught:
         load_options("siglip2")
     assert str(caught.value) == (
-        "unknown system 'siglip2': expected one of compact, vlp, joint, rewind, embedding, siglip2-lora, spur; "
+        "unknown system 'siglip2': expected one of compact, staged, vlp, joint, rewind, embedding, siglip2-lora, spur; "
         "did you mean 'siglip2-lora'?"
     )
     with pytest.raises(ValueError, match=r"^unknown system 'xyz': expected one of compact, .*, spur$"):

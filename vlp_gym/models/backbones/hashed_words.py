@@ -39,19 +39,29 @@ class HashedWords(nn.Module):
 
     def forward(self, instructions: Sequence[str]) -> Tensor:
         """Encode B sentences, float ``[B, 1, dim]``; raises InstructionError, see `vlp_gym.text`."""
-        return torch.stack([self._encode(sentence) for sentence in instructions])[:, None]
+        buckets: list[int] = []
+        weights: list[float] = []
+        starts: list[int] = []
+        for instruction in instructions:
+            words = self._words(instruction)
+            pairs = [f"{first} {second}" for first, second in itertools.pairwise(words)]
+            starts.append(len(buckets))
+            buckets += [zlib.crc32(key.encode()) % self.buckets for key in (*words, *pairs)]
+            weights += [1.0] * len(words) + [PAIR_WEIGHT] * len(pairs)
+        table = self.table.weight
+        total = F.embedding_bag(
+            torch.tensor(buckets, dtype=torch.int64, device=table.device), table,
+            torch.tensor(starts, dtype=torch.int64, device=table.device), mode="sum",
+            per_sample_weights=torch.tensor(weights, dtype=table.dtype, device=table.device),
+        )  # fmt: skip
+        # Row by row: a matrix product would round a sentence otherwise in another company.
+        projected = (total[:, None] * self.project.weight).sum(-1)
+        return F.normalize(projected, dim=-1)[:, None] * self.dim**0.5
 
-    def _encode(self, instruction: str) -> Tensor:
+    def _words(self, instruction: str) -> list[str]:
         words = re.findall(r"\w+", normalize_sentence(instruction).lower())
         words = words[: check_length(len(words), MAX_WORDS, truncate=self.truncate)]
         if self.training and len(words) > 1:
             kept = [word for word in words if torch.rand(()).item() >= self.word_dropout]
-            words = kept or words
-        keys = words + [f"{first} {second}" for first, second in itertools.pairwise(words)]
-        device = self.table.weight.device
-        buckets = torch.tensor(
-            [zlib.crc32(key.encode()) % self.buckets for key in keys], dtype=torch.long, device=device
-        )
-        weights = torch.tensor([1.0] * len(words) + [PAIR_WEIGHT] * (len(keys) - len(words)), device=device)
-        total = (self.table(buckets) * weights[:, None]).sum(0)
-        return F.normalize(self.project(total), dim=-1) * self.dim**0.5
+            return kept or words
+        return words

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlp_gym.data.trajectory import AGENT, EXPLORE, NEAR_MISS, Trajectory, sentences_by_task
+from vlp_gym.data.trajectory import AGENT, APART, EXPLORE, NEAR_MISS, Trajectory, sentences_by_task
 from vlp_gym.training.options import TrainOptions, check_at_least
 from vlp_gym.training.recipe import Batch, Recipe
 from vlp_gym.training.recipes.frame_labels import FrameLabels, label_task
@@ -88,8 +88,8 @@ class ClipSampler:
         self.by_task: dict[str, dict[str, list[int]]] = {}
         self.trajectories = trajectories
         for index, trajectory in enumerate(trajectories):
-            if trajectory.tier == "expert" and not trajectory.success.any():
-                continue  # a failed scripted policy shows no progress to learn from
+            if trajectory.tier == APART or (trajectory.tier == "expert" and not trajectory.success.any()):
+                continue  # nothing happens there, and a failed scripted policy shows no progress to learn from
             self.by_task.setdefault(trajectory.task, {}).setdefault(trajectory.tier, []).append(index)
         self.tasks = sorted(self.by_task)
         if len(self.tasks) < tasks_per_batch or tasks_per_batch < 2:

@@ -15,6 +15,7 @@ ENTRY_POINT_GROUP = "vlp_gym.recipes"
 # name -> a subclass of `TrainOptions`, imported on use, and one line of help.
 _RECIPES = {
     "compact": ("vlp_gym.training.recipes.compact:CompactOptions", "the small factorised model that ships"),
+    "staged": ("vlp_gym.training.recipes.staged:StagedOptions", "small, too: progress by approach, way and success"),
     "vlp": ("vlp_gym.training.recipes.vlp:VLPOptions", "VLP: cross-attention over a frozen CLIP"),
     "joint": ("vlp_gym.training.recipes.vlp:JointOptions", "VLP over the compact model's encoders"),
     "rewind": ("vlp_gym.training.recipes.rewind:RewindOptions", "ReWiND: progress, trained on rewound videos"),

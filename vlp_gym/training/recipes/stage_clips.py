@@ -1,0 +1,232 @@
+"""Training batches for progress in stages: clips of several tasks, each beside the first frame of its episode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlp_gym.data.trajectory import AGENT, APART, EXPLORE, NEAR_MISS, RETREAT, Trajectory, sentences_by_task
+from vlp_gym.training.recipe import Batch
+from vlp_gym.training.recipes.frame_labels import label_task
+from vlp_gym.training.recipes.stage_labels import StageLabels, TaskStages, label_backwards, label_stages, task_stages
+
+BACKWARDS = 0.6  # share of clips shown backwards, among those in which the hand has gone back at the end
+SIBLING = 0.5  # share of a task's last clips that come from the opposite task, done in nearly the same scene
+# Tiers of a task's first clips.
+SLOTS = (("expert",), ("medium",), ("random", NEAR_MISS, EXPLORE, AGENT), (RETREAT,), (APART,))
+TIER_SHARE = {
+    EXPLORE: 2.0,
+    AGENT: 4.0,
+    RETREAT: 4.0,
+    APART: 4.0,
+}  # sampling weights of tiers (others: 1); these vary most
+FRAMES_PER_TASK = 4  # first frames of each task in a batch for the relevance
+
+
+@dataclass(frozen=True)
+class StageBatch(Batch):
+    """G tasks with C clips of T frames each; frame 0 is the first of its episode.
+
+    Attributes:
+        frames: uint8 ``[G, C, T, H, W, 3]``.
+        positions: float ``[G, C, T, 2, 3]``, hand and object in the camera's frame, metres; NaN where unknown.
+        approach: float ``[G, C, T]``, see `StageLabels`; NaN where unknown.
+        moved: float ``[G, C, T]``, see `StageLabels.has_moved`.
+        way: float ``[G, C, T]``, see `StageLabels.paid_way`, under the task's sentence; NaN where unknown.
+        opposite_way: float ``[G, C, T]``, the same under the opposite sentence.
+        timed: float ``[G, C, T]``, `FrameLabels.progress`, by time and reward, where positions are unknown; else NaN.
+        instructions: G sentences.
+        opposites: G sentences that ask for the opposite; None where none is known.
+    """
+
+    frames: Tensor
+    positions: Tensor
+    approach: Tensor
+    moved: Tensor
+    way: Tensor
+    opposite_way: Tensor
+    timed: Tensor
+    instructions: list[str]
+    opposites: list[str | None]
+
+    def groups(self, chosen: Sequence[int]) -> StageBatch:
+        """Only these tasks."""
+        rows = list(chosen)
+        some: dict[str, Any] = {
+            name: value[rows] if isinstance(value, Tensor) else [value[row] for row in rows]
+            for name, value in vars(self).items()
+        }
+        return StageBatch(**some)
+
+
+@dataclass(frozen=True)
+class FirstFrames(Batch):
+    """First frames of all tasks, for the relevance.
+
+    Attributes:
+        frames: uint8 ``[N, H, W, 3]``, task by task, the same number of each.
+        fits: bool ``[N, M]``, whether a sentence is about what a frame shows; an opposite sentence is, too.
+        sentences: M sentences: one of each task, then opposites.
+        tasks: number of tasks.
+    """
+
+    frames: Tensor
+    fits: Tensor
+    sentences: list[str]
+    tasks: int
+
+
+class StageSampler:
+    """Draws batches; each depends on its number and the seed alone, so that resumed runs match bit for bit.
+
+    Args:
+        trajectories: rollouts of all training tasks.
+        tasks_per_batch: G, at least 2.
+        clips_per_task: C, at least 3: the first is from an expert, the second from a medium rollout, the third from
+            those that wander, the fourth from an expert that takes its hand back, the fifth shows arm and object apart,
+            the rest from any tier.
+        frames_per_clip: T, at least 2.
+        seed: seeds all random draws.
+
+    Raises:
+        ValueError: if there are too few tasks, or a task lacks a tier.
+        DatasetError: if a trajectory carries no sentences.
+    """
+
+    def __init__(
+        self,
+        trajectories: Sequence[Trajectory],
+        *,
+        tasks_per_batch: int,
+        clips_per_task: int,
+        frames_per_clip: int,
+        seed: int,
+    ) -> None:
+        self.trajectories = trajectories
+        self.by_task: dict[str, dict[str, list[int]]] = {}
+        for index, trajectory in enumerate(trajectories):
+            if trajectory.tier == "expert" and not trajectory.success.any():
+                continue  # a failed scripted policy shows no progress to learn from
+            self.by_task.setdefault(trajectory.task, {}).setdefault(trajectory.tier, []).append(index)
+        self.tasks = sorted(self.by_task)
+        if len(self.tasks) < tasks_per_batch or tasks_per_batch < 2:
+            raise ValueError(
+                f"tasks_per_batch: expected 2 to {len(self.tasks)} (the tasks there are), got {tasks_per_batch}"
+            )
+        self.labels: dict[int, StageLabels] = {}
+        self.stages: dict[str, TaskStages] = {}
+        self.timed: dict[int, np.ndarray] = {}
+        for task, tiers in self.by_task.items():
+            if lacking := set(chain(*SLOTS[:2], ["random"])) - tiers.keys():
+                raise ValueError(f"{task}: expected trajectories of every tier, found none of {sorted(lacking)}")
+            self.stages[task] = task_stages([trajectories[index] for index in tiers["expert"]])
+            own = list(chain(*tiers.values()))
+            for index in own:
+                shown = trajectories[index]
+                self.labels[index] = label_stages(shown.positions, shown.success, self.stages[task])
+            if any(np.isnan(trajectories[index].positions).any() for index in own):
+                timed = label_task([trajectories[index] for index in own])
+                self.timed |= {index: each.progress for index, each in zip(own, timed, strict=True)}
+        self.sentences = sentences_by_task(trajectories)
+        self.taken = set(chain(*self.sentences.values()))
+        self.opposite_of = {trajectory.task: trajectory.opposite for trajectory in trajectories}
+        self.written_opposites = {
+            sentence: opposites
+            for trajectory in trajectories
+            for sentence, opposites in zip(trajectory.sentences, trajectory.opposite_sentences, strict=False)
+        }
+        self.tasks_per_batch, self.clips_per_task = tasks_per_batch, clips_per_task
+        self.frames_per_clip, self.seed = frames_per_clip, seed
+        self.settings: dict[str, Any] = {
+            "tasks": self.tasks, "tasks_per_batch": tasks_per_batch, "clips_per_task": clips_per_task,
+            "frames_per_clip": frames_per_clip, "recipe_seed": seed,
+        }  # fmt: skip
+
+    def batch(self, number: int) -> StageBatch:
+        """Clips: batch `number` of the endless sequence of this seed."""
+        rng = np.random.default_rng([self.seed, number])
+        tasks = [str(task) for task in rng.permutation(self.tasks)[: self.tasks_per_batch]]
+        sentences, opposites = self._sentences(tasks, rng)
+        groups = [[self._clip(task, slot, rng) for slot in range(self.clips_per_task)] for task in tasks]
+        tensors = {
+            name: torch.from_numpy(np.stack([np.stack([clip[name] for clip in group]) for group in groups]))
+            for name in groups[0][0]
+        }
+        return StageBatch(**tensors, instructions=sentences, opposites=opposites)
+
+    def first_frames(self, number: int) -> FirstFrames:
+        """First frames of all tasks: batch `number` of the endless sequence of this seed."""
+        rng = np.random.default_rng([self.seed, number])
+        chosen = [rng.choice(list(chain(*self.by_task[task].values())), FRAMES_PER_TASK) for task in self.tasks]
+        sentences, opposites = self._sentences(self.tasks, rng)
+        about = list(self.tasks)  # the task whose scene each sentence is about
+        for task, opposite in zip(self.tasks, opposites, strict=True):
+            if opposite is not None:
+                sentences.append(opposite)
+                about.append(task)
+        # The opposite task has nearly the same scene.
+        fits = np.array([[owner in (task, self.opposite_of[task]) for owner in about] for task in self.tasks])
+        frames = np.stack([self.trajectories[index].frames[0] for index in np.concatenate(chosen)])
+        rows = torch.from_numpy(fits).repeat_interleave(FRAMES_PER_TASK, 0)
+        return FirstFrames(torch.from_numpy(frames), rows, sentences, len(self.tasks))
+
+    def _sentences(self, tasks: Sequence[str], rng: np.random.Generator) -> tuple[list[str], list[str | None]]:
+        sentences = [str(rng.choice(self.sentences[task])) for task in tasks]
+        return sentences, [self._opposite(task, sentence, rng) for task, sentence in zip(tasks, sentences, strict=True)]
+
+    def _opposite(self, task: str, sentence: str, rng: np.random.Generator) -> str | None:
+        """A sentence of the opposite task, or one that rules have made from this one."""
+        if (opposite := self.opposite_of[task]) in self.by_task:
+            return str(rng.choice(self.sentences[opposite]))
+        options = self.written_opposites.get(sentence, ())
+        drawn = options[int(rng.integers(len(options)))] if options else None
+        return None if drawn in self.taken else drawn  # some are sentences of an unrelated task
+
+    def _clip(self, task: str, slot: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """One clip: the tensor fields of `StageBatch` without the dimensions G and C."""
+        opposite = self.opposite_of[task]
+        last = slot == self.clips_per_task - 1
+        sibling = last and opposite in self.by_task and rng.random() < SIBLING
+        tiers = self.by_task[opposite if sibling and opposite is not None else task]
+        wanted = SLOTS[slot] if slot < len(SLOTS) else tuple(tiers)
+        if sibling:
+            wanted = ("expert", RETREAT)
+        names = [name for name in wanted if name in tiers] or ["expert"]  # where no hand was taken back
+        share = np.array([TIER_SHARE.get(name, 1.0) for name in names])
+        tier = str(rng.choice(names, p=share / share.sum()))
+        number = int(rng.choice(tiers[tier]))
+        shown, labels = self.trajectories[number], self.labels[number]
+        stages = self.stages[shown.task]
+        index = self._frames(len(shown.frames), rng)
+        if tier == RETREAT and stages.mover == 1 and labels.way[-1] > 0.5 and rng.random() < BACKWARDS:
+            index = len(shown.frames) - 1 - index
+            labels = label_backwards(shown.positions, stages)
+            sibling = not sibling
+        way, other = labels.paid_way(), labels.wrong_way()
+        if sibling:
+            way, other = other, way
+        unknown = np.full(len(shown.frames), np.nan)
+        timed = unknown if sibling else self.timed.get(number, unknown)
+        numbers = {
+            "approach": labels.approach, "moved": labels.has_moved(), "way": way, "opposite_way": other, "timed": timed,
+        }  # fmt: skip
+        return {
+            "frames": shown.frames[index],
+            "positions": shown.positions[index].astype(np.float32),
+            **{name: np.asarray(series[index], np.float32) for name, series in numbers.items()},
+        }
+
+    def _frames(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Places in a rollout of `count` frames, rising from 0: even over a prefix, or random."""
+        stop = count if rng.random() < 0.5 else int(rng.integers(min(4, count), count + 1))
+        if rng.random() < 0.5:
+            return np.linspace(0, stop - 1, self.frames_per_clip).round().astype(np.int64)
+        index = np.sort(rng.choice(stop, self.frames_per_clip, replace=stop < self.frames_per_clip))
+        index[0] = 0
+        return index
