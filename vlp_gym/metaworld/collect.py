@@ -283,10 +283,8 @@ class _Actor:
         self.start: np.ndarray | None = None  # where the hand was at first
 
     def __call__(self, observation: np.ndarray) -> np.ndarray:
-        if self.start is None:
-            self.start = observation[HAND] + self.rng.normal(0, ABOUT, 3)
-        if self.tier == RETREAT and self.remaining is not None and self.remaining <= self.back:
-            self._go_back(observation)
+        if self.tier == RETREAT:
+            self._go_back_after_success(observation)
         if self.tier == "random":
             return self.rng.uniform(-1, 1, 4).astype(np.float32)
         if self.tier == EXPLORE:
@@ -302,11 +300,15 @@ class _Actor:
             action = np.asarray(self.policy.get_action(observation), np.float64)
         return np.clip(action + self.rng.normal(0, self.noise, 4), -1, 1).astype(np.float32)
 
-    def _go_back(self, observation: np.ndarray) -> None:
+    def _go_back_after_success(self, observation: np.ndarray) -> None:
         """Aim above the object first, so that the hand does not drag it along, then at the hand's first place."""
+        if self.start is None:
+            self.start = observation[HAND] + self.rng.normal(0, ABOUT, 3)
+        if self.remaining is None or self.remaining > self.back:
+            return
         if self.aim is None:
             self.aim, self.grip = observation[HAND] + [0.0, 0.0, RISE], -1.0
-        elif self.remaining is not None and self.remaining <= self.back * 2 // 3:
+        elif self.remaining <= self.back * 2 // 3:
             self.aim = self.start
 
     def _choose_aim(self, observation: np.ndarray) -> None:
