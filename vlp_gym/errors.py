@@ -56,7 +56,21 @@ def import_extra(module: str, what: str, extra: str) -> Any:
         import_module(module.partition(".")[0])
         return import_module(module)
     except ImportError as error:
-        raise MissingExtraError(f'{what}: pip install "vlp_gym[{extra}]"') from error
+        raise missing_extra(error, f'{what}: pip install "vlp_gym[{extra}]"') from error
+
+
+def missing_extra(error: ImportError, message: str) -> MissingExtraError:
+    """The error for an optional package that could not be imported.
+
+    Raises:
+        KeyboardInterrupt: it is there, but Ctrl-C broke its import off, which an extension in C++ makes an ImportError.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        cause = cause.__cause__ or cause.__context__
+    return MissingExtraError(message)
 
 
 def check_packages(packages: Mapping[str, str], what: str) -> None:

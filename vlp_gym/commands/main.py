@@ -15,7 +15,7 @@ from vlp_gym.commands.models import calibrate, convert, models
 from vlp_gym.commands.score import score
 from vlp_gym.commands.train import train, tune
 from vlp_gym.commands.usage import check_names, later, options_of, parse
-from vlp_gym.errors import MissingExtraError, VLPError, did_you_mean
+from vlp_gym.errors import VLPError, did_you_mean, missing_extra
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "collect": collect,
@@ -65,7 +65,7 @@ def _read(arguments: Sequence[str]) -> Callable[[], None]:
         import tqdm  # noqa: F401
         import tyro
     except ImportError as error:
-        raise MissingExtraError(f'the command line needs {error.name}: pip install "vlp_gym[train]"') from error
+        raise missing_extra(error, f'the command line needs {error.name}: pip install "vlp_gym[train]"') from error
     command, *options = arguments or ["--help"]
     if command == "train":
         return train(options)  # has sub-commands

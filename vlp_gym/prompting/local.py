@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlp_gym.errors import CheckpointError, MissingExtraError, QueryError, import_extra
+from vlp_gym.errors import CheckpointError, QueryError, import_extra, missing_extra
 from vlp_gym.prompting.asking import AskedChat
 from vlp_gym.prompting.cache import DEFAULT
 from vlp_gym.prompting.content import Content, to_pil
@@ -130,7 +130,7 @@ def _load(name: str, device: str, dtype: str) -> tuple[Any, Any]:
             name, dtype=dtype, use_safetensors=True, trust_remote_code=False
         )
     except ImportError as error:  # a model may need more, such as torchvision
-        raise MissingExtraError(f"{name!r} needs another package: {error}") from error
+        raise missing_extra(error, f"{name!r} needs another package: {error}") from error
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"transformers could not load the vision-language model {name!r}: {error}\n"

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import lazy_loader
 
-from vlp_gym.errors import MissingExtraError
+from vlp_gym.errors import missing_extra
 
 try:
     import stable_baselines3.common.buffers
     import stable_baselines3.common.vec_env  # noqa: F401
 except ImportError as error:
-    raise MissingExtraError('Stable-Baselines3 is not installed: pip install "vlp_gym[sb3]"') from error
+    raise missing_extra(error, 'Stable-Baselines3 is not installed: pip install "vlp_gym[sb3]"') from error
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vlp_gym.errors import CheckpointError, MissingExtraError, import_extra, reason
+from vlp_gym.errors import CheckpointError, import_extra, missing_extra, reason
 from vlp_gym.models.budget import within
 from vlp_gym.text import check_length, normalize_sentence
 
@@ -67,7 +67,7 @@ class Pretrained:
                 # False, not omitted: transformers would ask on the terminal whether to run the repository's code.
                 return getattr(transformers, loader).from_pretrained(self.name, trust_remote_code=False, **options)
         except ImportError as error:
-            raise MissingExtraError(f'{self.name}: {error}; pip install "vlp_gym[vlm]"') from error
+            raise missing_extra(error, f'{self.name}: {error}; pip install "vlp_gym[vlm]"') from error
         except Exception as error:  # the hub's, the parsers' and OSError, depending on the version and the network
             raise CheckpointError(
                 f"{self.name}: {self.absent.format(part)} ({reason(error)}). {self.advice}"

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from vlp_gym.errors import CheckpointError, MissingExtraError, import_extra
+from vlp_gym.errors import CheckpointError, import_extra, missing_extra
 from vlp_gym.models.budget import OverBudgetError, within
 from vlp_gym.models.pictures import per_channel, square_pictures
 from vlp_gym.text import check_length, normalize_sentence
@@ -184,7 +184,7 @@ def load_open_clip(name: str, pretrained: str | None, frame_size: int | None) ->
                 require_pretrained=pretrained is not None,
             )
     except ImportError as error:
-        raise MissingExtraError(f"{name!r} needs another package: {error}") from error
+        raise missing_extra(error, f"{name!r} needs another package: {error}") from error
     except (RuntimeError, OSError, SafetensorError, OverBudgetError) as error:
         if is_file:
             raise CheckpointError(f"the weights {pretrained!r} do not load into {name!r}: {error}") from error
