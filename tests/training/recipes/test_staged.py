@@ -18,7 +18,7 @@ from vlp_gym.frames.resize import resize_frames
 from vlp_gym.training.loop import train
 from vlp_gym.training.recipe import TrainConfig
 from vlp_gym.training.recipes.stage_clips import StageSampler
-from vlp_gym.training.recipes.staged import StagedRecipe, relevance_loss, staged_loss
+from vlp_gym.training.recipes.staged import DOUBT, StagedRecipe, relevance_loss, staged_loss
 
 ROLLOUTS = painted_tasks(["push-v3", "reach-v3"], each=1, size=32)
 CONFIG = TrainConfig(steps=3, save_every=2, seed=5)
@@ -79,6 +79,21 @@ class TestLoss:
         parts = staged_loss(tiny().train(), batch, torch.Generator().manual_seed(0))
         assert [parts[name].item() for name in (*STAGES, "position", "opposite")] == [0.0] * 7
         assert parts["loss"].isfinite()
+
+    def test_what_cannot_be_told_is_said_not_to_have_moved(self):
+        """The same pictures, moved in one half and not in the other: the doubt is four to one."""
+        batch = self.batch()
+        batch.frames[:] = 128
+        batch.moved[:] = torch.tensor([0.0, 1.0]).repeat(2)
+        model = tiny().train()
+        logit = torch.zeros((), requires_grad=True)
+        model.stages = lambda state, text: logit.expand(*state.shape[:2], 3)
+        optimizer = torch.optim.Adam([logit], 0.05)
+        for _ in range(100):
+            optimizer.zero_grad()
+            staged_loss(model, batch, torch.Generator().manual_seed(0))["moved"].backward()
+            optimizer.step()
+        assert logit.sigmoid().item() == pytest.approx(1 / (1 + DOUBT), abs=0.02)
 
     def test_time_alone_teaches_progress(self):
         batch = self.batch()

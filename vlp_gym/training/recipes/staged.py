@@ -21,6 +21,7 @@ from vlp_gym.training.recipe import Recipe, Stage, expect_model
 from vlp_gym.training.recipes.stage_clips import FirstFrames, StageBatch, StageSampler
 
 RANK_MARGIN = 0.08  # least difference in progress between two ordered frames
+DOUBT = 4.0  # weight of frames in which nothing has moved: what an arm hides is said not to have moved
 STILL = 0.1  # weight of frames in which nothing has moved yet, for the way: they tell it nothing
 WEIGHTS = {"rank": 0.5, "position": 10.0, "opposite": 0.5, "match": 0.05, "to_text": 0.05}  # 1 for all others
 RELEVANCE_WEIGHTS = {"spread": 0.1}
@@ -148,7 +149,7 @@ def _progress_parts(
     progress = model.progress(logits.float()).clamp(NEARLY, 1 - NEARLY).logit()
     return {
         "approach": progress_loss(approach, batch.approach),
-        "moved": progress_loss(moved, batch.moved),
+        "moved": progress_loss(moved, batch.moved, weight=torch.where(batch.moved == 0, DOUBT, 1.0)),
         "way": progress_loss(along, way, weight=torch.where(batch.moved == 1, 1.0, STILL)),
         "progress": progress_loss(progress, target),
         "rank": pairwise_ranking_loss(progress.flatten(1), target.flatten(1), margin=RANK_MARGIN),
