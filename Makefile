@@ -2,7 +2,7 @@
 # make test   install what is missing, then ruff, mypy and pytest
 # make bench  the benchmarks of tests/benchmarks
 # make gpu    the check for a machine with CUDA, at most 8 minutes; no network needed where gpu-wheels/ has been filled
-# make gpu-wheels  fill gpu-wheels/ for it (53 MB), for another Python: make gpu-wheels OPTIONS="--python 3.12"
+# make gpu-wheels  fill gpu-wheels/ for it (56 MB), for another Python: make gpu-wheels OPTIONS="--python 3.12"
 # make train  collect the data, train and evaluate the shipped models again
 # make docs   build the documentation into site/; warnings are errors
 # make clean  remove caches and builds; `make distclean` removes .venv too

@@ -23,6 +23,7 @@ pytest.importorskip("accelerate")
 pytest.importorskip("av")
 
 from rollouts import painted, painted_tasks, write_tasks
+from tiny import tiny_staged
 
 from vlp_gym.commands import main as cli
 from vlp_gym.commands import score as score_command
@@ -421,6 +422,22 @@ def test_tune_needs_every_tier(data, model, tmp_path, capsys):
     assert run("tune", "--model", model, "--data", lacking, "--tasks", *TEST_TASKS[:2]) == 2
     expected = f"expected trajectories of every tier of every validation task, found none of ['{TEST_TASKS[1]} medium']"
     assert expected in capsys.readouterr().err
+
+
+def test_tune_a_staged_model(data, tmp_path, capsys):
+    tiny_staged().save_pretrained(tmp_path)
+    assert run("tune", "--model", tmp_path, "--data", data, "--tasks", *TEST_TASKS[:2]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = np.array([line.split() for line in lines[1:-1]], float)  # base, ITP, IVP
+    found = re.fullmatch(r"--base (\S+) --sharpness \S+ --relevance-shift (-?\d+\.\d+)", lines[-1])
+    assert float(found[1]) in rows[:, 0]
+    assert ((rows[:, 1:] >= 0) & (rows[:, 1:] <= 1)).all()
+
+
+def test_tune_another_model(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(registry, "load_reward_model", lambda name: torch.nn.Linear(1, 1))
+    assert run("tune", "--model", tmp_path, "--data", data, "--tasks", *TEST_TASKS[:2]) == 2
+    assert f"--model: expected a compact or staged model, got a Linear in {tmp_path}" in capsys.readouterr().err
 
 
 class TestScore:

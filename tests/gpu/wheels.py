@@ -20,7 +20,7 @@ from pathlib import Path
 PACKAGES = (
     "gymnasium", "farama-notifications", "cloudpickle", "lazy_loader", "mujoco", "absl-py", "etils", "zipp", "glfw",
     "PyOpenGL", "metaworld", "imageio", "open_clip_torch", "ftfy", "wcwidth", "timm", "stable_baselines3", "pydantic",
-    "pydantic-core", "annotated-types", "typing-inspection", "typing-extensions", "filelock", "psutil",
+    "pydantic-core", "annotated-types", "typing-inspection",
 )  # fmt: skip
 LIMIT_MB = 60
 

@@ -67,13 +67,9 @@ def collect(
     from vlp_gym.models.checkpoint import is_hub_id
 
     counts = {
-        "per-tier": per_tier,
-        "near-miss": near_miss,
-        "explore": explore,
-        "retreat": retreat,
-        "apart": apart,
+        "per-tier": per_tier, "near-miss": near_miss, "explore": explore, "retreat": retreat, "apart": apart,
         "agent": agent,
-    }
+    }  # fmt: skip
     positive = {"stride": stride, "workers": 1 if workers is None else workers}
     for least, values in ((0, counts), (1, positive)):
         for name, value in values.items():
@@ -99,8 +95,8 @@ def collect(
         load_reward_model(agent_model)
     config = CollectConfig(
         per_tier=per_tier, tiers=tiers, near_miss=near_miss, explore=explore, retreat=retreat, apart=apart, agent=agent,
-        agent_model=agent_model,
-        stride=stride, size=size, camera=camera, varied_share=varied_share, random_start=random_start, seed=seed,
+        agent_model=agent_model, stride=stride, size=size, camera=camera, varied_share=varied_share,
+        random_start=random_start, seed=seed,
     )  # fmt: skip
     collect_metaworld(out, config, tasks=names or None, workers=workers)
     print(f"rollouts: {out}")

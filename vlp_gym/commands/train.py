@@ -109,31 +109,20 @@ def tune(*, model: Path, data: Path, tasks: tuple[str, ...]) -> None:
     from vlp_gym.models.compact import CompactRewardModel
     from vlp_gym.models.registry import load_reward_model
     from vlp_gym.models.staged import StagedRewardModel
+    from vlp_gym.training.recipes import compact_tune, staged_tune
 
+    tuners: dict[type, Callable[..., Any]] = {
+        CompactRewardModel: compact_tune.tune, StagedRewardModel: staged_tune.tune,
+    }  # fmt: skip
     live = load_reward_model(model)
-    if isinstance(live, StagedRewardModel):
-        from vlp_gym.training.recipes import staged_tune
-
-        found = staged_tune.tune(live, load(data, tasks=tasks), tasks)
-        _print_table(("base", "tier ITP", "IVP"), found.table)
-        print(f"--base {found.base} --sharpness {found.sharpness} --relevance-shift {found.relevance_shift}")
-    elif isinstance(live, CompactRewardModel):
-        from vlp_gym.training.recipes import compact_tune
-
-        chosen = compact_tune.tune(live, load(data, tasks=tasks), tasks)
-        _print_table(("quality weight", "motion weight", "tier ITP", "IVP"), chosen.table)
-        print(
-            f"--quality-weight {chosen.quality_weight} --motion-weight {chosen.motion_weight} "
-            f"--relevance-shift {chosen.relevance_shift}"
-        )
-    else:
+    if type(live) not in tuners:
         raise ValueError(f"--model: expected a compact or staged model, got a {type(live).__name__} in {model}")
-
-
-def _print_table(names: Sequence[str], rows: Sequence[Sequence[float]]) -> None:
-    print("   ".join(f"{name:>8}" for name in names))
-    for row in rows:
-        print("   ".join(f"{value:{max(len(name), 8)}.3f}" for name, value in zip(names, row, strict=True)))
+    found = tuners[type(live)](live, load(data, tasks=tasks), tasks)
+    print("   ".join(f"{name:>8}" for name in found.columns))
+    for row in found.table:
+        print("   ".join(f"{value:{max(len(name), 8)}.3f}" for name, value in zip(found.columns, row, strict=True)))
+    constants = [field.name for field in fields(found) if field.name != "table"]
+    print(" ".join(f"--{name.replace('_', '-')} {getattr(found, name)}" for name in constants))
 
 
 def _start_from(model: nn.Module, other: Any, name: str) -> None:

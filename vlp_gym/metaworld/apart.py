@@ -27,7 +27,14 @@ Play = Callable[[], np.ndarray]
 
 
 def apart_rollout(
-    env: Any, config: CollectConfig, task: str, seed: int, expert: Play, wander: Play, varied: bool, rng: Any
+    env: Any,
+    config: CollectConfig,
+    task: str,
+    seed: int,
+    expert: Play,
+    wander: Play,
+    varied: bool,
+    rng: np.random.Generator,
 ) -> Trajectory:
     """One such rollout.
 
@@ -48,7 +55,7 @@ def apart_rollout(
     base = env.unwrapped
     first = base.data.qpos.copy()
     robot = np.isin(np.arange(len(first)), [base.model.joint(name).qposadr[0] for name in ROBOT])
-    moved = done[np.abs(done - first)[:, ~robot].max(1) > TOUCHED] if not robot.all() else done
+    moved = done[np.abs(done - first)[:, ~robot].max(1) > TOUCHED]
     restore = vary_scene(env, rng) if varied else None
     recorder = Recorder(env, config.size, observation)
     recorder.add(env.render(), False)

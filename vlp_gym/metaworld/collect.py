@@ -33,7 +33,7 @@ from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from vlp_gym.data.shards import shard_path, write_shard
-from vlp_gym.data.trajectory import AGENT, ALL_TIERS, APART, EXPLORE, NEAR_MISS, RETREAT, Trajectory
+from vlp_gym.data.trajectory import AGENT, ALL_TIERS, APART, EXPLORE, NEAR_MISS, RETREAT, TIERS, Trajectory
 from vlp_gym.errors import CheckpointError, DatasetError
 from vlp_gym.frames.process import end_with_parent
 from vlp_gym.metaworld.apart import apart_rollout
@@ -174,11 +174,7 @@ def _collect_task(job: tuple[Path, CollectConfig, str, Sequence[str]]) -> str:
 
 
 def _count(config: CollectConfig, tier: str) -> int:
-    counts = {
-        NEAR_MISS: config.near_miss, EXPLORE: config.explore, AGENT: config.agent, RETREAT: config.retreat,
-        APART: config.apart,
-    }  # fmt: skip
-    return counts.get(tier, config.per_tier * (tier in config.tiers))
+    return config.per_tier * (tier in config.tiers) if tier in TIERS else getattr(config, tier)
 
 
 def _measure_stage(env: Any, task: str, seed: int, episodes: int = 5) -> Stage:

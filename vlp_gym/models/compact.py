@@ -17,16 +17,13 @@ The progress of a frame depends only on [F_t, F_t - F_first]: the model cannot c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp_gym.models.backbones.hashed_words import HashedWords
-from vlp_gym.models.backbones.on_backbone import OnBackbone
-from vlp_gym.models.backbones.small import SmallBackbone, embedding_head, overview
+from vlp_gym.models.backbones.on_pairs import DIRECTIONS, OnPairs, direction_words, embedding_head, overview
 from vlp_gym.models.checkpoint import CheckpointMixin
 from vlp_gym.models.config import Count, Factor, Pixels, Width
 from vlp_gym.models.protocol import History, Scores
@@ -58,11 +55,7 @@ class ClipFeatures:
         return ClipFeatures(*(value[rows] for value in vars(self).values()))
 
 
-DIRECTIONS = 16  # D: numbers of the sentence that the progress head sees
-VERB_DROPOUT = 0.05  # word dropout; low, as a sentence without its verb has no direction
-
-
-class CompactRewardModel(OnBackbone, CheckpointMixin):
+class CompactRewardModel(OnPairs, CheckpointMixin):
     """A small factorised reward model; see the module's docstring, and `RewardModel` for its methods.
 
     Args:
@@ -97,26 +90,12 @@ class CompactRewardModel(OnBackbone, CheckpointMixin):
         relevance_shift: Factor = 0.0,
         truncate: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(image_size, channels, hidden, buckets, truncate)
         self.window, self.history = window, history
         self.quality_weight, self.motion_weight = quality_weight, motion_weight
         self.relevance_shift = relevance_shift
-        self.backbone = SmallBackbone(image_size, channels, buckets, truncate=truncate)
-        self.pair = nn.Linear(2 * channels, hidden)
-        side = image_size // 16
-        half = -(-side // 2)
-        self.where = nn.Sequential(  # no pooling: positions matter, a hand beside the button is not on it
-            nn.ReLU(),
-            nn.Unflatten(2, (side, side)),
-            nn.Conv2d(hidden, hidden, 3, 2, 1),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(hidden * half**2, hidden),
-            nn.LayerNorm(hidden),
-        )
         self.progress_head = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1))
-        # A second word table: the relevance's words are still trained when the progress is frozen.
-        self.verbs = HashedWords(buckets, word_dropout=VERB_DROPOUT, truncate=truncate)
+        self.verbs = direction_words(buckets, truncate)
         self.text_direction = nn.Sequential(nn.Linear(self.verbs.dim, DIRECTIONS), nn.Tanh())
         self.direction_head = nn.Linear(hidden, DIRECTIONS)
         nn.init.zeros_(self.direction_head.weight)
@@ -134,30 +113,15 @@ class CompactRewardModel(OnBackbone, CheckpointMixin):
         self.temperature = nn.Parameter(torch.tensor([10.0, 10.0]))  # of scene and motion
         self.relevance_bias = nn.Parameter(torch.tensor([-5.0, 0.0]))
 
-    def encode_text(self, instructions: Sequence[str]) -> Tensor:
-        """Encode B sentences as one token each, float ``[B, 1, D]``: the topic and the direction, concatenated."""
-        return torch.cat([self.backbone.encode_text(instructions), self.verbs(instructions)], 2)
-
-    def encode_in_context(self, frames: Tensor, first: Tensor) -> Tensor:
-        """See `ContextualModel`; returns float ``[N, 1, hidden + 2 * channels]``."""
-        state = self._state(frames[:, None], first)[:, 0]
-        return torch.cat([state, overview(first)], 1)[:, None]
-
     def score_in_context(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
         """See `ContextualModel`."""
-        state, overview = frames.squeeze(2).split([self.order.out_features, 2 * self.backbone.frame_dim], -1)
-        return self._scores(self._clip_features(state, overview[:, -1], mask), text, mask)
+        states, first = self.split_context(frames)
+        return self._scores(self._clip_features(states, first, mask), text, mask)
 
     def features(self, frames: Tensor, mask: Tensor) -> ClipFeatures:
         """Features of clips of frame tokens ``[B, T, K, channels]`` with mask ``[B, T]``, without a sentence."""
         first = frames[torch.arange(len(frames), device=frames.device), mask.int().argmax(1)]
-        return self._clip_features(self._state(frames, first), overview(first), mask)
-
-    def _state(self, frames: Tensor, first: Tensor) -> Tensor:
-        """State ``[B, T, hidden]`` of frames ``[B, T, K, channels]``: their tokens and the change since `first`."""
-        pair = self.pair(torch.cat([frames, frames - first[:, None]], -1)).flatten(0, 1)  # [B * T, K, hidden]
-        state: Tensor = self.where(pair.transpose(1, 2)).unflatten(0, frames.shape[:2])
-        return state  # [B, T, hidden]
+        return self._clip_features(self.state_since(frames, first), overview(first), mask)
 
     def _clip_features(self, state: Tensor, overview: Tensor, mask: Tensor) -> ClipFeatures:
         batch, time = mask.shape
@@ -182,7 +146,7 @@ class CompactRewardModel(OnBackbone, CheckpointMixin):
 
     def progress_logits(self, clips: ClipFeatures, text: Tensor) -> Tensor:
         """Progress logits ``[B, T]`` of each clip under its own sentence ``[B, 1, D]``."""
-        direction = self.text_direction(self._text(text)[1])
+        direction = self.text_direction(self.topic_and_direction(text)[1])
         return clips.progress + (clips.direction * direction[:, None]).sum(2)
 
     def quality(self, clips: ClipFeatures, progress_logits: Tensor, mask: Tensor) -> Tensor:
@@ -191,12 +155,12 @@ class CompactRewardModel(OnBackbone, CheckpointMixin):
 
     def scene_relevance(self, clips: ClipFeatures, text: Tensor) -> Tensor:
         """Logits ``[B, M]`` that each sentence ``[M, 1, D]`` fits the first frame of each clip."""
-        scene = clips.scene @ F.normalize(self.text_scene(self._text(text)[0]), dim=-1).T
+        scene = clips.scene @ F.normalize(self.text_scene(self.topic_and_direction(text)[0]), dim=-1).T
         return self.temperature[0] * scene + self.relevance_bias[0]
 
     def motion_relevance(self, clips: ClipFeatures, text: Tensor) -> Tensor:
         """Logits ``[B, M]`` that the motion of each clip fits each sentence ``[M, 1, D]``."""
-        motion = clips.motion @ F.normalize(self.text_motion(self._text(text)[0]), dim=-1).T
+        motion = clips.motion @ F.normalize(self.text_motion(self.topic_and_direction(text)[0]), dim=-1).T
         return self.temperature[1] * motion + self.relevance_bias[1]
 
     def relevance_parameters(self) -> list[nn.Parameter]:
@@ -219,8 +183,3 @@ class CompactRewardModel(OnBackbone, CheckpointMixin):
             progress=torch.sigmoid(progress),
             relevance=scene + self.relevance_shift,
         )
-
-    def _text(self, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Split sentence tokens ``[M, 1, D]`` into topic ``[M, text_dim]`` and direction ``[M, verbs.dim]``."""
-        about, direction = text[:, 0].split([self.backbone.text_dim, self.verbs.dim], 1)
-        return about, direction

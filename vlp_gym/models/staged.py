@@ -16,25 +16,19 @@ count frames.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp_gym.models.backbones.hashed_words import HashedWords
-from vlp_gym.models.backbones.on_backbone import OnBackbone
-from vlp_gym.models.backbones.small import SmallBackbone, embedding_head, overview
+from vlp_gym.models.backbones.on_pairs import DIRECTIONS, OnPairs, direction_words, embedding_head, overview
 from vlp_gym.models.checkpoint import CheckpointMixin
 from vlp_gym.models.config import Count, Factor, Pixels, Probability, Width
 from vlp_gym.models.protocol import History, Scores
 
 STAGES = ("approach", "moved", "way")
-DIRECTIONS = 16  # numbers of the sentence that the stages see
-VERB_DROPOUT = 0.05  # word dropout; low, as a sentence without its verb has no direction
 
 
-class StagedRewardModel(OnBackbone, CheckpointMixin):
+class StagedRewardModel(OnPairs, CheckpointMixin):
     """A small factorised reward model; see the module's docstring, and `RewardModel` for its methods.
 
     Args:
@@ -72,26 +66,12 @@ class StagedRewardModel(OnBackbone, CheckpointMixin):
         relevance_shift: Factor = 0.0,
         truncate: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(image_size, channels, hidden, buckets, truncate)
         self.window, self.history = window, history
         self.approach_share, self.base, self.sharpness = approach_share, base, sharpness
         self.relevance_shift = relevance_shift
-        self.backbone = SmallBackbone(image_size, channels, buckets, truncate=truncate)
-        self.pair = nn.Linear(2 * channels, hidden)
-        side = image_size // 16
-        half = -(-side // 2)
-        self.where = nn.Sequential(  # no pooling: positions matter, a hand beside the button is not on it
-            nn.ReLU(),
-            nn.Unflatten(2, (side, side)),
-            nn.Conv2d(hidden, hidden, 3, 2, 1),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(hidden * half**2, hidden),
-            nn.LayerNorm(hidden),
-        )
         self.stage_head = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, len(STAGES)))
-        # A second word table: the relevance's words are still trained when the progress is frozen.
-        self.verbs = HashedWords(buckets, word_dropout=VERB_DROPOUT, truncate=truncate)
+        self.verbs = direction_words(buckets, truncate)
         self.text_direction = nn.Sequential(nn.Linear(self.verbs.dim, DIRECTIONS), nn.Tanh())
         self.direction_head = nn.Linear(hidden, len(STAGES) * DIRECTIONS)
         nn.init.zeros_(self.direction_head.weight)
@@ -102,19 +82,10 @@ class StagedRewardModel(OnBackbone, CheckpointMixin):
         self.temperature = nn.Parameter(torch.tensor(10.0))
         self.relevance_bias = nn.Parameter(torch.tensor(-5.0))
 
-    def encode_text(self, instructions: Sequence[str]) -> Tensor:
-        """Encode B sentences as one token each, float ``[B, 1, D]``: the topic and the direction, concatenated."""
-        return torch.cat([self.backbone.encode_text(instructions), self.verbs(instructions)], 2)
-
-    def encode_in_context(self, frames: Tensor, first: Tensor) -> Tensor:
-        """See `ContextualModel`; returns float ``[N, 1, hidden + 2 * channels]``."""
-        state = self._state_since(frames[:, None], first)[:, 0]
-        return torch.cat([state, overview(first)], 1)[:, None]
-
     def score_in_context(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
         """See `ContextualModel`."""
-        state, overview = frames.squeeze(2).split([self.pair.out_features, 2 * self.backbone.frame_dim], -1)
-        return self._scores(state, overview[:, -1], text, mask)
+        states, first = self.split_context(frames)
+        return self._scores(states, first, text, mask)
 
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
         """Score windows; shapes as in `RewardModel`. The first frame is the episode's, whatever the mask says."""
@@ -122,11 +93,11 @@ class StagedRewardModel(OnBackbone, CheckpointMixin):
 
     def state(self, frames: Tensor) -> Tensor:
         """State ``[B, T, hidden]`` of clips of frame tokens ``[B, T, K, channels]``; frame 0 is the episode's first."""
-        return self._state_since(frames, frames[:, 0])
+        return self.state_since(frames, frames[:, 0])
 
     def stages(self, state: Tensor, text: Tensor) -> Tensor:
         """Logits ``[B, T, 3]`` of approach, moved and way, each clip under its own sentence ``[B, 1, D]``."""
-        direction = self.text_direction(self._text(text)[1])
+        direction = self.text_direction(self.topic_and_direction(text)[1])
         turned = self.direction_head(F.relu(state)).unflatten(2, (len(STAGES), DIRECTIONS))
         return self.stage_head(state) + (turned * direction[:, None, None]).sum(-1)
 
@@ -145,24 +116,13 @@ class StagedRewardModel(OnBackbone, CheckpointMixin):
         own = [parameter for head in heads for parameter in head.parameters()]
         return [*own, self.temperature, self.relevance_bias]
 
-    def _state_since(self, frames: Tensor, first: Tensor) -> Tensor:
-        """State of frames ``[B, T, K, channels]``: their tokens and the change since `first`, ``[B, K, channels]``."""
-        pair = self.pair(torch.cat([frames, frames - first[:, None]], -1)).flatten(0, 1)  # [B * T, K, hidden]
-        state: Tensor = self.where(pair.transpose(1, 2)).unflatten(0, frames.shape[:2])
-        return state
-
-    def _scores(self, state: Tensor, overview: Tensor, text: Tensor, mask: Tensor) -> Scores:
+    def _scores(self, state: Tensor, first: Tensor, text: Tensor, mask: Tensor) -> Scores:
         progress = self.progress(self.stages(state, text))
-        relevance = self._relevance(overview, text).diagonal() + self.relevance_shift
+        relevance = self._relevance(first, text).diagonal() + self.relevance_shift
         mean = (progress * mask).sum(1) / mask.sum(1)
         return Scores(self.sharpness * relevance.sigmoid() * (self.base + mean), progress, relevance)
 
-    def _relevance(self, overview: Tensor, text: Tensor) -> Tensor:
-        scene = F.normalize(self.scene_head(overview), dim=-1)
-        cosine = scene @ F.normalize(self.text_scene(self._text(text)[0]), dim=-1).T
+    def _relevance(self, first: Tensor, text: Tensor) -> Tensor:
+        scene = F.normalize(self.scene_head(first), dim=-1)
+        cosine = scene @ F.normalize(self.text_scene(self.topic_and_direction(text)[0]), dim=-1).T
         return self.temperature * cosine + self.relevance_bias
-
-    def _text(self, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Split sentence tokens ``[M, 1, D]`` into topic ``[M, text_dim]`` and direction ``[M, verbs.dim]``."""
-        about, direction = text[:, 0].split([self.backbone.text_dim, self.verbs.dim], 1)
-        return about, direction

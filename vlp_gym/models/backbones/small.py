@@ -62,18 +62,6 @@ class SmallBackbone(nn.Module):
         return grid.flatten(2).transpose(1, 2)
 
 
-def overview(first: Tensor) -> Tensor:
-    """Mean and maximum over the tokens of first frames ``[B, K, channels]``, as ``[B, 2 * channels]``."""
-    return torch.cat([first.mean(1), first.amax(1)], 1)
-
-
-def embedding_head(width: int, hidden: int, embedding: int) -> nn.Sequential:
-    """An MLP; its batch norm removes what all inputs share, else all embeddings start and stay alike."""
-    return nn.Sequential(
-        nn.BatchNorm1d(width, affine=False), nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, embedding)
-    )
-
-
 class _Residual(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()

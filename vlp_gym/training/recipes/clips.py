@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from vlp_gym.data.trajectory import AGENT, APART, EXPLORE, NEAR_MISS, Trajectory, sentences_by_task
+from vlp_gym.data.trajectory import AGENT, APART, EXPLORE, NEAR_MISS, Trajectory
 from vlp_gym.training.options import TrainOptions, check_at_least
 from vlp_gym.training.recipe import Batch, Recipe
+from vlp_gym.training.recipes.by_task import RolloutsByTask, stack
 from vlp_gym.training.recipes.frame_labels import FrameLabels, label_task
 
 SEGMENT_STEPS = 50  # environment steps in a preference segment (VLP)
@@ -58,7 +57,7 @@ class ClipBatch(Batch):
     opposites: list[str | None]
 
 
-class ClipSampler:
+class ClipSampler(RolloutsByTask):
     """Draws batches; each depends on its number and the seed alone, so that resumed runs match bit for bit.
 
     Args:
@@ -85,17 +84,7 @@ class ClipSampler:
         seed: int,
         focus: Sequence[str] = (),
     ) -> None:
-        self.by_task: dict[str, dict[str, list[int]]] = {}
-        self.trajectories = trajectories
-        for index, trajectory in enumerate(trajectories):
-            if trajectory.tier == APART or (trajectory.tier == "expert" and not trajectory.success.any()):
-                continue  # nothing happens there, and a failed scripted policy shows no progress to learn from
-            self.by_task.setdefault(trajectory.task, {}).setdefault(trajectory.tier, []).append(index)
-        self.tasks = sorted(self.by_task)
-        if len(self.tasks) < tasks_per_batch or tasks_per_batch < 2:
-            raise ValueError(
-                f"tasks_per_batch: expected 2 to {len(self.tasks)} (the tasks there are), got {tasks_per_batch}"
-            )
+        super().__init__(trajectories, tasks_per_batch, without=(APART,))  # nothing happens there
         if clips_per_task < 3:
             raise ValueError(f"clips_per_task: expected at least 3, got {clips_per_task}")
         self.focus = list(dict.fromkeys(focus))
@@ -105,23 +94,11 @@ class ClipSampler:
             raise ValueError(
                 f"focus: expected at most half of a batch's {tasks_per_batch} tasks, got {len(self.focus)}"
             )
-        for task, tiers in self.by_task.items():
-            if lacking := TIER_RANK.keys() - tiers.keys():
-                raise ValueError(f"{task}: expected trajectories of every tier, found none of {sorted(lacking)}")
-        self.sentences = sentences_by_task(trajectories)
-        self.taken = set(chain(*self.sentences.values()))
-        self.have_opposites = {trajectory.task for trajectory in trajectories if trajectory.opposite in self.by_task}
-        self.opposites = {
-            sentence: opposites
-            for trajectory in trajectories
-            for sentence, opposites in zip(trajectory.sentences, trajectory.opposite_sentences, strict=False)
-        }
         self.labels: dict[int, FrameLabels] = {}
-        for tiers in self.by_task.values():
-            indices = list(chain(*tiers.values()))
+        for task in self.tasks:
+            indices = self.all_of(task)
             self.labels.update(zip(indices, label_task([trajectories[index] for index in indices]), strict=True))
-        self.tasks_per_batch, self.clips_per_task = tasks_per_batch, clips_per_task
-        self.window, self.seed = window, seed
+        self.clips_per_task, self.window, self.seed = clips_per_task, window, seed
 
     def batch(self, number: int) -> ClipBatch:
         """Batch `number` of the endless sequence of this seed."""
@@ -130,21 +107,15 @@ class ClipSampler:
         lengths = [max(2, share * self.window // 4) for share in (1, 2, 3, 4)]
         length = int(rng.choice(lengths, p=[0.25, 0.35, 0.2, 0.2]))
         groups = [[self._clip(task, slot, length, rng) for slot in range(self.clips_per_task)] for task in tasks]
-        tensors = {
-            name: torch.from_numpy(np.stack([np.stack([clip[name] for clip in group]) for group in groups]))
-            for name in groups[0][0]
-        }
         sentences = [str(rng.choice(self.sentences[task])) for task in tasks]
         opposites = [self._opposite(task, sentence, rng) for task, sentence in zip(tasks, sentences, strict=True)]
-        return ClipBatch(**tensors, instructions=sentences, opposites=opposites)
+        return ClipBatch(**stack(groups), instructions=sentences, opposites=opposites)
 
     def _opposite(self, task: str, sentence: str, rng: np.random.Generator) -> str | None:
         """A sentence that asks for the opposite, if no training task is the opposite."""
-        options = self.opposites.get(sentence, ())
-        if task in self.have_opposites or not options:  # the opposite task has its own rollouts
-            return None
-        drawn = options[int(rng.integers(len(options)))]
-        return None if drawn in self.taken else drawn  # some are sentences of an unrelated task
+        if self.opposite_of.get(task) in self.by_task:
+            return None  # it has its own rollouts
+        return self.made_opposite(sentence, rng)
 
     def _draw_tasks(self, rng: np.random.Generator) -> list[str]:
         """Random tasks, half of them followed by one of the same scene, which the sentence must tell apart."""

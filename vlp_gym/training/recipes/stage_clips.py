@@ -4,28 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vlp_gym.data.trajectory import AGENT, APART, EXPLORE, NEAR_MISS, RETREAT, Trajectory, sentences_by_task
+from vlp_gym.data.trajectory import APART, RETREAT, Trajectory
 from vlp_gym.training.recipe import Batch
+from vlp_gym.training.recipes import clips
+from vlp_gym.training.recipes.by_task import RolloutsByTask, stack
 from vlp_gym.training.recipes.frame_labels import label_task
 from vlp_gym.training.recipes.stage_labels import StageLabels, TaskStages, label_backwards, label_stages, task_stages
 
 BACKWARDS = 0.6  # share of clips shown backwards, among those in which the hand has gone back at the end
 SIBLING = 0.5  # share of a task's last clips that come from the opposite task, done in nearly the same scene
-# Tiers of a task's first clips.
-SLOTS = (("expert",), ("medium",), ("random", NEAR_MISS, EXPLORE, AGENT), (RETREAT,), (APART,))
-TIER_SHARE = {
-    EXPLORE: 2.0,
-    AGENT: 4.0,
-    RETREAT: 4.0,
-    APART: 4.0,
-}  # sampling weights of tiers (others: 1); these vary most
+SLOTS = (*clips.SLOTS, (RETREAT,), (APART,))  # tiers of a task's first clips
+TIER_SHARE = {**clips.TIER_SHARE, RETREAT: 4.0, APART: 4.0}  # sampling weights of tiers (others: 1)
 FRAMES_PER_TASK = 4  # first frames of each task in a batch for the relevance
 
 
@@ -82,7 +77,7 @@ class FirstFrames(Batch):
     tasks: int
 
 
-class StageSampler:
+class StageSampler(RolloutsByTask):
     """Draws batches; each depends on its number and the seed alone, so that resumed runs match bit for bit.
 
     Args:
@@ -108,41 +103,20 @@ class StageSampler:
         frames_per_clip: int,
         seed: int,
     ) -> None:
-        self.trajectories = trajectories
-        self.by_task: dict[str, dict[str, list[int]]] = {}
-        for index, trajectory in enumerate(trajectories):
-            if trajectory.tier == "expert" and not trajectory.success.any():
-                continue  # a failed scripted policy shows no progress to learn from
-            self.by_task.setdefault(trajectory.task, {}).setdefault(trajectory.tier, []).append(index)
-        self.tasks = sorted(self.by_task)
-        if len(self.tasks) < tasks_per_batch or tasks_per_batch < 2:
-            raise ValueError(
-                f"tasks_per_batch: expected 2 to {len(self.tasks)} (the tasks there are), got {tasks_per_batch}"
-            )
+        super().__init__(trajectories, tasks_per_batch)
         self.labels: dict[int, StageLabels] = {}
         self.stages: dict[str, TaskStages] = {}
         self.timed: dict[int, np.ndarray] = {}
         for task, tiers in self.by_task.items():
-            if lacking := set(chain(*SLOTS[:2], ["random"])) - tiers.keys():
-                raise ValueError(f"{task}: expected trajectories of every tier, found none of {sorted(lacking)}")
             self.stages[task] = task_stages([trajectories[index] for index in tiers["expert"]])
-            own = list(chain(*tiers.values()))
+            own = self.all_of(task)
             for index in own:
                 shown = trajectories[index]
                 self.labels[index] = label_stages(shown.positions, shown.success, self.stages[task])
             if any(np.isnan(trajectories[index].positions).any() for index in own):
                 timed = label_task([trajectories[index] for index in own])
                 self.timed |= {index: each.progress for index, each in zip(own, timed, strict=True)}
-        self.sentences = sentences_by_task(trajectories)
-        self.taken = set(chain(*self.sentences.values()))
-        self.opposite_of = {trajectory.task: trajectory.opposite for trajectory in trajectories}
-        self.written_opposites = {
-            sentence: opposites
-            for trajectory in trajectories
-            for sentence, opposites in zip(trajectory.sentences, trajectory.opposite_sentences, strict=False)
-        }
-        self.tasks_per_batch, self.clips_per_task = tasks_per_batch, clips_per_task
-        self.frames_per_clip, self.seed = frames_per_clip, seed
+        self.clips_per_task, self.frames_per_clip, self.seed = clips_per_task, frames_per_clip, seed
         self.settings: dict[str, Any] = {
             "tasks": self.tasks, "tasks_per_batch": tasks_per_batch, "clips_per_task": clips_per_task,
             "frames_per_clip": frames_per_clip, "recipe_seed": seed,
@@ -154,16 +128,12 @@ class StageSampler:
         tasks = [str(task) for task in rng.permutation(self.tasks)[: self.tasks_per_batch]]
         sentences, opposites = self._sentences(tasks, rng)
         groups = [[self._clip(task, slot, rng) for slot in range(self.clips_per_task)] for task in tasks]
-        tensors = {
-            name: torch.from_numpy(np.stack([np.stack([clip[name] for clip in group]) for group in groups]))
-            for name in groups[0][0]
-        }
-        return StageBatch(**tensors, instructions=sentences, opposites=opposites)
+        return StageBatch(**stack(groups), instructions=sentences, opposites=opposites)
 
     def first_frames(self, number: int) -> FirstFrames:
         """First frames of all tasks: batch `number` of the endless sequence of this seed."""
         rng = np.random.default_rng([self.seed, number])
-        chosen = [rng.choice(list(chain(*self.by_task[task].values())), FRAMES_PER_TASK) for task in self.tasks]
+        chosen = [rng.choice(self.all_of(task), FRAMES_PER_TASK) for task in self.tasks]
         sentences, opposites = self._sentences(self.tasks, rng)
         about = list(self.tasks)  # the task whose scene each sentence is about
         for task, opposite in zip(self.tasks, opposites, strict=True):
@@ -171,7 +141,7 @@ class StageSampler:
                 sentences.append(opposite)
                 about.append(task)
         # The opposite task has nearly the same scene.
-        fits = np.array([[owner in (task, self.opposite_of[task]) for owner in about] for task in self.tasks])
+        fits = np.array([[owner in (task, self.opposite_of.get(task)) for owner in about] for task in self.tasks])
         frames = np.stack([self.trajectories[index].frames[0] for index in np.concatenate(chosen)])
         rows = torch.from_numpy(fits).repeat_interleave(FRAMES_PER_TASK, 0)
         return FirstFrames(torch.from_numpy(frames), rows, sentences, len(self.tasks))
@@ -182,15 +152,13 @@ class StageSampler:
 
     def _opposite(self, task: str, sentence: str, rng: np.random.Generator) -> str | None:
         """A sentence of the opposite task, or one that rules have made from this one."""
-        if (opposite := self.opposite_of[task]) in self.by_task:
+        if (opposite := self.opposite_of.get(task)) in self.by_task:
             return str(rng.choice(self.sentences[opposite]))
-        options = self.written_opposites.get(sentence, ())
-        drawn = options[int(rng.integers(len(options)))] if options else None
-        return None if drawn in self.taken else drawn  # some are sentences of an unrelated task
+        return self.made_opposite(sentence, rng)
 
     def _clip(self, task: str, slot: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """One clip: the tensor fields of `StageBatch` without the dimensions G and C."""
-        opposite = self.opposite_of[task]
+        opposite = self.opposite_of.get(task)
         last = slot == self.clips_per_task - 1
         sibling = last and opposite in self.by_task and rng.random() < SIBLING
         tiers = self.by_task[opposite if sibling and opposite is not None else task]

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlp_gym.data.trajectory import Trajectory
+from vlp_gym.training.recipes.frame_labels import TOUCHED
 
 Floats = NDArray[np.float64]
 
@@ -20,7 +21,6 @@ MOVED = 0.02  # metres from which an object has moved ...
 LEAST_SHARE = 0.5  # ... or this share of its whole way, if that is shorter
 STILL = 0.5  # share of `MOVED` under which nothing has moved yet
 WAY_BEFORE_SUCCESS = 2 / 3  # highest value of the way before success
-TOUCHED = 0.01  # metres of object motion that count as a touch
 RIGHT_WAY = 0.1  # share of the way from which on the object has gone in the right direction
 BACK = 0.95  # share of the way back that counts as success of the opposite
 HAND_ONLY = 0.015  # metres; where experts move the object by less, the task is about the hand itself

@@ -165,7 +165,8 @@ def _opposite_part(model: StagedRewardModel, state: Tensor, batch: StageBatch) -
     rows = state.unflatten(0, batch.way.shape[:2])[opposed].flatten(0, 1)
     text = model.encode_text([sentence for sentence in batch.opposites if sentence is not None])
     parts = _progress_parts(model, rows, text, some, some.opposite_way)
-    return parts["moved"] + parts["way"] + parts["progress"] + WEIGHTS["rank"] * parts["rank"]
+    del parts["approach"]  # the same under any sentence
+    return _weighted_sum(parts, WEIGHTS)
 
 
 def _weighted_sum(parts: dict[str, Tensor], weights: dict[str, float]) -> Tensor:

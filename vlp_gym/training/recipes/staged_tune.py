@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from typing import ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 
-from vlp_gym.data.trajectory import TIERS, Trajectory
-from vlp_gym.engine.guard import GuardedModel
-from vlp_gym.engine.windows import window_indices
-from vlp_gym.evaluation.metrics import preference_accuracy
+from vlp_gym.data.trajectory import Trajectory
 from vlp_gym.models.staged import StagedRewardModel
+from vlp_gym.training.recipes.tuning import Scores, validation
 
 BASES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2)
 SHARPNESSES = (1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0)
-SHIFTS = np.linspace(-6, 6, 121)
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -39,6 +33,7 @@ class Tuned:
     sharpness: float
     relevance_shift: float
     table: list[tuple[float, float, float]]
+    columns: ClassVar = ("base", "tier ITP", "IVP")
 
 
 @torch.inference_mode()
@@ -54,70 +49,23 @@ def tune(model: StagedRewardModel, trajectories: Sequence[Trajectory], tasks: Se
         ValueError: if there are fewer than two tasks, or a task lacks trajectories of a tier.
         DatasetError: if a task's first trajectory carries no sentences.
     """
-    if len(tasks) < 2:
-        raise ValueError(f"tasks: expected at least two validation tasks, got {list(tasks)}")
-    chosen = [t for t in trajectories if t.task in tasks and t.tier in TIERS and not t.varied]
-    found = {(t.task, t.tier) for t in chosen}
-    if missing := [f"{task} {tier}" for task in tasks for tier in TIERS if (task, tier) not in found]:
-        raise ValueError(f"expected trajectories of every tier of every validation task, found none of {missing}")
-    first = [next(t for t in chosen if t.task == task) for task in tasks]  # carries the task's sentences
-    sentences = [[trajectory.canonical, *trajectory.held_out] for trajectory in first]
-    guard = GuardedModel(model)
-    text = guard.encode_text([sentence for group in sentences for sentence in group], where="validation sentences")
-    owner = np.repeat(np.arange(len(tasks)), [len(group) for group in sentences])
+    shown = validation(model, trajectories, tasks)
     relevances, progresses = [], []  # [sentences] of each video
-    for trajectory in chosen:
-        index, mask = window_indices(len(trajectory.frames), model.window, "prefix")
-        tokens = guard.encode_frames(torch.from_numpy(trajectory.frames[index]), where=trajectory.name)[None]
-        relevances.append(model.relevance(tokens[:, 0], text)[0].double().numpy())
-        state = model.state(tokens).expand(len(text), -1, -1)
-        progresses.append(model.progress(model.stages(state, text))[:, mask].mean(1).double().numpy())
+    for tokens, mask in shown.windows():
+        relevances.append(model.relevance(tokens[:, 0], shown.text)[0].double().numpy())
+        state = model.state(tokens).expand(len(shown.text), -1, -1)
+        progresses.append(model.progress(model.stages(state, shown.text))[:, mask[0]].mean(1).double().numpy())
     relevance, progress = np.stack(relevances), np.stack(progresses)  # [videos, sentences] each
-    task_of = np.array([tasks.index(t.task) for t in chosen])
-    tier_of = np.array([TIERS.index(t.tier) for t in chosen])
-    shift = _shift(relevance, owner[None, :] == task_of[:, None])
+    shift = shown.shift(relevance)
     gate = 1 / (1 + np.exp(-(relevance + shift)))
-    table = [(base, *_accuracies(gate * (base + progress), owner, task_of, tier_of)) for base in BASES]
+    table = [(base, *shown.accuracies(gate * (base + progress))) for base in BASES]
     base = max(table, key=lambda row: row[1] + row[2])[0]
-    parts = _differences(gate * (base + progress), owner, task_of, tier_of)
+    parts = shown.differences(gate * (base + progress))
     losses = [_cross_entropy(*parts, sharpness) for sharpness in SHARPNESSES]
     return Tuned(base, SHARPNESSES[int(np.argmin(losses))], shift, table)
 
 
-def _shift(relevance: Floats, right: NDArray[np.bool_]) -> float:
-    logits = torch.from_numpy(relevance)
-    losses = [
-        float(F.softplus(-(logits[right] + shift)).mean() + F.softplus(logits[~right] + shift).mean())
-        for shift in SHIFTS
-    ]
-    return round(float(SHIFTS[int(np.argmin(losses))]), 2)
-
-
-def _differences(
-    score: Floats, owner: NDArray[np.int64], task_of: NDArray[np.int64], tier_of: NDArray[np.int64]
-) -> tuple[list[Floats], list[Floats], list[Floats]]:
-    """Differences of scores ``[videos, sentences]``, better minus worse: ITP by tier, IVP, and ILP, where none is."""
-    itp, ivp, ilp = [], [], []
-    for column, task in enumerate(owner):
-        own, other = score[task_of == task, column], score[task_of != task, column]
-        tiers = [score[(task_of == task) & (tier_of == tier), column] for tier in range(len(TIERS))]
-        itp += [np.subtract.outer(better, worse).ravel() for better, worse in combinations(tiers, 2)]
-        ivp.append(np.subtract.outer(own, other).ravel())
-        groups = [score[task_of == foreign, column] for foreign in set(task_of.tolist()) - {task}]
-        ilp += [np.subtract.outer(group, group).ravel() for group in groups]
-    return itp, ivp, ilp
-
-
-def _accuracies(
-    score: Floats, owner: NDArray[np.int64], task_of: NDArray[np.int64], tier_of: NDArray[np.int64]
-) -> tuple[float, float]:
-    """Tier ITP and IVP of scores ``[videos, sentences]``."""
-    itp, ivp, _ = _differences(score, owner, task_of, tier_of)
-    a, b = (np.mean([preference_accuracy(each, np.zeros(len(each))) for each in part]) for part in (itp, ivp))
-    return float(a), float(b)
-
-
-def _cross_entropy(itp: list[Floats], ivp: list[Floats], ilp: list[Floats], sharpness: float) -> float:
+def _cross_entropy(itp: list[Scores], ivp: list[Scores], ilp: list[Scores], sharpness: float) -> float:
     """Of Bradley-Terry's P(a > b) against the labels 1, 1 and 0.5; the three kinds count alike."""
     better = [np.mean([np.logaddexp(0, -sharpness * each).mean() for each in part]) for part in (itp, ivp)]
     equal = np.mean([np.logaddexp(0, sharpness * each).mean() for each in ilp])  # every pair is there in both orders
