@@ -10,11 +10,11 @@ import pytest
 pytest.importorskip("tyro")
 pytest.importorskip("accelerate")
 
+from command_line import run
 from rollouts import painted, painted_tasks, write_tasks, write_version_1
 from tiny import tiny_model
 
 from vlp_gym.commands.data import judged_tasks, load, training_tasks
-from vlp_gym.commands.main import main
 from vlp_gym.data.shards import shard_path
 from vlp_gym.errors import DatasetError
 from vlp_gym.metaworld import splits
@@ -29,10 +29,6 @@ def other(tmp_path_factory):
     folder = tmp_path_factory.mktemp("other")
     write_tasks(folder, [replace(t, sentences=(t.task,)) for t in painted_tasks(TASKS, each=2, size=112)])
     return folder
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 def test_the_book_says_what_a_shard_does_not(tmp_path):
