@@ -20,6 +20,7 @@ CONTRAST = 0.1
 BRIGHTNESS = 0.05
 CHANNEL_GAIN = 0.05
 NOISE = 0.01
+RECOLOURED = 0.25  # share of clips whose black background gets another colour
 MIRRORED = 0.5  # share of clips that are flipped left to right
 BLACK = 12 / 255  # upper bound of the black background of fast rendering after JPEG
 
@@ -36,7 +37,7 @@ def mirror_clips(batch: Clips, generator: torch.Generator) -> Clips:
 
 
 def augment_clips(frames: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift, scale, relight and tint clips, add noise, and recolour the black background of a random half.
+    """Shift, scale, relight and tint clips, add noise, and recolour the black background of some.
 
     Args:
         frames: uint8 ``[B, T, H, W, 3]``.
@@ -47,15 +48,16 @@ def augment_clips(frames: Tensor, generator: torch.Generator) -> Tensor:
     """
     batch, time, height, width = frames.shape[:4]
     device = frames.device
-    pixels = frames.permute(0, 1, 4, 2, 3).flatten(1, 2).float() / 255  # [B, T*3, H, W]
+    pixels = frames.permute(0, 1, 4, 2, 3).flatten(1, 2).float().div_(255)  # [B, T*3, H, W]
 
     def draw(*shape: int) -> Tensor:
         return (torch.rand(shape, generator=generator) * 2 - 1).to(device)
 
-    background = 0.5 * (draw(batch, 1, 3, 1, 1) + 1) * (draw(batch, 1, 1, 1, 1) > 0.5)
-    by_frame = pixels.unflatten(1, (time, 3))
-    black = by_frame.amax(2, keepdim=True) < BLACK
-    pixels = torch.where(black, background, by_frame).flatten(1, 2)
+    colour = 0.5 * (draw(batch, 1, 3, 1, 1) + 1)
+    recoloured = (draw(batch) > 1 - 2 * RECOLOURED).nonzero()[:, 0]
+    some = pixels[recoloured].unflatten(1, (time, 3))
+    black = some.amax(2, keepdim=True) < BLACK
+    pixels[recoloured] = torch.where(black, colour[recoloured], some).flatten(1, 2)
     scale = 1 + 0.03 * draw(batch, 1)
     shift = draw(batch, 2) * (2 * MAX_SHIFT / torch.tensor([width, height], device=device))
     theta = torch.zeros(batch, 2, 3, device=device)
@@ -65,6 +67,6 @@ def augment_clips(frames: Tensor, generator: torch.Generator) -> Tensor:
     pixels = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
     pixels = pixels.reshape(batch, time, 3, height, width)
     gain = (1 + CONTRAST * draw(batch, 1, 1, 1, 1)) * (1 + CHANNEL_GAIN * draw(batch, 1, 3, 1, 1))
-    pixels = (pixels - 0.4) * gain + 0.4 + BRIGHTNESS * draw(batch, 1, 1, 1, 1)
-    pixels = pixels + NOISE * torch.randn(pixels.shape, generator=generator).to(device)
-    return pixels.clamp(0, 1).flatten(0, 1)
+    offset = 0.4 * (1 - gain) + BRIGHTNESS * draw(batch, 1, 1, 1, 1)
+    noise = torch.randn(pixels.shape, generator=generator).to(device)
+    return noise.mul_(NOISE).add_(offset).addcmul_(pixels, gain).clamp_(0, 1).flatten(0, 1)  # in place: memory is slow
