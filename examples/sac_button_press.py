@@ -54,6 +54,8 @@ class Options:
     """Length of an episode."""
     repeat: int = 2
     """Environment steps that each action is held for."""
+    gamma: float = 0.98
+    """Discount of a decision's reward; 0.95 suits --repeat 5."""
     eval_every: int = 2_500
     """Decisions between two evaluations."""
     eval_episodes: int = 20
@@ -91,7 +93,7 @@ def main(options: Options) -> None:
         env,
         learning_rate=lambda left: 1e-3 * left,  # falls to 0, so that the last policy is a settled one
         learning_starts=1_000,
-        gamma=0.98,
+        gamma=options.gamma,
         tau=0.01,
         ent_coef="auto_0.05",  # rewards are at most 1: the usual start of 1 would drown them in entropy
         policy_kwargs={"net_arch": [256, 256]},

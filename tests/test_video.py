@@ -47,6 +47,39 @@ def decoders():
 
 
 class TestReadVideo:
+    @pytest.mark.parametrize("container", [name for name in CONTAINERS if name not in ("h264", "hevc", "mpg")])
+    def test_a_part_at_a_rate(self, tmp_path, container):
+        """By the frames' own times; mpg's encoder leaves a gap in them."""
+        path = write(tmp_path / f"clip.{container}", clip(50))
+        whole = read_video(path)
+        assert np.array_equal(read_video(path, start_s=0.6, end_s=1.2), whole[15:30])
+        assert np.array_equal(read_video(path, start_s=0.6, end_s=1.2, fps=10), whole[[15, 18, 20, 23, 25, 28, 29]])
+        assert np.array_equal(read_video(path, fps=1), whole[[0, 25, 49]])
+        assert np.array_equal(read_video(path, fps=1000), whole)
+        assert len(read_video(path, fps=2, max_frames=5)) == 5
+        with pytest.raises(DatasetError, match="no frame between 2 and 3 s"):
+            read_video(path, start_s=2, end_s=3)
+
+    @pytest.mark.parametrize("container", ["h264", "hevc"])
+    def test_a_bare_stream_has_no_times(self, tmp_path, container):
+        path = write(tmp_path / f"clip.{container}", clip(5))
+        with pytest.raises(DatasetError, match="its frames have no times to choose by"):
+            read_video(path, fps=1)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"start_s": -1}, "expected 0 <= start_s < end_s, got -1"),
+            ({"start_s": 2, "end_s": 2}, "expected 0 <= start_s < end_s, got 2 and 2"),
+            ({"start_s": float("nan")}, "expected 0 <= start_s"),
+            ({"fps": 0}, "fps: expected more than 0, got 0"),
+            ({"fps": float("inf")}, "fps: expected more than 0, got inf"),
+        ],
+    )
+    def test_times_out_of_range(self, tmp_path, options, message):
+        with pytest.raises(ValueError, match=message):
+            read_video(tmp_path / "clip.mp4", **options)
+
     @pytest.mark.parametrize("container", CONTAINERS)
     def test_every_container(self, tmp_path, container):
         frames = read_video(write(tmp_path / f"clip.{container}", clip(12)))

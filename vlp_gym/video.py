@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import subprocess
 import sys
@@ -29,7 +30,14 @@ MEMORY = 896 * 2**20  # bytes for the decoder and the frames together, of MAX_PI
 
 
 def read_video(
-    path: str | Path, *, max_frames: int = MAX_FRAMES, max_pixels: int = MAX_PIXELS, longest_side: int = LONGEST_SIDE
+    path: str | Path,
+    *,
+    max_frames: int = MAX_FRAMES,
+    max_pixels: int = MAX_PIXELS,
+    longest_side: int = LONGEST_SIDE,
+    start_s: float = 0.0,
+    end_s: float = math.inf,
+    fps: float | None = None,
 ) -> NDArray[np.uint8]:
     """Decode a video file as a player shows it: turned as its display matrix says, with square pixels.
 
@@ -47,19 +55,29 @@ def read_video(
         max_frames: longer videos are refused.
         max_pixels: videos with more pixels per frame are refused before decoding.
         longest_side: larger frames are shrunk to this many pixels.
+        start_s: the first frame to read, in seconds from the video's beginning, by the frames' own times.
+        end_s: the frames from here on are left out, in seconds.
+        fps: at most so many frames per second are read: the first one at or after each multiple of 1 / fps seconds, and
+            the last one, which shows how it ends; None: all.
 
     Returns:
         uint8 ``[F, H, W, 3]``, RGB.
 
     Raises:
+        ValueError: times or rate out of range.
         DatasetError: the file is missing, no video, truncated, damaged, over the limits, or contradicts its header.
         MissingExtraError: PyAV is not installed.
     """
+    if not 0 <= start_s < end_s or math.isinf(start_s):
+        raise ValueError(f"expected 0 <= start_s < end_s, got {start_s} and {end_s}")
+    if fps is not None and not 0 < fps < math.inf:
+        raise ValueError(f"fps: expected more than 0, got {fps}")
     _av()
     path = Path(path)
     memory = round(MEMORY * max(1.0, max_pixels / MAX_PIXELS))
     limits: dict[str, float] = {"max_frames": max_frames, "max_pixels": max_pixels, "longest_side": longest_side}
     limits |= {"memory": memory, "patience": PATIENCE}
+    limits |= {"start_s": start_s, "end_s": end_s, "every_s": 0.0 if fps is None else 1 / fps}
     pixels, shape = bytearray(), ()
     with contextlib.closing(_decoded(path, limits)) as frames:
         for frame in frames:

@@ -6,6 +6,7 @@ raises MissingExtraError without matplotlib.
 
 from __future__ import annotations
 
+import textwrap
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -214,6 +215,21 @@ def plot_evaluation(
         if named:
             handles = panels[0].get_legend_handles_labels()[0]
             fitting_legend(figure, handles, [5, 4, 3, 2, 1], loc="outside lower center", handletextpad=0.2)
+
+
+def plot_examples(videos: Mapping[str, NDArray[np.uint8]], path: str | Path) -> None:
+    """Draw a strip of frames for each task.
+
+    Args:
+        videos: label -> a few frames, uint8 ``[F, H, W, 3]``.
+        path: ``.png``, ``.pdf`` or ``.svg``, replaced atomically.
+    """
+    width, heights = 7.2, [7.0 * video.shape[1] / (video.shape[2] * len(video)) + 0.25 for video in videos.values()]
+    with figure_file(width, sum(heights) + 0.1, path) as figure:
+        rows = figure.subplots(len(videos), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+        for axes, (label, video) in zip(rows, videos.items(), strict=True):
+            _strip(axes, video, len(video), INK, "")
+            axes.set_title(textwrap.shorten(label, 100))
 
 
 def attention_overlay(frame: NDArray[np.uint8], attention: ArrayLike, *, opacity: float = 0.6) -> NDArray[np.uint8]:

@@ -17,6 +17,7 @@ from vlp_gym.commands.usage import MAX_SEED
 COLLECT = ["collect", "metaworld", "--out", "new"]
 TRAIN = ["train", "compact", "--data", "data"]
 EVAL = ["eval", "--data", "data"]
+DATA = ["data", "convert", "videos:clips", "--out", "new"]
 SCORE = ["score", "video.mp4", "--instruction", "push"]
 LABEL = ["label", "segments", "--out", "new", "--labels", "scripted"]
 TUNE = ["tune", "--model", "model", "--data", "data", "--tasks", "a", "b"]
@@ -137,7 +138,7 @@ WRONG = [
     # folders
     *(
         ([*command, "--out", "file/results"], "--out: expected a folder, got file/results, and file is a file")
-        for command in (COLLECT, TRAIN, EVAL, SCORE, LABEL, CONVERT, CALIBRATE)
+        for command in (COLLECT, DATA, TRAIN, EVAL, SCORE, LABEL, CONVERT, CALIBRATE)
     ),
 ]
 
@@ -177,6 +178,7 @@ NEEDED = [
         {"metaworld": "metaworld", "mujoco": "metaworld", "datasets": "train", "PIL": "train"},
     ),
     ([*COLLECT, "--agent", "1"], "collecting rollouts needs", {"stable_baselines3": "sb3"}),
+    (DATA, "reading a data set needs", {"datasets": "train", "PIL": "viz", "matplotlib": "viz", "av": "viz"}),
     (TRAIN, "training needs", dict.fromkeys(("accelerate", "datasets", "PIL", "matplotlib", "scipy"), "train")),
     (EVAL, "an evaluation needs", dict.fromkeys(("datasets", "PIL", "scipy", "matplotlib"), "train")),
     (

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from vlp_gym.errors import DatasetError
+
 if TYPE_CHECKING:
     from vlp_gym.data.trajectory import Trajectory
 
@@ -13,35 +15,53 @@ SplitName = Literal["vlp", "ml45", "all", "data"]
 
 
 def load(*folders: Path, tasks: Sequence[str] = ()) -> list[Trajectory]:
-    """All trajectories of folders; Meta-World tasks without sentences get theirs.
+    """All trajectories of data sets; Meta-World tasks without sentences get theirs.
 
     Args:
-        folders: folders with parquet shards.
+        folders: folders with parquet shards, or other data sets, see `open_source`.
         tasks: load only these; default: all. The suffix -v3 of a Meta-World task may be omitted.
 
     Raises:
-        DatasetError: see `stream_trajectories`.
+        DatasetError: see `Source`, or none has one of the tasks.
     """
-    from vlp_gym.data.shards import load_trajectories, shard_tasks
+    from tqdm import tqdm
+
+    from vlp_gym.data.sources import open_source
     from vlp_gym.metaworld.sentences import with_sentences
     from vlp_gym.metaworld.splits import full_name
 
-    known = shard_tasks(*folders)
-    names = [full_name(task) if full_name(task) in known else task for task in tasks]
-    return [with_sentences(trajectory) for trajectory in load_trajectories(*folders, tasks=names or None)]
+    sources = [open_source(folder) for folder in folders]
+    known = [set(source.tasks()) for source in sources]
+    names = [full_name(task) if any(full_name(task) in own for own in known) else task for task in tasks]
+    where = " ".join(map(str, folders))
+    if missing := [name for name in names if not any(name in own for own in known)]:
+        raise DatasetError(f"{where}: no trajectories of {', '.join(missing)}; run vlp-gym collect with --tasks")
+    found = []
+    with tqdm(desc=f"reading {where}", unit=" trajectories", leave=False) as bar:
+        for source, own in zip(sources, known, strict=True):
+            some = [name for name in names if name in own]
+            for trajectory in source.stream(some or None) if some or not names else ():
+                found.append(with_sentences(trajectory))
+                bar.update()
+    return found
+
+
+def all_tasks(*folders: Path) -> tuple[str, ...]:
+    """The tasks of data sets, sorted."""
+    from vlp_gym.data.sources import open_source
+
+    return tuple(sorted({task for folder in folders for task in open_source(folder).tasks()}))
 
 
 def training_tasks(split: SplitName, folders: Sequence[Path]) -> tuple[str, ...]:
-    """The training tasks of a Meta-World split; for "data" all tasks in the folders."""
-    from vlp_gym.data.shards import shard_tasks
+    """The training tasks of a Meta-World split; for "data" all tasks in the data sets."""
     from vlp_gym.metaworld.splits import train_tasks
 
-    return tuple(shard_tasks(*folders)) if split == "data" else train_tasks(split)
+    return all_tasks(*folders) if split == "data" else train_tasks(split)
 
 
 def judged_tasks(split: SplitName, folder: Path) -> tuple[str, ...]:
-    """The evaluation tasks of a Meta-World split; for "data" all tasks in the folder."""
-    from vlp_gym.data.shards import shard_tasks
+    """The evaluation tasks of a Meta-World split; for "data" all tasks in the data set."""
     from vlp_gym.metaworld import splits
 
-    return tuple(shard_tasks(folder)) if split == "data" else splits.judged_tasks(split)
+    return all_tasks(folder) if split == "data" else splits.judged_tasks(split)

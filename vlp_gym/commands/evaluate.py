@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from vlp_gym.commands.data import SplitName, judged_tasks, load
+from vlp_gym.commands.data import SplitName, all_tasks, judged_tasks, load
 from vlp_gym.errors import check_packages
 
 
@@ -24,7 +24,8 @@ def evaluate(
 
     Args:
         model: a shipped name (see `vlp-gym models`), a checkpoint folder, or a hub id org/name.
-        data: folder from `vlp-gym collect`, preferably with another seed than the training data.
+        data: folder from `vlp-gym collect`, preferably with another seed than the training data; or another data set,
+            see `vlp-gym data --help`.
         split: vlp or ml45: the five Meta-World tasks that it holds out; all: all 50; data: every task in the folder.
         out: folder for the report; default: runs/eval/MODEL-SPLIT.
         seed: seeds all random draws.
@@ -33,7 +34,6 @@ def evaluate(
     check_packages(dict.fromkeys(("datasets", "PIL", "scipy", "matplotlib"), "train"), "an evaluation needs")
     if pairs_per_task < 1:
         raise ValueError(f"--pairs-per-task: expected at least 1, got {pairs_per_task}")
-    from vlp_gym.data.shards import shard_path
     from vlp_gym.evaluation.evaluate import evaluate as judge
     from vlp_gym.evaluation.report import markdown, write_report
     from vlp_gym.models.registry import best_device, load_reward_model
@@ -43,9 +43,9 @@ def evaluate(
     live = load_reward_model(model, device=device)
     trajectories = load(data, tasks=tasks)
     siblings = {trajectory.sibling for trajectory in trajectories if trajectory.sibling} - set(tasks)
-    if collected := [task for task in sorted(siblings) if shard_path(data, task, "expert").exists()]:
+    if collected := sorted(siblings.intersection(all_tasks(data))):
         trajectories += load(data, tasks=collected)
-        trajectories.sort(key=lambda trajectory: shard_path(data, trajectory.task, trajectory.tier))  # as one folder
+        trajectories.sort(key=lambda trajectory: f"{trajectory.task}-{trajectory.tier}")  # as one folder
     result = judge(
         live, trajectories, tasks=tasks, split_name=split, seed=seed, device=device, pairs_per_task=pairs_per_task
     )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vlp_gym.commands.collect import collect
+from vlp_gym.commands.datasets import data
 from vlp_gym.commands.evaluate import evaluate
 from vlp_gym.commands.label import label
 from vlp_gym.commands.models import calibrate, convert, models
@@ -19,6 +20,7 @@ from vlp_gym.errors import VLPError, did_you_mean, missing_extra
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "collect": collect,
+    "data": data,
     "train": train,
     "tune": tune,
     "eval": evaluate,
@@ -30,6 +32,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 }
 KEPT = {
     "collect": "finished shards are kept, and the same command goes on from there",
+    "data": "finished tasks are kept, and the same command goes on from there",
     "train": "the last saved state is kept, and the same command goes on from there",
     "label": "saved labels are kept, and the same command adds further pairs to them",
     "score": "finished files are kept; the same command begins anew",

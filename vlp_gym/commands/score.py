@@ -36,7 +36,7 @@ def score(
         videos: video files (mp4, mkv, webm, avi, gif ...) of at most 2,000 frames, or folders of them.
         instruction: the task in one sentence; with --dataset the default is each rollout's own.
         model: a shipped name (see `vlp-gym models`), a checkpoint folder, or a hub id org/name.
-        dataset: folder from `vlp-gym collect`, instead of videos.
+        dataset: folder from `vlp-gym collect`, or another data set (see `vlp-gym data --help`), instead of videos.
         tasks: score only these tasks of the dataset; default: all.
         threshold: value-order correlation from which a rollout counts as a success, in [-1, 1].
         temperature: tau of the step weights exp(tau * change of value), in [0, 100].

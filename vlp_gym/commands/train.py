@@ -100,7 +100,7 @@ def tune(*, model: Path, data: Path, tasks: tuple[str, ...]) -> None:
 
     Args:
         model: folder of a model from `vlp-gym train compact --leave-out ...`, or staged.
-        data: folder from `vlp-gym collect`.
+        data: folder from `vlp-gym collect`, or another data set, see `vlp-gym data --help`.
         tasks: the left-out tasks, at least two.
     """
     check_packages(dict.fromkeys(("datasets", "PIL", "scipy"), "train"), "tuning needs")

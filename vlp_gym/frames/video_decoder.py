@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import resource
 import signal
@@ -24,14 +25,16 @@ from av.video.reformatter import VideoReformatter
 from vlp_gym.frames.video_ends import missing_end
 
 HEADER = struct.Struct("<cIIIB")  # kind, bytes that follow, height, width, turn
-READY, FRAME, END, REFUSED = b"R", b"F", b"E", b"X"
+READY, FRAME, PASSED, END, REFUSED = b"R", b"F", b"P", b"E", b"X"
 OUT_OF_TIME = (signal.SIGPROF, signal.SIGALRM)  # what ends the process when no frame comes
 TRANSPOSED, UPSIDE_DOWN, MIRRORED = 1, 2, 4  # a frame's turn: first transposed, then flipped
 
 # Containers that hold their frames. Playlists (m3u8, concat, dash) would open other files and addresses.
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,apng,mpegts,ogg,flv,asf,mpeg,mpegvideo,m4v,h264,hevc"
 _READ = "mp4, mov, mkv, webm, avi, flv, wmv, mpg, ts, ogv, gif, apng, or a bare MPEG, H.264 or HEVC stream"
+_SEEKABLE = ("mov", "matroska")  # their index is exact; other containers are decoded from the beginning
 _CPUS = 4
+_NEARLY = 1e-3  # seconds by which the time of a frame may be rounded
 _MAX_UNPACKED = 2**30, 20_000  # pixels of all frames: so many, and so many more for each byte of the file
 
 
@@ -65,7 +68,10 @@ def main() -> None:
     send(READY)
     try:
         for frame, turn in _decode(**limits):
-            send(FRAME, frame.planes[0], frame.height, frame.width, turn)
+            if frame is None:
+                send(PASSED)
+            else:
+                send(FRAME, frame.planes[0], frame.height, frame.width, turn)
         send(END)
     except Refused as error:
         send(REFUSED, str(error).encode())
@@ -81,8 +87,13 @@ def _bound(memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (memory if most < 0 else min(memory, most), most))
 
 
-def _decode(*, max_frames: int, max_pixels: int, longest_side: int, memory: int) -> Iterator[tuple[Any, int]]:
-    """Yield RGB frames and their turns; `memory` is for this process and for the frames that the reader keeps."""
+def _decode(
+    *, max_frames: int, max_pixels: int, longest_side: int, memory: int, start_s: float, end_s: float, every_s: float
+) -> Iterator[tuple[Any, int]]:
+    """Yield RGB frames and their turns, None for those outside of the chosen times.
+
+    `memory` is for this process and for the frames that the reader keeps.
+    """
     # No options for streams: older PyAV writes beyond its memory where streams appear late, as in flv and mpg.
     options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
     try:
@@ -109,31 +120,58 @@ def _decode(*, max_frames: int, max_pixels: int, longest_side: int, memory: int)
         _bound(max(memory - 3 * wide * high * max_frames, memory * 3 // 7))
         most = _MAX_UNPACKED[0] + _MAX_UNPACKED[1] * os.fstat(file.fileno()).st_size
         rgb = VideoReformatter()  # one for all frames: each has threads of its own
-        count = silent = turn = angle = 0
+        count = seen = silent = turn = angle = 0
+        some = start_s > 0 or end_s < math.inf or every_s > 0
+        first_s = None if stream.start_time is None else float(stream.start_time * (stream.time_base or 0))
+        due_s, last = start_s, None
+        if start_s > 0 and container.format.name.startswith(_SEEKABLE):
+            container.seek(round((start_s + (first_s or 0)) * 1e6))  # to the key frame before
         for packet in container.demux(stream):
             if packet.is_corrupt:
-                raise Refused(f"is damaged or truncated after {count} frames")
+                raise Refused(f"is damaged or truncated after {seen} frames")
             silent += 1
             for frame in packet.decode():
-                if count == max_frames:
-                    raise Refused(f"more than {max_frames} frames; cut or thin the video")
-                if (count + 1) * width * height > most:
+                if (seen + 1) * width * height > most:
                     raise Refused(f"unpacks to more than {most // 10**6} megapixels, too many for so small a file")
                 if frame.is_corrupt:
-                    raise Refused(f"frame {count} is damaged")
+                    raise Refused(f"frame {seen} is damaged")
                 if (frame.width, frame.height) != (width, height):
                     size = f"{frame.width}x{frame.height}"
-                    raise Refused(f"frame {count} is {size}, but the header says {width}x{height}")
-                if count == 0:  # no more often: a frame whose side data was looked at lives on in a circle
+                    raise Refused(f"frame {seen} is {size}, but the header says {width}x{height}")
+                if seen == 0:  # no more often: a frame whose side data was looked at lives on in a circle
                     turn, angle = _turn(frame), frame.rotation
                 if frame.rotation != angle:
-                    raise Refused(f"frame {count} is turned by {frame.rotation} degrees, those before by {angle}")
+                    raise Refused(f"frame {seen} is turned by {frame.rotation} degrees, those before by {angle}")
+                seen, silent = seen + 1, 0
+                if some:
+                    if frame.time is None:
+                        raise Refused("its frames have no times to choose by; put it into an mp4 or mkv file")
+                    first_s = frame.time if first_s is None else first_s
+                    at_s = frame.time - first_s + _NEARLY
+                    if at_s >= end_s:
+                        break
+                    if at_s < due_s:
+                        last = frame if every_s and at_s >= start_s else None
+                        yield None, turn
+                        continue
+                    last = None
+                    due_s += every_s * (1 + (at_s - due_s) // every_s) if every_s else 0
+                if count == max_frames:
+                    raise Refused(f"more than {max_frames} frames; cut or thin the video")
                 yield rgb.reformat(frame, wide, high, "rgb24"), turn
-                count, silent = count + 1, 0
-            if silent > max_frames:
-                raise Refused(f"{silent} packets without a picture after {count} frames")
-        if count == 0:
+                count += 1
+            else:
+                if silent > max_frames:
+                    raise Refused(f"{silent} packets without a picture after {seen} frames")
+                continue
+            break
+        if last is not None and count < max_frames:  # it shows how the video ends
+            yield rgb.reformat(last, wide, high, "rgb24"), turn
+            count += 1
+        if seen == 0:
             raise Refused("expected a video, but no frame of it can be decoded")
+        if count == 0:
+            raise Refused(f"no frame between {start_s:g} and {end_s:g} s")
 
 
 def _shown(width: int, height: int, aspect: Any, longest_side: int) -> tuple[int, int]:

@@ -20,7 +20,7 @@ class TrainOptions(TrainConfig, ABC):
     """Training data and initial weights; subclasses add a system's options, set defaults and build model and recipe.
 
     Attributes:
-        data: one or more folders from `vlp-gym collect`.
+        data: one or more folders from `vlp-gym collect`, or other data sets, see `vlp-gym data --help`.
         split: training tasks. vlp and ml45: Meta-World without the five tasks that each holds out; all: all 50 tasks;
             data: every task in the folders.
         tasks: train only on these tasks of the split; default: all of them.

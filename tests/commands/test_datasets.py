@@ -1,0 +1,143 @@
+"""`vlp-gym data`, and other people's data as --data of the other commands."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tyro")
+pytest.importorskip("accelerate")
+pytest.importorskip("av")
+
+from clips import write
+from command_line import run
+from lerobot_files import write_dataset
+from PIL import Image
+from rollouts import painted
+
+from vlp_gym.data.shards import load_trajectories
+from vlp_gym.data.trajectory import TIERS
+
+TASKS = ("fold the towel", "stack the cups")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """A video of each tier of two tasks, painted rollouts of 12 frames at 25 a second."""
+    folder = tmp_path_factory.mktemp("clips")
+    rows = [("file", "sentence", "tier", "group")]
+    for task, like in zip(TASKS, ("push-v3", "reach-v3"), strict=True):
+        for number, tier in enumerate(TIERS):
+            file = f"{task}-{tier}.mp4"
+            write(folder / file, painted(like, tier, number, frames=12, size=64).frames)
+            rows.append((file, f"{task}{' now' * number}", tier, task))
+    with open(folder / "captions.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder
+
+
+def test_inspect(clips, tmp_path, capsys):
+    assert run("data", "inspect", f"videos:{clips}", "--fps", 25, "--out", tmp_path) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2:4] == [f"| {task} | 1 expert, 1 medium, 1 random | 1 | 12 to 12 | 3 | {task} |" for task in TASKS]
+    assert [line.partition(":")[0] for line in lines[4:-1]] == ["lacking"] * 2  # actions and positions
+    assert lines[-1] == f"examples: {tmp_path / 'examples.png'}"
+    picture = np.array(Image.open(tmp_path / "examples.png"))
+    assert picture.std() > 20
+
+
+def test_convert_goes_on_where_it_ended(clips, tmp_path, capsys, monkeypatch):
+    from vlp_gym.data import shards
+
+    def interrupt(*arguments):
+        if "stack" in arguments[1].name:
+            raise KeyboardInterrupt
+        written(*arguments)
+
+    written, out = shards.write_shard, tmp_path / "out"
+    monkeypatch.setattr(shards, "write_shard", interrupt)
+    command = ("data", "convert", f"videos:{clips}", "--fps", 25, "--size", 64, "--out", out)
+    assert run(*command) == 130
+    assert "finished tasks are kept" in capsys.readouterr().err
+    monkeypatch.setattr(shards, "write_shard", written)
+    assert run(*command) == 0
+    assert capsys.readouterr().out.splitlines() == [f"2/2 {TASKS[1]}: 1 expert, 1 medium, 1 random", f"shards: {out}"]
+    read = load_trajectories(out, progress_bar=False)
+    assert [(t.task, t.tier, len(t.frames)) for t in read] == [(task, tier, 12) for task in TASKS for tier in TIERS]
+    assert run("data", "convert", f"videos:{clips}", "--fps", 5, "--out", out) == 2
+    assert "converted with another fps, size; choose another --out" in capsys.readouterr().err
+    (out / "convert.json").write_text("[]")
+    assert run(*command) == 2
+    assert "convert.json: damaged" in capsys.readouterr().err
+    (out / "convert.json").unlink()
+    assert run(*command) == 2
+    assert "there are other rollouts; choose another --out" in capsys.readouterr().err
+
+
+def test_videos_and_shards_train_and_are_judged(clips, tmp_path):
+    shards, source, model = tmp_path / "shards", f"videos:{clips}", tmp_path / "model"
+    assert run("data", "convert", source, "--out", shards) == 0
+    arguments = ("--split", "data", "--steps", 2, "--tasks-per-batch", 2, "--relevance-steps", 1, "--out", model)
+    assert run("train", "compact", "--data", source, *arguments) == 0
+    figures = []
+    for name, data in (("videos", source), ("shards", shards)):
+        assert run("eval", "--model", model, "--data", data, "--split", "data", "--out", tmp_path / name) == 0
+        result = json.loads((tmp_path / name / "results.json").read_text())
+        assert result["tasks"] == list(TASKS)
+        figures.append(result["mean"])
+    assert figures[0].keys() == figures[1].keys()
+    assert run("score", "--dataset", source, "--model", model, "--out", tmp_path / "scores") == 0
+    rows = json.loads((tmp_path / "scores" / "scores.json").read_text())["videos"]
+    assert sorted({row["task"] for row in rows}) == list(TASKS)
+
+
+def test_lerobot_is_converted_with_its_actions(tmp_path, capsys):
+    folder = write_dataset(tmp_path / "set")
+    assert run("data", "convert", f"lerobot:{folder}", "--out", tmp_path / "out", "--fps", 25) == 0
+    read = load_trajectories(tmp_path / "out", progress_bar=False)
+    shapes = {f"{trajectory.task}, {trajectory.tier}": trajectory.action.shape for trajectory in read}
+    assert shapes == {
+        "close the drawer, expert": (7, 2), "open the door, expert": (11, 2), "open the door, near_miss": (9, 2),
+    }  # fmt: skip
+
+
+def test_broken_recordings_are_counted(clips, tmp_path, capsys):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    write(folder / "a.mp4", painted("push-v3", "expert", frames=9, size=64).frames)
+    (folder / "b.mp4").write_bytes(b"no video")
+    command = ("data", "convert", f"videos:{folder}", "--instruction", "go", "--out", tmp_path / "out")
+    assert run(*command) == 2
+    assert f"{folder / 'b.mp4'}: " in capsys.readouterr().err
+    assert run(*command, "--skip-broken") == 0
+    shown = capsys.readouterr().out
+    assert "1/1 go: 1 expert" in shown
+    assert "left out: 1 recordings that cannot be read" in shown
+    assert f"  {folder / 'b.mp4'}: " in shown
+    (folder / "a.mp4").unlink()
+    assert run("data", "inspect", f"videos:{folder}", "--instruction", "go", "--skip-broken", "--out", tmp_path) == 2
+    assert "expected at least one recording that can be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("convert", "videos:CLIPS"), "--out: expected a folder for the shards"),
+        (("inspect", "videos:CLIPS", "--size", "8"), "--size: expected 16 to 1024 pixels, got 8"),
+        (("inspect", "videos:CLIPS", "--tasks", "fold the tovel"), "no task 'fold the tovel' in the data set; did you"),
+        (("inspect", "videos:CLIPS", "--instruction", "x"), "has a sentence for each video; remove one of them"),
+        (("inspect", "nothing"), "nothing: expected parquet shards in nothing/data, found none"),
+        (("inspect", "lerobot:nothing"), "info.json: expected a file of a LeRobot data set, found none"),
+    ],
+)
+def test_errors(clips, arguments, message, capsys):
+    assert run("data", *(argument.replace("CLIPS", str(clips)) for argument in arguments)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_task_that_no_data_set_has(clips, model, capsys):
+    assert run("score", "--dataset", f"videos:{clips}", "--model", model, "--tasks", "dance") == 2
+    assert "no trajectories of dance" in capsys.readouterr().err

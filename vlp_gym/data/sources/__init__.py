@@ -1,0 +1,95 @@
+"""Data sets of other people as trajectories: `open_source` takes a folder of ours or one of `KINDS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+from vlp_gym.data.trajectory import Trajectory
+from vlp_gym.errors import DatasetError
+
+KINDS = {
+    "videos": "a folder of videos with captions.csv (file, sentence), such as videos:clips",
+    "lerobot": "a LeRobot data set, version 3.0 or 2.1: its folder or its name on the hub, such as lerobot:data/aloha",
+}
+OnBroken = Callable[[DatasetError], None]
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """How a data set is read; a source of rollouts of ours needs none of it.
+
+    Attributes:
+        instruction: one sentence for all videos of a folder without captions.csv.
+        camera: name of the camera; default: the first.
+        size: side of the square frames, pixels.
+        fps: at most so many frames per second.
+    """
+
+    instruction: str | None = None
+    camera: str | None = None
+    size: int = 112
+    fps: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not 16 <= self.size <= 1024:
+            raise ValueError(f"--size: expected 16 to 1024 pixels, got {self.size}")
+        if not 0 < self.fps <= 1000:
+            raise ValueError(f"--fps: expected more than 0 and at most 1000, got {self.fps}")
+
+
+class Source(Protocol):
+    """A data set whose rollouts are read one by one."""
+
+    def tasks(self) -> list[str]:
+        """Names of the tasks, sorted."""
+
+    def stream(self, tasks: Sequence[str] | None = None, on_broken: OnBroken | None = None) -> Iterator[Trajectory]:
+        """Yield the trajectories, one in memory at a time.
+
+        Args:
+            tasks: only these; None: all.
+            on_broken: is told of a rollout that cannot be read, which is then left out; None: it is raised.
+
+        Raises:
+            DatasetError: naming the file and the row.
+        """
+
+
+def open_source(name: str | Path, options: SourceOptions | None = None) -> Source:
+    """Open "KIND:PATH" with a kind of `KINDS`, or a folder from `vlp-gym collect`.
+
+    Raises:
+        DatasetError: if there is no such data set, or it is damaged.
+    """
+    kind, colon, path = str(name).partition(":")
+    if colon and kind in KINDS and not Path(name).exists():
+        if not path:
+            raise DatasetError(f"{name}: expected {KINDS[kind]}")
+        source: Source = import_module(f"vlp_gym.data.sources.{kind}").open_source(
+            Path(path), options or SourceOptions()
+        )
+        return source
+    return Shards(Path(name))
+
+
+@dataclass(frozen=True)
+class Shards:
+    """A folder of our own shards."""
+
+    folder: Path
+
+    def tasks(self) -> list[str]:
+        """See `Source`."""
+        from vlp_gym.data.shards import shard_tasks
+
+        return shard_tasks(self.folder)
+
+    def stream(self, tasks: Sequence[str] | None = None, on_broken: OnBroken | None = None) -> Iterator[Trajectory]:
+        """See `Source`; a damaged shard is raised, as the rest of it cannot be read."""
+        from vlp_gym.data.shards import stream_trajectories
+
+        return stream_trajectories(self.folder, tasks=tasks)
