@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from vlp_gym.data.trajectory import VARIANT_KINDS, Trajectory
+from vlp_gym.data.trajectory import NEAR_MISS, VARIANT_KINDS, Trajectory
 from vlp_gym.engine.video import VideoScorer
 from vlp_gym.errors import DatasetError, QueryError
 from vlp_gym.evaluation import plan as protocol
@@ -113,6 +113,13 @@ class TestOracle:
         assert result["mean"]["fixed_time"] > 0.97
         assert result["mean"]["fixed_time_held"] > 0.97
         assert result["mean"]["success_auc"] == 1.0
+
+    def test_success_against_near_misses_alone(self):
+        """As in a folder of somebody's videos: successes and failures, no tiers."""
+        data = [t for t in rollouts() if t.tier in ("expert", NEAR_MISS)]
+        assert run(Oracle(), data)["mean"]["success_auc"] == 1.0
+        experts = [t for t in data if t.tier == "expert"]
+        assert run(Oracle(), experts)["mean"]["success_auc"] is None  # nothing failed
 
     def test_near_and_done(self, result):
         assert result["mean"]["near_below_moved"] == 1.0

@@ -76,7 +76,7 @@ def evaluate(
     def all_pairs() -> list[Pair]:
         return [pair for plan in plans for pair in chain(*groups[plan.task].values(), plan.ilp)]
 
-    plan_of = {i: plan for plan in plans for tier in plan.videos.values() for i in tier}
+    plan_of = {i: plan for plan in plans for i in plan.watched}
     sentences = {key[1] for pair in all_pairs() for key in pair}.union(*map(reward_sentences, plans))
     scorer = VideoScorer(model, sorted(sentences), device, goals=goals)
     pairwise = scorer.guard.pairwise

@@ -90,8 +90,9 @@ def _measure_progress(plan: TaskPlan, curves: Mapping[int, Curves], seed: int) -
         values, rewards = [curves[i].value[1:] for i in own], [trajectories[i].reward[1:] for i in own]
         figures["fixed_time"] = metrics.fixed_time_correlation(_stack(values, False), _stack(rewards, False))
         figures["fixed_time_held"] = metrics.fixed_time_correlation(_stack(values, True), _stack(rewards, True))
-        succeeded = [bool(np.any(trajectories[i].success)) for i in own]
-        figures["success_auc"] = metrics.auc([curves[i].value[-1] for i in own], succeeded)
+        watched = [i for i in plan.watched if len(curves[i].value) >= 2]
+        succeeded = [bool(np.any(trajectories[i].success)) for i in watched]
+        figures["success_auc"] = metrics.auc([curves[i].value[-1] for i in watched], succeeded)
     return figures
 
 

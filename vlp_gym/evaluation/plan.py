@@ -40,6 +40,12 @@ class TaskPlan:
     ivp_held_out: list[Pair] = field(default_factory=list)
     ilp: list[Pair] = field(default_factory=list)
 
+    @property
+    def watched(self) -> list[int]:
+        """Videos whose values over time are measured; near misses where nothing else may have failed."""
+        own = [index for tier in TIERS for index in self.videos[tier]]
+        return own if len(own) > len(self.videos["expert"]) else own + self.near_misses
+
     def groups(self) -> dict[str, list[Pair]]:
         """Figure -> its pairs, the better one first."""
         ivp = [(pair, tuple(self.trajectories[key[0]].tier for key in pair)) for pair in self.ivp]
