@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vlp_gym.evaluation.verdict import verdict
 from vlp_gym.storage import write_atomic
 
 # group -> name in the result -> title
@@ -90,6 +91,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         f"{len(tasks)} tasks, seed {result['seed']}, {settings['pairs_per_task']} pairs a task, segments of "
         f"{settings['segment_steps']} steps, window {settings['window']} ({settings['history']}). "
         "Mean and sample standard deviation over tasks.",
+        "",
+        verdict(result),
     ]
     for group, figures in FIGURES.items():
         header = [group, "mean", "spread", *(task.removesuffix("-v3") for task in shown)]
