@@ -12,6 +12,7 @@ pytest.importorskip("tyro")
 pytest.importorskip("accelerate")
 pytest.importorskip("av")
 
+import pyarrow.parquet as pq
 from clips import write
 from command_line import run
 from lerobot_files import write_dataset
@@ -102,6 +103,23 @@ def test_lerobot_is_converted_with_its_actions(tmp_path, capsys):
     assert shapes == {
         "close the drawer, expert": (7, 2), "open the door, expert": (11, 2), "open the door, near_miss": (9, 2),
     }  # fmt: skip
+
+
+def test_lerobot_is_annotated(model, tmp_path):
+    """What its reward-aware training reads: a row for each frame of the data set."""
+    folder = write_dataset(tmp_path / "set")
+    command = ("score", "--dataset", f"lerobot:{folder}", "--model", model, "--tasks", "open the door")
+    assert run(*command, "--out", tmp_path / "scores") == 0
+    table = pq.read_table(tmp_path / "scores" / "progress.parquet")
+    assert table.schema.metadata[b"reward_model_path"] == str(model).encode()
+    columns = table.to_pydict()
+    assert columns["episode_index"] == [0] * 12 + [2] * 10
+    assert columns["frame_index"] == [*range(12), *range(10)]
+    assert columns["index"] == [*range(12), *range(20, 30)]
+    rows = json.loads((tmp_path / "scores" / "scores.json").read_text())["videos"]
+    for row, start in zip(rows, (0, 12), strict=True):
+        found = np.array(columns["progress_sparse"])[start + np.array(row["step"])]
+        assert found == pytest.approx(row["value"], abs=1e-6)
 
 
 def test_broken_recordings_are_counted(clips, tmp_path, capsys):

@@ -157,6 +157,8 @@ def _score_dataset(
     folder: Path, tasks: tuple[str, ...], instruction: str | None, model: str, out: Path, threshold: float, tau: float
 ) -> None:
     from vlp_gym.commands.data import load
+    from vlp_gym.data.sources import open_source
+    from vlp_gym.data.sources.lerobot import LeRobot
     from vlp_gym.evaluation.demonstrations import plot_scores, score_dataset, summarize
     from vlp_gym.models.registry import best_device, load_reward_model
     from vlp_gym.storage import write_atomic
@@ -172,5 +174,13 @@ def _score_dataset(
     write_atomic(out / "scores.json", json.dumps({"settings": settings, "videos": rows}, indent=1).encode())
     write_atomic(out / "scores.md", f"# {model} on {folder}\n\n{table}\n".encode())
     plot_scores(rows, out / "scores.png", threshold=threshold, title=model)
+    written = [out / f"scores.{kind}" for kind in ("json", "md", "png")]
+    source = open_source(folder)
+    if isinstance(source, LeRobot):
+        from vlp_gym.data.sources.annotate import progress_parquet
+
+        written.append(out / "progress.parquet")
+        episodes = [(episode.number, episode.length) for episode in source.episodes]
+        write_atomic(written[-1], progress_parquet(episodes, rows, model))
     print(table)
-    print(f"written: {' '.join(str(out / f'scores.{kind}') for kind in ('json', 'md', 'png'))}")
+    print(f"written: {' '.join(map(str, written))}")
