@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from clips import clip, write
 from PIL import Image
+
+from tests.clips import clip, write
 
 CAMERA, RATE = "observation.images.top", 25
 LENGTHS, TASKS = (12, 8, 10), ("open the door", "close the drawer", "open the door")
