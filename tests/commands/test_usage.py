@@ -179,6 +179,7 @@ NEEDED = [
     ),
     ([*COLLECT, "--agent", "1"], "collecting rollouts needs", {"stable_baselines3": "sb3"}),
     (DATA, "reading a data set needs", {"datasets": "train", "PIL": "viz", "matplotlib": "viz", "av": "viz"}),
+    (["data", "inspect", "minari:a/b", "--instruction", "x"], "reading Minari data sets needs", {"minari": "minari"}),
     (TRAIN, "training needs", dict.fromkeys(("accelerate", "datasets", "PIL", "matplotlib", "scipy"), "train")),
     (EVAL, "an evaluation needs", dict.fromkeys(("datasets", "PIL", "scipy", "matplotlib"), "train")),
     (

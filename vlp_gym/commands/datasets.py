@@ -37,15 +37,15 @@ def data(
     And then: vlp-gym data convert videos:clips --out data/clips
 
     A source is videos:FOLDER (videos, and captions.csv with the columns file and sentence, and optionally success,
-    tier, group, start_s, end_s), lerobot:FOLDER (version 3.0 or 2.1), or a folder from this command or `collect`.
-    Every command takes a source as --data, too; converted data are read faster.
+    tier, group, start_s, end_s), lerobot:FOLDER (version 3.0 or 2.1), minari:NAME, or a folder from this command or
+    `collect`. Every command takes a source as --data, too; converted data are read faster.
 
     Args:
         action: inspect or convert.
         source: the data set.
         out: folder for the shards; for inspect, for examples.png, by default runs/data/NAME.
-        instruction: one sentence for all videos of a folder without captions.csv.
-        camera: camera of a LeRobot data set, such as observation.images.top; default: the first.
+        instruction: one sentence for all videos of a folder without captions.csv, or for a Minari data set.
+        camera: camera of a LeRobot or Minari data set, such as observation.images.top; default: the first.
         size: side of the square frames, pixels; 224 suits CLIP and larger models.
         fps: at most so many frames per second are kept.
         tasks: only these tasks; default: all.

@@ -14,6 +14,7 @@ from vlp_gym.errors import DatasetError
 KINDS = {
     "videos": "a folder of videos with captions.csv (file, sentence), such as videos:clips",
     "lerobot": "a LeRobot data set, version 3.0 or 2.1: its folder or its name on the hub, such as lerobot:data/aloha",
+    "minari": "the name of a Minari data set, such as minari:D4RL/kitchen/mixed-v2",
 }
 OnBroken = Callable[[DatasetError], None]
 
@@ -23,7 +24,7 @@ class SourceOptions:
     """How a data set is read; a source of rollouts of ours needs none of it.
 
     Attributes:
-        instruction: one sentence for all videos of a folder without captions.csv.
+        instruction: one sentence for all, where the data have none of their own.
         camera: name of the camera; default: the first.
         size: side of the square frames, pixels.
         fps: at most so many frames per second.

@@ -21,7 +21,7 @@ from vlp_gym.training.recipe import Recipe, Stage, expect_model
 from vlp_gym.training.recipes.stage_clips import FirstFrames, StageBatch, StageSampler
 
 RANK_MARGIN = 0.08  # least difference in progress between two ordered frames
-DOUBT = 4.0  # weight of frames in which nothing has moved: what an arm hides is said not to have moved
+DOUBT = 2.0  # weight of frames in which nothing has moved: what an arm hides is said not to have moved
 STILL = 0.1  # weight of frames in which nothing has moved yet, for the way: they tell it nothing
 WEIGHTS = {"rank": 0.5, "position": 10.0, "opposite": 0.5, "match": 0.05, "to_text": 0.05}  # 1 for all others
 RELEVANCE_WEIGHTS = {"spread": 0.1}

@@ -1,0 +1,191 @@
+"""A Minari data set: frames from its observations, or rendered again by replaying its actions in its environment.
+
+The environment is made anew by its registered name alone, with its numbers and switches: a stored specification may
+name any function as the entry point, and any wrapper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from vlp_gym.data.sources import OnBroken, SourceOptions
+from vlp_gym.data.sources.recording import make_trajectory, task_name, tier_of
+from vlp_gym.data.trajectory import Trajectory
+from vlp_gym.errors import DatasetError, import_extra, reason
+from vlp_gym.text import normalize_sentence
+
+STEPS_PER_SECOND = 25  # a data set does not say how long a step lasts
+SAME = 1e-4  # by how much a replayed observation may differ
+
+
+class Minari:
+    """The episodes of a data set, all under one sentence; see `Source`."""
+
+    def __init__(self, name: str, data: Any, sentence: str, options: SourceOptions) -> None:
+        self.name, self.data, self.sentence, self.options = name, data, sentence, options
+
+    def tasks(self) -> list[str]:
+        """See `Source`."""
+        return [task_name(self.sentence)]
+
+    def stream(self, tasks: Sequence[str] | None = None, on_broken: OnBroken | None = None) -> Iterator[Trajectory]:
+        """See `Source`."""
+        if tasks is not None and self.tasks()[0] not in tasks:
+            return
+        environment: gym.Env[Any, Any] | None = None
+        try:
+            for index in map(int, self.data.episode_indices):
+                try:
+                    episode = next(iter(self.data.iterate_episodes([index])))
+                    frames = _pictures(episode.observations, self.options.camera)
+                    kept = self._kept(len(episode.rewards))
+                    if frames is None:
+                        if environment is None:
+                            environment = remake(self.data.env_spec, self.name)
+                        seed = next(iter(self.data.storage.get_episode_metadata([index]))).get("seed")
+                        shown = _replayed(environment, episode, seed, kept)
+                    else:
+                        shown = frames[kept]
+                    yield self._trajectory(index, episode, shown, kept)
+                except (DatasetError, ValueError, KeyError, OSError) as error:  # h5py's are OSError and KeyError
+                    broken = DatasetError(f"{self.name}, episode {index}: {reason(error)}")
+                    if on_broken is None:
+                        raise broken from error
+                    on_broken(broken)
+        finally:
+            if environment is not None:
+                environment.close()
+
+    def _kept(self, steps: int) -> np.ndarray:
+        """The states to show: some a second, and the last."""
+        kept = np.arange(0, steps + 1, max(1, round(STEPS_PER_SECOND / self.options.fps)))
+        return kept if kept[-1] == steps else np.append(kept, steps)
+
+    def _trajectory(self, index: int, episode: Any, shown: np.ndarray, kept: np.ndarray) -> Trajectory:
+        steps = len(episode.rewards)
+        success = np.zeros(steps + 1, bool)
+        told = (episode.infos or {}).get("success")
+        if told is None:
+            success[-1] = bool(episode.terminations[-1])
+        else:
+            rows = np.asarray(told, bool).ravel()
+            success[-min(len(rows), steps + 1) :] = rows[-(steps + 1) :]
+        state = _numbers(episode.observations, steps + 1)
+        action = np.asarray(episode.actions, np.float32).reshape(steps, -1)
+        more = {} if state is None else {"observation": state, "action": action}
+        return make_trajectory(
+            shown, task=task_name(self.sentence), tier=tier_of(bool(success.any())), sentences=[self.sentence],
+            success=success[kept], size=self.options.size, camera=self.options.camera or "render", seed=index,
+            step=kept, reward=np.asarray(episode.rewards, np.float32), **more,
+        )  # fmt: skip
+
+
+def open_source(path: Path, options: SourceOptions) -> Minari:
+    """Open a data set that `minari` has in its own folder; the hub is asked for others.
+
+    Raises:
+        DatasetError: if there is none, it is damaged, or no sentence is given.
+        MissingExtraError: without minari.
+    """
+    minari = import_extra("minari", "reading Minari data sets needs minari", "minari")
+    name = str(path)
+    if options.instruction is None:
+        raise DatasetError(
+            f"{name}: a Minari data set has no sentences; say what its task is: "
+            f'vlp-gym data convert minari:{name} --instruction "..." --out FOLDER'
+        )
+    sentence = normalize_sentence(options.instruction)
+    try:
+        data = minari.load_dataset(name, download=True)
+    except Exception as error:  # of h5py, of its JSON, of the hub
+        raise DatasetError(f"{name}: no Minari data set that can be read ({reason(error)})") from error
+    if not len(data.episode_indices):
+        raise DatasetError(f"{name}: expected episodes, found none")
+    return Minari(name, data, sentence, options)
+
+
+def remake(spec: Any, name: str) -> gym.Env[Any, Any]:
+    """The environment of a stored specification, by its registered name, numbers and switches.
+
+    Raises:
+        DatasetError: it is not registered here, or needs more than those.
+    """
+    if spec is None:
+        raise DatasetError(
+            f"{name}: expected pictures among the observations, or the environment's name, found neither"
+        )
+    if spec.id not in gym.registry:  # "module:name" would import the module
+        raise DatasetError(f"{name}: its environment {spec.id} is not registered here; import its package before")
+    if spec.additional_wrappers:
+        raise DatasetError(f"{name}: its environment had wrappers, and is not made again without them")
+    settings = {key: value for key, value in spec.kwargs.items() if key != "render_mode"}
+    if strange := [key for key, value in settings.items() if not isinstance(value, (bool, int, float, type(None)))]:
+        raise DatasetError(f"{name}: its environment takes {', '.join(strange)}, more than numbers and switches")
+    try:
+        return gym.make(spec.id, render_mode="rgb_array", max_episode_steps=spec.max_episode_steps, **settings)
+    except Exception as error:  # whatever its constructor raises
+        raise DatasetError(f"{name}: its environment {spec.id} cannot be made ({reason(error)})") from error
+
+
+def _replayed(env: gym.Env[Any, Any], episode: Any, seed: int | None, kept: np.ndarray) -> np.ndarray:
+    """The frames of an episode that is played once more; it must come out as it was recorded."""
+    if seed is None:
+        raise DatasetError("expected pictures among the observations, or the episode's seed, found neither")
+    wanted, frames = _numbers(episode.observations, len(episode.rewards) + 1), []
+    observation, _ = env.reset(seed=int(seed))
+    for step in range(len(episode.rewards) + 1):
+        if step:
+            observation, *_ = env.step(np.asarray(episode.actions)[step - 1])
+        own = _numbers(_batched(observation), 1)
+        if (
+            wanted is None
+            or own is None
+            or own.shape[1] != wanted.shape[1]
+            or np.abs(own[0] - wanted[step]).max() > SAME
+        ):
+            raise DatasetError(f"step {step}: the replayed observation is another one; this environment has changed")
+        if step in kept:
+            frames.append(np.asarray(env.render()))
+    return np.stack(frames)
+
+
+def _batched(observation: Any) -> Any:
+    if isinstance(observation, Mapping):
+        return {key: _batched(value) for key, value in observation.items()}
+    return np.asarray(observation)[None]
+
+
+def _leaves(observations: Any, name: str = "") -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays of nested observations, with their names."""
+    if isinstance(observations, Mapping):
+        for key in observations:
+            yield from _leaves(observations[key], f"{name}.{key}" if name else str(key))
+    else:
+        yield name, np.asarray(observations)
+
+
+def _is_picture(array: np.ndarray) -> bool:
+    return array.dtype == np.uint8 and array.ndim == 4 and array.shape[-1] == 3
+
+
+def _pictures(observations: Any, camera: str | None) -> np.ndarray | None:
+    """Frames uint8 ``[S + 1, H, W, 3]`` of a camera, by default of the first; None if there are none."""
+    found = {name: array for name, array in _leaves(observations) if _is_picture(array)}
+    if camera is not None and camera not in found:
+        raise DatasetError(f"--camera: expected one of {', '.join(found) or 'none'}, got {camera!r}")
+    return found[camera] if camera is not None else next(iter(found.values()), None)
+
+
+def _numbers(observations: Any, rows: int) -> np.ndarray | None:
+    """Everything but pictures and words as one row of numbers a step, float32 ``[rows, O]``."""
+    parts = [
+        np.asarray(array, np.float32).reshape(rows, -1)
+        for _, array in _leaves(observations)
+        if not _is_picture(array) and array.dtype.kind in "fiub"
+    ]
+    return np.concatenate(parts, axis=1) if parts else None
