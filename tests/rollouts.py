@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,16 @@ def painted(task, tier, number=0, frames=16, size=16, *, fails=False):
         positions[SUCCESS_AT:, 0, 0] -= 2 * (step[SUCCESS_AT:] - step[SUCCESS_AT]) / 100
     numbers = reward.astype(np.float32), success, every.astype(np.float32), positions.astype(np.float32)
     return with_sentences(Trajectory(task, tier, number, "corner2", STRIDE, False, pictures, step, *numbers))
+
+
+def with_steps(trajectory, *, observation=39, action=4):
+    """The same rollout with observations and actions: random ones, but the first numbers say number, tier and step."""
+    steps = len(trajectory.episode_reward)
+    rng = np.random.default_rng([trajectory.seed, len(trajectory.tier), 1])
+    states = rng.normal(size=(steps + 1, observation)).astype(np.float32)
+    states[:, 0], states[:, 1], states[:, 2] = trajectory.seed, BLUE[trajectory.tier] / 100, np.arange(steps + 1) / 100
+    actions = rng.uniform(-1, 1, (steps, action)).astype(np.float32)
+    return replace(trajectory, observation=states, action=actions)
 
 
 def painted_tasks(tasks, *, each=2, size=16, tiers=TIERS):

@@ -33,6 +33,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 CARDS = sorted((ROOT / "assets").glob("*/README.md"))
 MODEL_PAGES = [ROOT / "README.md", ROOT / "docs" / "models.md"]
 SYSTEMS = ("compact", "vlp", "joint", "rewind", "embedding", "siglip2-lora", "spur")
+METHODS = ("bc", "awr", "iql", "p-iql", "ipl", "cpl")
+SUB_COMMANDS = [["train", system] for system in SYSTEMS] + [["policy", method] for method in METHODS]
 ELSEWHERE = {"mani_skill"}  # packages that the extra `all` cannot install: blocks that import them are compiled only
 
 BLOCK = re.compile(r"^```(\w*)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -212,7 +214,7 @@ def test_options_named_in_the_text_exist(page, tmp_path, monkeypatch):
     for _, command, *rest in inline_commands(page, "vlp-gym"):
         assert command in cli.COMMANDS, f"vlp-gym {command}"
         options = [word for word in rest if word.startswith("--")]
-        system = rest[:1] if command == "train" and rest and not rest[0].startswith("-") else []
+        system = rest[:1] if command in ("train", "policy") and rest and not rest[0].startswith("-") else []
         for option in options:
             assert re.search(rf"{option}\b", help_of(command, *system)), f"vlp-gym {command} {option}"
 
@@ -220,9 +222,7 @@ def test_options_named_in_the_text_exist(page, tmp_path, monkeypatch):
 @cache
 def known_options() -> set[str]:
     """Every option of every command, example and benchmark, with its dashes."""
-    helps = [
-        help_of(*command) for command in [["train", system] for system in SYSTEMS] + [[name] for name in cli.COMMANDS]
-    ]
+    helps = [help_of(*command) for command in SUB_COMMANDS + [[name] for name in cli.COMMANDS]]
     paths = [
         *(ROOT / "examples").glob("*.py"),
         *(ROOT / "tests" / "benchmarks").rglob("*.py"),

@@ -48,7 +48,7 @@ class TestHelp:
                 assert f"--{name.replace('_', '-')}" in shown
             assert re.search(rf"^    {name}: \S", described, re.MULTILINE), name
 
-    @pytest.mark.parametrize("arguments", [[], ["train"], ["train", "--help"]])
+    @pytest.mark.parametrize("arguments", [[], ["train"], ["train", "--help"], ["policy"]])
     def test_it_answers_at_once(self, arguments):
         """A process of its own, which must not import torch for it."""
         code = (

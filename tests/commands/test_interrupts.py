@@ -20,7 +20,7 @@ pytest.importorskip("accelerate")
 pytest.importorskip("av")
 
 from painted_segments import painted_store
-from rollouts import painted, painted_tasks, write_tasks
+from rollouts import painted, painted_tasks, with_steps, write_tasks
 from tiny import tiny_model
 
 from vlp_gym.data.trajectory import TIERS
@@ -160,6 +160,47 @@ def test_train(data, tmp_path):
     before = until(2)
     after = until(len(before) + 2)
     assert after[: len(before)] == before  # also the seconds that each step took: it went on
+    assert not leftovers(tmp_path / "run")
+
+
+def test_policy(tmp_path):
+    """Ctrl-C while the workers play episodes, then a kill in training: the same command goes on each time."""
+    pytest.importorskip("metaworld")
+    write_tasks(tmp_path / "data", [with_steps(rollout) for rollout in painted_tasks(["reach-v3"], each=2)])
+    command = (
+        "policy", "cpl", "--data", "data", "--task", "reach", "--pairs", "10", "--length", "20", "--seeds", "2",
+        "--hidden", "16", "--batch", "4", "--bc-steps", "0", "--save-every", "20", "--evaluate-every", "100",
+        "--episodes", "200", "--horizon", "100", "--workers", "2", "--out", "run", "--steps", "100000",
+    )  # fmt: skip
+    state = tmp_path / "run" / "training.json"
+
+    def workers(running):
+        return len(psutil.Process(running.process.pid).children(recursive=True))
+
+    def done():
+        return json.loads(state.read_text())["step"] if state.exists() else 0
+
+    running = Running(*command, cwd=tmp_path)
+    running.wait_for(lambda: workers(running) > 2)  # multiprocessing's own, and two that play
+    time.sleep(4.0)
+    kept = "the last saved state is kept, and the same command goes on from there"
+    assert running.interrupt()[0] == [f"vlp-gym: interrupted; {kept}"]
+    before = done()
+    assert before == 80
+    labels = (tmp_path / "run" / "labels" / "preferences.json").read_bytes()
+    quick = [*command, "--episodes", "1", "--horizon", "5"]
+    running = Running(*quick, cwd=tmp_path)
+    running.wait_for(lambda: done() > before + 100)
+    children = psutil.Process(running.process.pid).children(recursive=True)
+    running.process.kill()
+    running.process.communicate(timeout=60)
+    assert not psutil.wait_procs(children, timeout=10)[1]
+    after = done()
+    assert after % 20 == 0
+    running = Running(*quick, cwd=tmp_path)
+    running.wait_for(lambda: done() > after)
+    assert running.interrupt()[0] == [f"vlp-gym: interrupted; {kept}"]
+    assert (tmp_path / "run" / "labels" / "preferences.json").read_bytes() == labels
     assert not leftovers(tmp_path / "run")
 
 

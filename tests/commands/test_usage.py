@@ -21,9 +21,11 @@ DATA = ["data", "convert", "videos:clips", "--out", "new"]
 SCORE = ["score", "video.mp4", "--instruction", "push"]
 LABEL = ["label", "segments", "--out", "new", "--labels", "scripted"]
 TUNE = ["tune", "--model", "model", "--data", "data", "--tasks", "a", "b"]
+POLICY = ["policy", "cpl", "--data", "data", "--task", "push"]
 CONVERT = ["convert", "liv", "file.pt", "--out", "new"]
 CALIBRATE = ["calibrate", "vlp-compact", "--data", "data", "--out", "new"]
 SEED = f"--seed: expected 0 to {MAX_SEED}, got "
+METHODS = "bc, awr, iql, p-iql, ipl, cpl, tables"
 SYSTEMS = "compact, staged, vlp, joint, rewind, embedding, siglip2-lora, spur"
 EMPTY = 'the instruction is empty; say what is to be done, such as "press the button"'
 
@@ -55,6 +57,9 @@ WRONG = [
     ([*SCORE, "--instrction", "x"], unknown("--instrction", "score", "--instruction")),
     ([*LABEL, "--smapler", "x"], unknown("--smapler", "label", "--sampler")),
     ([*TUNE, "--dta", "x"], unknown("--dta", "tune", "--data")),
+    (["policy", "cplx"], f"unknown method 'cplx': expected one of {METHODS}; did you mean cpl?"),
+    (["policy", "tables", "--run", "x"], unknown("--run", "policy tables", "--runs")),
+    ([*POLICY, "--lables", "x"], unknown("--lables", "policy cpl", "--labels or --label-seed")),
     ([*CONVERT, "--vocab", "x"], unknown("--vocab", "convert", "--vocabulary")),
     ([*CALIBRATE, "--task", "x"], unknown("--task", "calibrate", "--tasks")),
     (["models", "--all"], unknown("--all", "models")),
@@ -138,7 +143,18 @@ WRONG = [
     # folders
     *(
         ([*command, "--out", "file/results"], "--out: expected a folder, got file/results, and file is a file")
-        for command in (COLLECT, DATA, TRAIN, EVAL, SCORE, LABEL, CONVERT, CALIBRATE)
+        for command in (
+            COLLECT,
+            DATA,
+            TRAIN,
+            EVAL,
+            SCORE,
+            LABEL,
+            POLICY,
+            ["policy", "tables"],
+            CONVERT,
+            CALIBRATE,
+        )
     ),
 ]
 
@@ -193,6 +209,12 @@ NEEDED = [
         dict.fromkeys(("datasets", "PIL", "matplotlib"), "train"),
     ),
     (["label", "segments", "--out", "new", "--human", "--instruction", "x"], "labels by a person need", {"PIL": "viz"}),
+    (
+        POLICY,
+        "learning a policy needs",
+        {**dict.fromkeys(("datasets", "PIL", "scipy", "matplotlib"), "train"), "metaworld": "metaworld"},
+    ),
+    ([*POLICY, "--video"], "learning a policy needs", {"av": "viz"}),
     (TUNE, "tuning needs", dict.fromkeys(("datasets", "PIL", "scipy"), "train")),
     (CALIBRATE, "a calibration needs", dict.fromkeys(("datasets", "PIL", "scipy"), "train")),
 ]

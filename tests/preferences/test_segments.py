@@ -376,3 +376,29 @@ def test_settings_that_would_take_all_memory(settings):
     message = f"length and frame_size must be at most 10,000 steps and 4,096 pixels, got {length} and {size}"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         SegmentStore(**settings)
+
+
+def test_an_episode_from_elsewhere_is_stored_as_one_that_was_seen():
+    rng = np.random.default_rng(0)
+    states, actions, rewards = rng.normal(size=(5, 3)), rng.normal(size=(5, 2)), rng.normal(size=5)
+    pictures = {step: np.full((6, 6, 3), step, np.uint8) for step in (0, 3)}
+    store = SegmentStore(4, frame_size=3)
+    store.add(0, np.zeros(3), np.zeros(2), 0.0)  # an environment's episode goes on beside it
+    number = store.put(states, actions, rewards, pictures)
+    assert (len(store), store.numbers, store.steps(number)) == (1, [number], 5)
+    segments = store.cut([(number, 1, 5)])
+    np.testing.assert_array_equal(segments.states[0], states[1:].astype(np.float32))
+    np.testing.assert_array_equal(segments.actions[0], actions[1:].astype(np.float32))
+    np.testing.assert_array_equal(segments.rewards[0], rewards[1:].astype(np.float32))
+    frames = segments.episodes[0].frames
+    assert {step: (frame.shape, frame.max()) for step, frame in frames.items()} == {
+        0: ((3, 3, 3), 0),
+        3: ((3, 3, 3), 3),
+    }
+    plain = SegmentStore(4)
+    assert plain.cut([(plain.put(states, actions, rewards, pictures), 0, 1)]).episodes[0].frames == {}
+    for wrong in ((states[:0], actions[:0], rewards[:0]), (states, actions[:4], rewards)):
+        counts = tuple(map(len, wrong))
+        message = f"expected one state, action and reward for each of 1 or more steps, got {counts}"
+        with pytest.raises(ValueError, match="^" + re.escape(message) + "$"):
+            store.put(*wrong)

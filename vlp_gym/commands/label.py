@@ -83,7 +83,7 @@ def label(
     given = np.full(pairs, np.nan)
     block = pairs if source in ("human", "scripted") else _BLOCK
     with (
-        _labeler(source, instruction, kind=kind, seed=seed, port=port, browser=browser) as labeler,
+        open_labeler(source, instruction, kind=kind, seed=seed, port=port, browser=browser) as labeler,
         locked(out, ".label.lock"),  # a second command would write over this one's labels
         tqdm(desc="labelling", unit="pair", total=pairs, disable=block == pairs) as bar,
     ):
@@ -106,8 +106,8 @@ def label(
 
 
 @contextmanager
-def _labeler(
-    source: str, instruction: str, *, kind: Kind, seed: int, port: int, browser: bool
+def open_labeler(
+    source: str, instruction: str, *, kind: Kind, seed: int, port: int = 0, browser: bool = True
 ) -> Iterator[Callable[[Segments, Segments], NDArray[np.float64]]]:
     """The labeler for a source of labels: "human", "scripted", or the name of a reward model."""
     from vlp_gym.preferences.labelers import ModelLabeler, ScriptedLabeler

@@ -13,6 +13,7 @@ from vlp_gym.commands.datasets import data
 from vlp_gym.commands.evaluate import evaluate
 from vlp_gym.commands.label import label
 from vlp_gym.commands.models import calibrate, convert, models
+from vlp_gym.commands.policy import policy
 from vlp_gym.commands.score import score
 from vlp_gym.commands.train import train, tune
 from vlp_gym.commands.usage import check_names, later, options_of, parse
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "eval": evaluate,
     "score": score,
     "label": label,
+    "policy": policy,
     "convert": convert,
     "calibrate": calibrate,
     "models": models,
@@ -35,6 +37,7 @@ KEPT = {
     "data": "finished tasks are kept, and the same command goes on from there",
     "train": "the last saved state is kept, and the same command goes on from there",
     "label": "saved labels are kept, and the same command adds further pairs to them",
+    "policy": "the last saved state is kept, and the same command goes on from there",
     "score": "finished files are kept; the same command begins anew",
 }
 NOTHING = "nothing was written; the same command begins anew"
@@ -70,8 +73,9 @@ def _read(arguments: Sequence[str]) -> Callable[[], None]:
     except ImportError as error:
         raise missing_extra(error, f'the command line needs {error.name}: pip install "vlp_gym[train]"') from error
     command, *options = arguments or ["--help"]
-    if command == "train":
-        return train(options)  # has sub-commands
+    if command in ("train", "policy"):
+        own: Callable[[], None] = COMMANDS[command](options)  # has sub-commands
+        return own
     if command in COMMANDS:
         check_names(options, options_of(COMMANDS[command]), f"vlp-gym {command}")
     elif not command.startswith("-"):

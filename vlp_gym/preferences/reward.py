@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vlp_gym.objectives.preference import bradley_terry_loss
 from vlp_gym.preferences.buffer import EQUAL, PreferenceBuffer
 from vlp_gym.preferences.segments import Segments
+from vlp_gym.preferences.stacked import stacked_mlp
 from vlp_gym.schema import Document, Positive, Spec, check_tensors, check_torch_generator
 from vlp_gym.storage import Packed
 
@@ -124,8 +125,7 @@ class RewardEnsemble(Packed, nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Rewards ``[E, B]`` for states and actions, concatenated: ``[B, S + A]`` for all or ``[E, B, S + A]``."""
         rows = ((inputs - self.mean) / self.deviation).expand(self.settings["members"], -1, -1)
-        for number, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            rows = torch.baddbmm(bias, F.leaky_relu(rows) if number else rows, weight)
+        rows = stacked_mlp(rows, self.weights, self.biases, lambda _, hidden: F.leaky_relu(hidden))
         return torch.tanh(rows).squeeze(2)
 
     @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -200,6 +200,42 @@ class SegmentStore(Packed):
             self._finished.popitem(last=False)
         self._take_in()  # even if no segments are drawn any more, what came does not pile up
 
+    def put(
+        self,
+        states: NDArray[Any],
+        actions: NDArray[Any],
+        rewards: NDArray[Any],
+        frames: Mapping[int, NDArray[np.uint8]] | None = None,
+    ) -> int:
+        """Add a finished episode that was recorded elsewhere; returns its number.
+
+        Args:
+            states: before each of its S steps, ``[S, ...]``.
+            actions: ``[S, A]``.
+            rewards: the environment's own, ``[S]``.
+            frames: number of steps before a frame to the frame, uint8 ``[H, W, 3]``; not stored with frame_size 0.
+
+        Raises:
+            ValueError: there is no step, or the numbers of states, actions and rewards differ.
+        """
+        counts = len(states), len(actions), len(rewards)
+        if not counts[0] or len(set(counts)) > 1:
+            raise ValueError(f"expected one state, action and reward for each of 1 or more steps, got {counts}")
+        env = min(self._running, default=0) - 1  # of no environment
+        for state, action, reward in zip(states, actions, rewards, strict=True):
+            self.add(env, state, action, float(reward))
+        record = self._running[env]
+        assert record is not None
+        if self.frame_size:
+            for step, frame in (frames or {}).items():
+                record.frames[step] = self._resized(frame)
+        self.end(env)
+        return record.number
+
+    def steps(self, number: int) -> int:
+        """Number of steps of a finished episode."""
+        return len(self._finished[number].states)
+
     def forget_running(self) -> None:
         """Drop the running episodes: the environments may have been reset or replaced, and tickets start again."""
         self._take_in()
@@ -316,6 +352,11 @@ class SegmentStore(Packed):
     def _is_kept(self, record: EpisodeRecord) -> bool:
         return record.number in self._finished or record in self._running.values()
 
+    def _resized(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """A copy of a frame ``[H, W, 3]`` in the stored size."""
+        size = (self.frame_size, self.frame_size)
+        return np.array(resize_frames(torch.from_numpy(frame)[None], size)[0].numpy())
+
     def _pad(self, rows: Sequence[Any]) -> NDArray[np.float32]:
         block = np.asarray(rows, np.float32)
         return np.concatenate([block, np.zeros((self.length - len(block), *block.shape[1:]), np.float32)])
@@ -334,8 +375,7 @@ class SegmentStore(Packed):
                 continue
             record.scores[step] = score
             if frame is not None:
-                size = (self.frame_size, self.frame_size)
-                record.frames[step] = resize_frames(torch.from_numpy(frame), size)[0].numpy().copy()
+                record.frames[step] = self._resized(frame[0])
             if tokens is not None:
                 record.tokens[step] = tokens
         self._seen.extendleft(reversed(early))
