@@ -53,7 +53,7 @@ def test_a_tasks_version_may_be_left_out(tmp_path, other):
 
 def test_tasks_of_a_split(other):
     assert training_tasks("data", [other]) == judged_tasks("data", other) == TASKS
-    for split in ("vlp", "ml45", "all"):
+    for split in ("vlp", "ml45", "rewind", "all"):
         assert training_tasks(split, [other]) == splits.train_tasks(split)
         assert judged_tasks(split, other) == splits.judged_tasks(split)
 

@@ -76,9 +76,9 @@ WRONG = [
             "collect",
         ),
     ),
-    ([*TRAIN, "--split", "ml10"], choice("ml10", "--split", ("vlp", "ml45", "all", "data"), "train compact")),
+    ([*TRAIN, "--split", "ml10"], choice("ml10", "--split", ("vlp", "ml45", "rewind", "all", "data"), "train compact")),
     ([*TRAIN, "--precision", "fp8"], choice("fp8", "--precision", ("no", "bf16", "fp16"), "train compact")),
-    ([*EVAL, "--split", "mt50"], choice("mt50", "--split", ("vlp", "ml45", "all", "data"), "eval")),
+    ([*EVAL, "--split", "mt50"], choice("mt50", "--split", ("vlp", "ml45", "rewind", "all", "data"), "eval")),
     ([*LABEL, "--sampler", "unform"], choice("unform", "--sampler", ("uniform", "k-center", "k-means"), "label")),
     ([*LABEL, "--kind", "rewards"], choice("rewards", "--kind", ("reward", "preference"), "label")),
     (

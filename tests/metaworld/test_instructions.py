@@ -123,8 +123,14 @@ def test_splits() -> None:
     assert judged_tasks("vlp") == TEST_TASKS == VARIANT_TASKS
     assert judged_tasks("ml45") == ML45_TEST_TASKS
     assert judged_tasks("all") == ALL
+    trained, judged = train_tasks("rewind"), judged_tasks("rewind")
+    assert (len(set(trained)), len(set(judged))) == (20, 17)
+    assert not set(trained) & set(judged)
+    assert {*trained, *judged} < set(ALL)
+    assert sorted(trained) == list(trained)
+    assert sorted(judged) == list(judged)
     for function in (train_tasks, judged_tasks):
-        with pytest.raises(ValueError, match=whole("unknown split 'ML45'; expected one of vlp, ml45, all")):
+        with pytest.raises(ValueError, match=whole("unknown split 'ML45'; expected one of vlp, ml45, rewind, all")):
             function("ML45")  # type: ignore[arg-type]
 
 

@@ -11,7 +11,7 @@ from vlp_gym.errors import DatasetError
 if TYPE_CHECKING:
     from vlp_gym.data.trajectory import Trajectory
 
-SplitName = Literal["vlp", "ml45", "all", "data"]
+SplitName = Literal["vlp", "ml45", "rewind", "all", "data"]
 
 
 def load(*folders: Path, tasks: Sequence[str] = ()) -> list[Trajectory]:
