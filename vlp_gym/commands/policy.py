@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from vlp_gym.commands.policy_data import load_rollouts, make_learner, source_of
 from vlp_gym.commands.policy_options import METHODS, RunOptions, method_classes
-from vlp_gym.commands.usage import check_names, check_values, later, option_names, options_of, parse
+from vlp_gym.commands.usage import check_names, check_values, later, listed, option_names, options_of, parse
 from vlp_gym.errors import check_packages, did_you_mean
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def policy(arguments: Sequence[str]) -> Callable[[], None]:
     import tyro
 
     method = arguments[0] if arguments else "--help"
-    commands: dict[str, Callable[..., Any]] = {name: _listed(line) for name, (_, _, line) in METHODS.items()}
+    commands: dict[str, Callable[..., Any]] = {name: listed(line) for name, (_, _, line) in METHODS.items()}
     commands[TABLES] = later(tables)
     program = _PROGRAM
     if method == TABLES:
@@ -85,15 +85,6 @@ def tables(*, runs: Path = Path("runs/policies"), out: Path | None = None) -> No
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(out / "tables.md", text.encode())
         print(f"tables: {out / 'tables.md'}")
-
-
-def _listed(description: str) -> Callable[[], None]:
-    """A sub-command that only provides its line of help."""
-
-    def listed() -> None: ...
-
-    listed.__doc__ = description
-    return listed
 
 
 def _parsed(method: str, run_class: type[RunOptions], options_class: type[LearnerOptions]) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from vlp_gym.commands.data import load, training_tasks
-from vlp_gym.commands.usage import check_names, check_values, option_names, parse
+from vlp_gym.commands.usage import check_names, check_values, listed, option_names, parse
 from vlp_gym.errors import check_packages
 from vlp_gym.training.recipes.registry import available_recipes, load_options
 
@@ -29,7 +29,7 @@ def train(arguments: Sequence[str]) -> Callable[[], None]:
     import tyro
 
     system = arguments[0] if arguments else "--help"
-    systems: dict[str, Callable[..., Any]] = {name: _listed(line) for name, line in available_recipes().items()}
+    systems: dict[str, Callable[..., Any]] = {name: listed(line) for name, line in available_recipes().items()}
     command = "vlp-gym train"
     if not system.startswith("-"):  # only listed otherwise, without importing the recipe
         options_class = load_options(system)
@@ -48,15 +48,6 @@ def train(arguments: Sequence[str]) -> Callable[[], None]:
     )
     check_values({field.name: getattr(options, field.name) for field in fields(options)})
     return lambda: _train(system, options)
-
-
-def _listed(description: str) -> Callable[[], None]:
-    """A sub-command that only provides its line of help."""
-
-    def listed() -> None: ...
-
-    listed.__doc__ = description
-    return listed
 
 
 def _parsed(options_class: type[TrainOptions]) -> Callable[[Any], Any]:

@@ -41,6 +41,15 @@ def option_names(names: Iterable[str]) -> list[str]:
     return [f"--{name.replace('_', '-')}" for name in names]
 
 
+def listed(description: str) -> Callable[[], None]:
+    """A sub-command that only provides its line of help."""
+
+    def command() -> None: ...
+
+    command.__doc__ = description
+    return command
+
+
 def check_names(arguments: Sequence[str], options: Sequence[str], command: str) -> None:
     """Raise ValueError for an option that does not exist, with the one that was meant, and for an empty argument."""
     for position, argument in enumerate(arguments):
