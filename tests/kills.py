@@ -25,7 +25,7 @@ from tests.painted_segments import painted_store
 from tests.tiny import tiny_model
 from vlp_gym.models.compact import CompactRewardModel
 from vlp_gym.preferences import PreferenceBuffer, PreferenceLearner, Queries, RewardEnsemble, ScriptedLabeler
-from vlp_gym.preferences.segments import SegmentStore
+from vlp_gym.preferences.segment_store import SegmentStore
 from vlp_gym.prompting.cache import PromptCache
 from vlp_gym.training.state import load_training_state, save_training_state
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 
@@ -142,3 +143,12 @@ def check_parts(learner, e, parts) -> None:
     for k in range(2):
         check_same(learner.critic, 2 * e + k, parts["critics"][k])
         check_same(learner.target, 2 * e + k, parts["targets"][k])
+
+
+def check_updates(learner, found, expected, parts) -> None:
+    """The losses of an actor-critic's updates, seed after seed, and all its networks after them."""
+    for name in ("value", "actor", "critic"):
+        ours = [row[name][e].item() for e in range(2) for row in found]
+        assert ours == pytest.approx([row[name] for row in expected], abs=1e-6)
+    for e in range(2):
+        check_parts(learner, e, parts[e])

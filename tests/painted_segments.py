@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from vlp_gym.engine.tickets import Answer, FrameScore, Ticket
-from vlp_gym.preferences.segments import SegmentStore
+from vlp_gym.preferences.segment_store import SegmentStore
 
 COLOURS = ((200, 60, 40), (40, 110, 200), (40, 160, 90), (190, 120, 20), (140, 70, 180), (90, 90, 90))
 

@@ -79,11 +79,13 @@ def test_every_seed_and_every_evaluation_has_starts_of_its_own(tmp_path):
         rng = np.random.default_rng([0, 7, SEEDS[0]])
         assert found["success"][0] == np.mean(rng.integers(2**31, size=12) % 4 > 0)
         assert evaluate(policy()) == found
-        assert starts()[1] == seeds
+        more, same = starts()
+        assert same == seeds
         evaluate(policy(8))
         again, others = starts()
         assert not set(others) & set(seeds)
-        assert again <= workers  # the environments are made once
+        # The environments are made once: there are no other workers, though one that starts late may miss the first.
+        assert len(workers | more | again) <= 2
 
 
 def test_a_killed_worker_is_an_error_and_close_twice_is_fine():

@@ -10,8 +10,8 @@ from tests.learners_by_hand import (
     SEEDS,
     TINY,
     adam,
-    check_parts,
     check_same,
+    check_updates,
     clones,
     descend,
     drawn_masks,
@@ -73,14 +73,11 @@ def test_updates():
             masks = drawn_masks(learner, len(rows[0]), streams[e])
             expected.append(improve_by_hand(parts[e], learner, (*rows, counted), critics, masks))
     found = run(learner, 4)
-    for name in ("value", "actor", "critic"):
-        ours = [row[name][e].item() for e in range(2) for row in found]
-        assert ours == pytest.approx([row[name] for row in expected], abs=1e-6)
+    check_updates(learner, found, expected, parts)
     ours = [row["reward"][e].item() for e in range(2) for row in found[:2]]
     assert ours == pytest.approx(reward_losses, abs=1e-6)
     assert "reward" not in found[2]
     for e in range(2):
-        check_parts(learner, e, parts[e])
         check_same(learner.reward, e, rewards[e])
 
 

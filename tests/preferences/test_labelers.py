@@ -19,7 +19,7 @@ from vlp_gym.errors import InstructionError, QueryError
 from vlp_gym.models.protocol import Scores
 from vlp_gym.preferences import PreferenceLearner
 from vlp_gym.preferences.labelers import ModelLabeler, RecordedLabeler, ScriptedLabeler, as_labels, decide
-from vlp_gym.preferences.segments import SegmentStore
+from vlp_gym.preferences.segment_store import SegmentStore
 from vlp_gym.testing import PaintedEnv, PaintedModel
 
 SENTENCE = "press the button"

@@ -20,7 +20,8 @@ from vlp_gym.preferences.samplers import (
     greedy_k_center,
     mean_entropy,
 )
-from vlp_gym.preferences.segments import Segments, SegmentStore
+from vlp_gym.preferences.segment_store import SegmentStore
+from vlp_gym.preferences.segments import Segments
 
 STATES, ACTIONS, LENGTH = 3, 2, 5
 POINTS = st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9)), min_size=4, max_size=9)

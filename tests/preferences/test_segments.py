@@ -15,7 +15,8 @@ from painted_segments import painted_store
 from tests.stored import check_refused
 from vlp_gym.engine.tickets import Answer, FrameScore, Ticket
 from vlp_gym.errors import CheckpointError, QueryError
-from vlp_gym.preferences.segments import Segments, SegmentStore, Span
+from vlp_gym.preferences.segment_store import SegmentStore
+from vlp_gym.preferences.segments import Segments, Span
 from vlp_gym.storage import write_pair
 
 FRAMES = np.zeros((1, 8, 8, 3), np.uint8)

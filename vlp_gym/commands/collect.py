@@ -60,7 +60,7 @@ def collect(
     """
     needed = {"metaworld": "metaworld", "mujoco": "metaworld", "datasets": "train", "PIL": "train"}
     check_packages({**needed, "stable_baselines3": "sb3"} if agent else needed, "collecting rollouts needs")
-    from vlp_gym.data.check import MAX_PIXELS
+    from vlp_gym.data.check import MAX_PIXELS, check_side
     from vlp_gym.metaworld.collect import MAX_STEPS, collect_metaworld
     from vlp_gym.metaworld.config import CollectConfig
     from vlp_gym.metaworld.splits import known_task
@@ -77,8 +77,7 @@ def collect(
                 raise ValueError(f"--{name}: expected at least {least}, got {value}")
     if not any(counts.values()):
         raise ValueError(f"expected something to collect: one of --{', --'.join(counts)} over 0")
-    if not 16 <= size <= 1024:
-        raise ValueError(f"--size: expected 16 to 1024 pixels, got {size}")
+    check_side(size)
     if (most := (MAX_STEPS // stride + 2) * size**2) > MAX_PIXELS:
         raise ValueError(
             f"--size {size} with --stride {stride}: expected at most {MAX_PIXELS // 10**6} megapixels in the frames of "

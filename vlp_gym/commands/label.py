@@ -60,7 +60,7 @@ def label(
     from vlp_gym.errors import check_packages
     from vlp_gym.preferences.buffer import PreferenceBuffer
     from vlp_gym.preferences.samplers import choose_pairs
-    from vlp_gym.preferences.segments import SegmentStore
+    from vlp_gym.preferences.segment_store import SegmentStore
     from vlp_gym.storage import locked
     from vlp_gym.text import normalize_instruction
 

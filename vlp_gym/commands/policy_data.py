@@ -110,17 +110,19 @@ def _rewarded(method: str, run: RewardedOptions, options: Any, trajectories: lis
         if method == "iql":
             return transitions_of(trajectories)
         values = scripted_values(trajectories)
+        places = [np.arange(len(each)) for each in values]  # one a step
     else:
         sentence = run.instruction or trajectories[0].canonical
-        values = step_values(trajectories, frame_values(trajectories, run.reward, sentence, device=best_device()))
-    if method == "iql":
-        return transitions_of(trajectories, rewards=[each[1:] for each in values])
+        values = frame_values(trajectories, run.reward, sentence, device=best_device())
+        if method == "iql":
+            return transitions_of(trajectories, rewards=[each[1:] for each in step_values(trajectories, values)])
+        places = [trajectory.step for trajectory in trajectories]
     weights = [
         step_weights(
-            each, np.arange(len(each)), len(each) - 1,
+            each, shown, len(trajectory.episode_reward),
             temperature=options.temperature, most_weight=options.most_weight,
         )
-        for each in values
+        for each, shown, trajectory in zip(values, places, trajectories, strict=True)
     ]  # fmt: skip
     return transitions_of(trajectories, weights=weights)
 

@@ -46,6 +46,12 @@ def check_size(fields: Mapping[str, Any], frames: int, height: int, width: int) 
         )
 
 
+def check_side(size: int) -> None:
+    """Raise ValueError unless square frames of this side, in pixels, can be stored."""
+    if not 16 <= size <= 1024:
+        raise ValueError(f"--size: expected 16 to 1024 pixels, got {size}")
+
+
 def name_of(fields: Mapping[str, Any]) -> str:
     """Task, tier and seed, for messages."""
     return "/".join(str(fields.get(key))[:100] for key in ("task", "tier", "seed"))

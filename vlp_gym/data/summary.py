@@ -83,10 +83,10 @@ def lacking(tasks: Mapping[str, TaskSummary]) -> list[str]:
         )
     if not all(task.sentences for task in every):
         lines.append("sentences of some tasks: nothing can be trained or judged without them")
-    if not all(task.actions == sum(task.tiers.values()) for task in every):
+    if not all(task.actions == len(task.frames) for task in every):
         lines.append("observations and actions of some rollouts: no policy can be learned from those")
-    if not all(task.positions == sum(task.tiers.values()) for task in every):
+    if not all(task.positions == len(task.frames) for task in every):
         lines.append("positions of hand and object in some rollouts: `train staged` then tells progress by time")
-    if any(task.successes == sum(task.tiers.values()) for task in every):
+    if any(task.successes == len(task.frames) for task in every):
         lines.append("failures of some tasks: no figure can say whether a model tells success from failure there")
     return lines

@@ -10,8 +10,15 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ProcessPoolExecutor
+
+T = TypeVar("T")
 
 
 def load_triton() -> None:
@@ -66,3 +73,28 @@ def end_with_parent() -> None:
 def _end_after(parent: multiprocessing.process.BaseProcess) -> None:
     parent.join()
     os._exit(1)
+
+
+def submit_all(
+    pool: ProcessPoolExecutor, function: Callable[..., T], jobs: Iterable[tuple[Any, ...]]
+) -> list[Future[T]]:
+    """Submit a call for each tuple of arguments to a pool that is already there.
+
+    Its workers inherit the mask: Ctrl-C is the parent's, even while they import. Making the pool's locks starts the
+    tracker of resources, which would lift the mask again.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return [pool.submit(function, *job) for job in jobs]
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_workers(pool: ProcessPoolExecutor) -> None:
+    """Terminate a pool's workers and wait for their end; otherwise it would wait for all running tasks."""
+    workers = list((pool._processes or {}).values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        worker.join()

@@ -120,58 +120,106 @@ def _decode(
         _bound(max(memory - 3 * wide * high * max_frames, memory * 3 // 7))
         most = _MAX_UNPACKED[0] + _MAX_UNPACKED[1] * os.fstat(file.fileno()).st_size
         rgb = VideoReformatter()  # one for all frames: each has threads of its own
-        count = seen = silent = turn = angle = 0
-        some = start_s > 0 or end_s < math.inf or every_s > 0
         first_s = None if stream.start_time is None else float(stream.start_time * (stream.time_base or 0))
-        due_s, last = start_s, None
+        choice = _Choice(first_s, start_s, end_s, every_s)
         if start_s > 0 and container.format.name.startswith(_SEEKABLE):
             container.seek(round((start_s + (first_s or 0)) * 1e6))  # to the key frame before
-        for packet in container.demux(stream):
-            if packet.is_corrupt:
-                raise Refused(f"is damaged or truncated after {seen} frames")
-            silent += 1
-            for frame in packet.decode():
-                if (seen + 1) * width * height > most:
-                    raise Refused(f"unpacks to more than {most // 10**6} megapixels, too many for so small a file")
-                if frame.is_corrupt:
-                    raise Refused(f"frame {seen} is damaged")
-                if (frame.width, frame.height) != (width, height):
-                    size = f"{frame.width}x{frame.height}"
-                    raise Refused(f"frame {seen} is {size}, but the header says {width}x{height}")
-                if seen == 0:  # no more often: a frame whose side data was looked at lives on in a circle
-                    turn, angle = _turn(frame), frame.rotation
-                if frame.rotation != angle:
-                    raise Refused(f"frame {seen} is turned by {frame.rotation} degrees, those before by {angle}")
-                seen, silent = seen + 1, 0
-                if some:
-                    if frame.time is None:
-                        raise Refused("its frames have no times to choose by; put it into an mp4 or mkv file")
-                    first_s = frame.time if first_s is None else first_s
-                    at_s = frame.time - first_s + _NEARLY
-                    if at_s >= end_s:
-                        break
-                    if at_s < due_s:
-                        last = frame if every_s and at_s >= start_s else None
-                        yield None, turn
-                        continue
-                    last = None
-                    due_s += every_s * (1 + (at_s - due_s) // every_s) if every_s else 0
-                if count == max_frames:
-                    raise Refused(f"more than {max_frames} frames; cut or thin the video")
-                yield rgb.reformat(frame, wide, high, "rgb24"), turn
-                count += 1
-            else:
-                if silent > max_frames:
-                    raise Refused(f"{silent} packets without a picture after {seen} frames")
+        count = turn = 0
+        for frame, turn in _checked(container.demux(stream), width, height, most, max_frames):
+            if choice.is_over(frame):
+                break
+            if not choice.takes(frame):
+                yield None, turn
                 continue
-            break
-        if last is not None and count < max_frames:  # it shows how the video ends
-            yield rgb.reformat(last, wide, high, "rgb24"), turn
+            if count == max_frames:
+                raise Refused(f"more than {max_frames} frames; cut or thin the video")
+            yield rgb.reformat(frame, wide, high, "rgb24"), turn
             count += 1
-        if seen == 0:
-            raise Refused("expected a video, but no frame of it can be decoded")
+        if choice.last is not None and count < max_frames:  # it shows how the video ends
+            yield rgb.reformat(choice.last, wide, high, "rgb24"), turn
+            count += 1
         if count == 0:
             raise Refused(f"no frame between {start_s:g} and {end_s:g} s")
+
+
+def _checked(
+    packets: Iterator[Any], width: int, height: int, most: float, max_silent: int
+) -> Iterator[tuple[Any, int]]:
+    """Yield every frame and its turn; refuse what is damaged or contradicts its header.
+
+    Args:
+        packets: of one stream.
+        width: of each frame, as its header says.
+        height: the same.
+        most: pixels in all frames.
+        max_silent: packets without a frame in a row.
+    """
+    seen = silent = turn = angle = 0
+    for packet in packets:
+        if packet.is_corrupt:
+            raise Refused(f"is damaged or truncated after {seen} frames")
+        silent += 1
+        for frame in packet.decode():
+            if (seen + 1) * width * height > most:
+                raise Refused(f"unpacks to more than {most // 10**6} megapixels, too many for so small a file")
+            if frame.is_corrupt:
+                raise Refused(f"frame {seen} is damaged")
+            if (frame.width, frame.height) != (width, height):
+                size = f"{frame.width}x{frame.height}"
+                raise Refused(f"frame {seen} is {size}, but the header says {width}x{height}")
+            if seen == 0:  # no more often: a frame whose side data was looked at lives on in a circle
+                turn, angle = _turn(frame), frame.rotation
+            if frame.rotation != angle:
+                raise Refused(f"frame {seen} is turned by {frame.rotation} degrees, those before by {angle}")
+            seen, silent = seen + 1, 0
+            yield frame, turn
+        if silent > max_silent:
+            raise Refused(f"{silent} packets without a picture after {seen} frames")
+    if seen == 0:
+        raise Refused("expected a video, but no frame of it can be decoded")
+
+
+class _Choice:
+    """Which frames are read, by their own times.
+
+    Args:
+        first_s: time of the first frame; None: that of the first one that is asked about.
+        start_s: seconds after that.
+        end_s: the same.
+        every_s: at least so many seconds between two frames; 0 takes all.
+
+    Attributes:
+        last: the newest frame, if it was left out between two that are taken.
+    """
+
+    def __init__(self, first_s: float | None, start_s: float, end_s: float, every_s: float) -> None:
+        self.first_s, self.start_s, self.end_s, self.every_s = first_s, start_s, end_s, every_s
+        self.all = start_s <= 0 and end_s == math.inf and not every_s
+        self.due_s = start_s
+        self.last: Any = None
+
+    def is_over(self, frame: Any) -> bool:
+        """Whether this frame and all after it are left out."""
+        return not self.all and self._at_s(frame) >= self.end_s
+
+    def takes(self, frame: Any) -> bool:
+        """Whether this frame is read."""
+        if self.all:
+            return True
+        if (at_s := self._at_s(frame)) < self.due_s:
+            self.last = frame if self.every_s and at_s >= self.start_s else None
+            return False
+        self.last = None
+        if self.every_s:
+            self.due_s += self.every_s * (1 + (at_s - self.due_s) // self.every_s)
+        return True
+
+    def _at_s(self, frame: Any) -> float:
+        if frame.time is None:
+            raise Refused("its frames have no times to choose by; put it into an mp4 or mkv file")
+        self.first_s = frame.time if self.first_s is None else self.first_s
+        at_s: float = frame.time - self.first_s + _NEARLY
+        return at_s
 
 
 def _shown(width: int, height: int, aspect: Any, longest_side: int) -> tuple[int, int]:

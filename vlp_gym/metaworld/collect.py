@@ -20,7 +20,6 @@ import contextlib
 import json
 import multiprocessing
 import os
-import signal
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -35,7 +34,7 @@ from tqdm import tqdm
 from vlp_gym.data.shards import shard_path, write_shard
 from vlp_gym.data.trajectory import AGENT, ALL_TIERS, APART, EXPLORE, NEAR_MISS, RETREAT, TIERS, Trajectory
 from vlp_gym.errors import CheckpointError, DatasetError
-from vlp_gym.frames.process import end_with_parent
+from vlp_gym.frames.process import end_with_parent, end_workers, submit_all
 from vlp_gym.metaworld.apart import apart_rollout
 from vlp_gym.metaworld.config import CollectConfig
 from vlp_gym.metaworld.env import make_metaworld, metaworld_tasks, scripted_policy
@@ -115,13 +114,7 @@ def _collect(
     spawn = multiprocessing.get_context("spawn")
     with bar, ProcessPoolExecutor(processes, spawn, _prepare_worker) as pool:
         try:
-            # Workers inherit the mask: Ctrl-C is the parent's, even while they import.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            try:
-                futures = [pool.submit(_collect_task, job) for job in jobs]
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            for done in as_completed(futures):
+            for done in as_completed(submit_all(pool, _collect_task, ((job,) for job in jobs))):
                 bar.set_postfix_str(done.result())
                 bar.update()
         except BrokenProcessPool as error:
@@ -130,16 +123,8 @@ def _collect(
                 "with --workers 1 in less memory"
             ) from error
         except BaseException:
-            _stop(pool)
+            end_workers(pool)
             raise
-
-
-def _stop(pool: ProcessPoolExecutor) -> None:
-    """Terminate the workers; otherwise the pool waits for all running tasks."""
-    workers = list((pool._processes or {}).values())
-    pool.shutdown(wait=False, cancel_futures=True)
-    for worker in workers:
-        worker.terminate()
 
 
 def _prepare_worker() -> None:

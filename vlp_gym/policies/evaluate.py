@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Any
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from vlp_gym.errors import VLPError
-from vlp_gym.frames.process import end_with_parent
+from vlp_gym.frames.process import end_with_parent, end_workers, submit_all
 from vlp_gym.policies.policy import Layers, Policy, mean_action
 
 Floats = NDArray[np.float64]
@@ -63,7 +62,7 @@ class Evaluator:
         """End the workers; twice is fine."""
         pool, self._pool = self._pool, None
         if pool is not None:
-            _end(pool)
+            end_workers(pool)
 
     def __call__(self, policy: Policy) -> dict[str, list[float]]:
         """Play the episodes of every seed of a policy.
@@ -78,11 +77,10 @@ class Evaluator:
         for seed in policy.seeds:
             rng = np.random.default_rng([self.seed, policy.document["step"], seed])
             starts = rng.integers(2**31, size=self.episodes).tolist()
-            layers = policy.use_seed(seed).layers()
+            layers = policy.layers(seed)
             jobs += [(layers, starts[first : first + CHUNK]) for first in range(0, self.episodes, CHUNK)]
-        policy.use_seed(policy.seeds[0])
         try:
-            won = [future.result() for future in self._submit(jobs)]
+            won = [future.result() for future in submit_all(self._workers(), _play, jobs)]
         except BrokenProcessPool as error:
             raise VLPError(
                 "an evaluating process was killed (out of memory?); the last saved state is kept, and fewer workers "
@@ -92,16 +90,12 @@ class Evaluator:
         parts = [won[first : first + each] for first in range(0, len(won), each)]
         return {"success": [float(np.mean(np.concatenate(part))) for part in parts]}
 
-    def _submit(self, jobs: list[tuple[Layers, list[int]]]) -> list[Future[list[bool]]]:
-        if self._pool is None:  # its locks start the tracker of resources, which would lift the mask again
+    def _workers(self) -> ProcessPoolExecutor:
+        """The pool, made when it is first needed."""
+        if self._pool is None:
             spawn = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(self.workers, spawn, _prepare_worker, (self.make,))
-        # Workers inherit the mask: Ctrl-C is the parent's, even while they import.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            return [self._pool.submit(_play, *job) for job in jobs]
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return self._pool
 
 
 def film(make: Callable[[], gym.Env[Any, Any]], policy: Policy, seed: int = 0) -> tuple[NDArray[np.uint8], Floats]:
@@ -120,17 +114,12 @@ def film(make: Callable[[], gym.Env[Any, Any]], policy: Policy, seed: int = 0) -
         VLPError: the process was killed.
     """
     pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_parent)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        future = pool.submit(_film, make, policy.layers(), seed)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    try:
-        return future.result()
+        return submit_all(pool, _film, [(make, policy.layers(), seed)])[0].result()
     except BrokenProcessPool as error:
         raise VLPError("the process that films an episode was killed (out of memory?)") from error
     finally:
-        _end(pool)
+        end_workers(pool)
 
 
 def play_episode(env: gym.Env[Any, Any], layers: Layers, seed: int) -> bool:
@@ -159,16 +148,6 @@ def _film(make: Callable[[], gym.Env[Any, Any]], layers: Layers, seed: int) -> t
     finally:
         env.close()
     return np.stack(frames), np.array(rewards)
-
-
-def _end(pool: ProcessPoolExecutor) -> None:
-    """Terminate the workers and wait for their end."""
-    workers = list((pool._processes or {}).values())
-    pool.shutdown(wait=False, cancel_futures=True)
-    for worker in workers:
-        worker.terminate()
-    for worker in workers:
-        worker.join()
 
 
 def _prepare_worker(make: Callable[[], gym.Env[Any, Any]]) -> None:

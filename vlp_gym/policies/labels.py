@@ -22,7 +22,8 @@ from vlp_gym.policies.data import check_recorded
 from vlp_gym.policies.saved import read_json
 from vlp_gym.preferences.buffer import EQUAL, PreferenceBuffer
 from vlp_gym.preferences.labelers import Labeler, agreement, as_labels
-from vlp_gym.preferences.segments import Segments, SegmentStore
+from vlp_gym.preferences.segment_store import SegmentStore
+from vlp_gym.preferences.segments import Segments
 from vlp_gym.schema import Count, Document, Share
 from vlp_gym.storage import write_atomic
 

@@ -119,9 +119,14 @@ class Policy(Packed):
             actions = np.clip(actions + deviation * self._rng.standard_normal(actions.shape), -1, 1)
         return actions.astype(np.float32), state
 
-    def layers(self) -> Layers:
-        """Weights and biases of the actor that acts, float32 ``[inward, outward]`` and ``[outward]`` for each layer."""
-        return [(weight[self._row], bias[self._row, 0]) for weight, bias in self._layers]
+    def layers(self, seed: int | None = None) -> Layers:
+        """Weights and biases of a seed's actor, float32 ``[inward, outward]`` and ``[outward]`` for each layer.
+
+        Args:
+            seed: one of `seeds`; default: the seed that acts.
+        """
+        row = self._row if seed is None else self.seeds.index(seed)
+        return [(weight[row], bias[row, 0]) for weight, bias in self._layers]
 
     def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """A JSON document and the actors' weights."""

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vlp_gym.evaluation.metrics import mean_and_spread
 from vlp_gym.policies.labels import LabelReport
 from vlp_gym.policies.scores import interquartile_interval, interquartile_mean, largest_mean
 from vlp_gym.schema import Count, Document, Positive, Share
@@ -99,7 +100,7 @@ def markdown(results: Sequence[PolicyResult]) -> str:
             f"{100 * r.iqm:.1f} [{low:.1f}, {high:.1f}]",
             "-" if r.published is None else "{:.1f} ± {:.1f}".format(*r.published), f"{100 * r.data_success:.1f}",
         ]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(table_row(cells))
     return "\n".join(lines) + "\n"
 
 
@@ -116,8 +117,12 @@ def write_result(result: PolicyResult, folder: Path) -> list[Path]:
     return paths
 
 
+def table_row(cells: Sequence[str]) -> str:
+    """A row of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
+
+
 def spread(shares: Sequence[float]) -> str:
     """Mean and standard deviation over the seeds, in percent."""
-    values = 100 * np.asarray(shares)
-    spread = values.std(ddof=1) if len(values) > 1 else 0.0
-    return f"{values.mean():.1f} ± {spread:.1f}"
+    mean, deviation, _ = mean_and_spread([100 * share for share in shares])
+    return f"{mean:.1f} ± {deviation:.1f}"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vlp_gym.errors import CheckpointError
-from vlp_gym.policies.result import PolicyResult, spread
+from vlp_gym.policies.result import PolicyResult, spread, table_row
 from vlp_gym.policies.saved import read_json
 
 KINDS = {
@@ -58,14 +58,14 @@ def _table(results: Sequence[PolicyResult], methods: Sequence[str]) -> str:
     tasks = sorted({task for task, _ in cells})
     columns = sorted({column for _, column in cells}, key=lambda column: (methods.index(column[0]), column[1]))
     lines = [
-        _row(["task", *(f"{method}, {source}" for method, source in columns), "data"]),
-        _row(["---", *["---:"] * (len(columns) + 1)]),
+        table_row(["task", *(f"{method}, {source}" for method, source in columns), "data"]),
+        table_row(["---", *["---:"] * (len(columns) + 1)]),
     ]
     for task in tasks:
         row = [cells.get((task, column)) for column in columns]
         share = next(result.data_success for result in row if result is not None)
-        lines.append(_row([task.removesuffix("-v3"), *map(_cell, row), f"{100 * share:.1f}"]))
-    lines.append(_row(["mean", *(_average([cells.get((task, c)) for task in tasks]) for c in columns), ""]))
+        lines.append(table_row([task.removesuffix("-v3"), *map(_cell, row), f"{100 * share:.1f}"]))
+    lines.append(table_row(["mean", *(_average([cells.get((task, c)) for task in tasks]) for c in columns), ""]))
     missing = [f"{task} {method} {source}" for task in tasks for method, source in columns
                if (task, (method, source)) not in cells]  # fmt: skip
     text = "\n".join(lines) + "\n"
@@ -88,7 +88,3 @@ def _average(results: Sequence[PolicyResult | None]) -> str:
     published = [result.published[0] for result in there if result.published is not None]
     printed = f" / {np.mean(published):.1f}" if len(published) == len(there) else ""
     return f"{best:.1f} ({last:.1f}){printed}"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -11,8 +11,8 @@ from .reward import FitReport as FitReport
 from .reward import RewardEnsemble as RewardEnsemble
 from .samplers import choose_pairs as choose_pairs
 from .schedule import Queries as Queries
+from .segment_store import SegmentStore as SegmentStore
 from .segments import Segments as Segments
-from .segments import SegmentStore as SegmentStore
 from .segments import Span as Span
 from .teachers import ScriptedTeacher as ScriptedTeacher
 from .teachers import scripted_teacher as scripted_teacher

@@ -41,7 +41,8 @@ from vlp_gym.preferences.reward import FitReport, RewardEnsemble
 from vlp_gym.preferences.samplers import Sampler, choose_pairs
 from vlp_gym.preferences.saved import PARTS, SavedLearner, check_settings, unpack_parts
 from vlp_gym.preferences.schedule import Queries
-from vlp_gym.preferences.segments import Segments, SegmentStore
+from vlp_gym.preferences.segment_store import SegmentStore
+from vlp_gym.preferences.segments import Segments
 from vlp_gym.schema import check_generator, generator_state
 from vlp_gym.storage import document_name, read_pair, write_pair
 

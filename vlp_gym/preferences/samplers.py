@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from vlp_gym.preferences.buffer import PreferenceBuffer
 from vlp_gym.preferences.reward import RewardEnsemble
-from vlp_gym.preferences.segments import Segments, SegmentStore
+from vlp_gym.preferences.segment_store import SegmentStore
+from vlp_gym.preferences.segments import Segments
 
 Sampler = Literal[
     "uniform", "disagreement", "entropy", "k-center", "k-center+disagreement", "k-center+entropy", "k-means"

@@ -13,7 +13,7 @@ from torch import Tensor
 from vlp_gym.errors import CheckpointError
 from vlp_gym.preferences.buffer import PreferenceBuffer
 from vlp_gym.preferences.reward import RewardEnsemble
-from vlp_gym.preferences.segments import SegmentStore
+from vlp_gym.preferences.segment_store import SegmentStore
 from vlp_gym.schema import Count, Document, Share, below, listed
 
 PARTS = ("segments", "preferences", "ensemble")

@@ -16,7 +16,7 @@ from vlp_gym.models.prompted.rl_vlm_f import RLVLMFModel
 from vlp_gym.models.registry import load_reward_model
 from vlp_gym.preferences.labelers import ModelLabeler
 from vlp_gym.preferences.schedule import Queries
-from vlp_gym.preferences.segments import SegmentStore
+from vlp_gym.preferences.segment_store import SegmentStore
 from vlp_gym.prompting import ChatClient
 from vlp_gym.testing import check_reward_model
 

@@ -11,7 +11,7 @@ from tests.mutations.harness import Target
 from tests.mutations.pairs import damage
 from tests.painted_segments import painted_store
 from vlp_gym.errors import CheckpointError
-from vlp_gym.preferences.segments import SegmentStore
+from vlp_gym.preferences.segment_store import SegmentStore
 
 
 def make(folder: Path) -> None:

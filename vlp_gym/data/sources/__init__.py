@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
+from vlp_gym.data.check import check_side
 from vlp_gym.data.trajectory import Trajectory
 from vlp_gym.errors import DatasetError
 
@@ -36,8 +37,7 @@ class SourceOptions:
     fps: float = 5.0
 
     def __post_init__(self) -> None:
-        if not 16 <= self.size <= 1024:
-            raise ValueError(f"--size: expected 16 to 1024 pixels, got {self.size}")
+        check_side(self.size)
         if not 0 < self.fps <= 1000:
             raise ValueError(f"--fps: expected more than 0 and at most 1000, got {self.fps}")
 
@@ -75,6 +75,13 @@ def open_source(name: str | Path, options: SourceOptions | None = None) -> Sourc
         )
         return source
     return Shards(Path(name))
+
+
+def give_up(broken: DatasetError, on_broken: OnBroken | None, cause: Exception) -> None:
+    """Tell of a rollout that cannot be read, or raise it where nobody is told."""
+    if on_broken is None:
+        raise broken from cause
+    on_broken(broken)
 
 
 @dataclass(frozen=True)

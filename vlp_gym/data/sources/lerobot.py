@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from vlp_gym.data.sources import OnBroken, SourceOptions
-from vlp_gym.data.sources.recording import make_trajectory, task_name, tier_of
+from vlp_gym.data.sources import OnBroken, SourceOptions, give_up
+from vlp_gym.data.sources.recording import kept_steps, make_trajectory, task_name, tier_of
 from vlp_gym.data.trajectory import Trajectory
-from vlp_gym.errors import DatasetError, InstructionError, reason
+from vlp_gym.errors import CheckpointError, DatasetError, InstructionError, reason
+from vlp_gym.storage import read_file
 from vlp_gym.text import normalize_sentence
 
 VERSIONS = ("v3.0", "v2.1")
@@ -72,20 +73,14 @@ class LeRobot:
                         raise rows
                     yield self._trajectory(wanted[number], rows)
                 except (DatasetError, ValueError) as error:
-                    broken = DatasetError(f"{self.folder}, episode {number}: {error}")
-                    if on_broken is None:
-                        raise broken from error
-                    on_broken(broken)
+                    give_up(DatasetError(f"{self.folder}, episode {number}: {error}"), on_broken, error)
 
     def _trajectory(self, episode: Episode, rows: list[dict[str, Any]]) -> Trajectory:
         if len(rows) != episode.length:
             raise DatasetError(f"expected {episode.length} rows in {episode.rows.name}, found {len(rows)}")
         if (numbers := [row.get("frame_index") for row in rows]) != list(range(episode.length)):
             raise DatasetError(f"expected frame_index 0 to {episode.length - 1}, got {numbers[:8]} ...")
-        every = max(1, round(self.rate / self.options.fps))
-        step = np.arange(0, episode.length, every)
-        if step[-1] != episode.length - 1:  # the last frame shows how it ends
-            step = np.append(step, episode.length - 1)
+        step = kept_steps(episode.length - 1, self.rate, self.options.fps)
         state, action, reward, reached = (_column(rows, name) for name in (STATE, ACTION, REWARD, SUCCESS))
         success = np.zeros(episode.length, bool)
         if reached is None:  # demonstrations
@@ -305,8 +300,6 @@ def _text(path: Path) -> str:
     if not path.is_file():
         raise DatasetError(f"{path}: expected a file of a LeRobot data set, found none")
     try:
-        if path.stat().st_size > MAX_DOCUMENT:
-            raise DatasetError(f"{path}: expected at most {MAX_DOCUMENT >> 20} MiB")
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_file(path, MAX_DOCUMENT).decode()
+    except (CheckpointError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path}: cannot be read ({error})") from error

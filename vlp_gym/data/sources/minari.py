@@ -13,8 +13,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from vlp_gym.data.sources import OnBroken, SourceOptions
-from vlp_gym.data.sources.recording import make_trajectory, task_name, tier_of
+from vlp_gym.data.sources import OnBroken, SourceOptions, give_up
+from vlp_gym.data.sources.recording import kept_steps, make_trajectory, task_name, tier_of
 from vlp_gym.data.trajectory import Trajectory
 from vlp_gym.errors import DatasetError, import_extra, reason
 from vlp_gym.text import normalize_sentence
@@ -43,7 +43,7 @@ class Minari:
                 try:
                     episode = next(iter(self.data.iterate_episodes([index])))
                     frames = _pictures(episode.observations, self.options.camera)
-                    kept = self._kept(len(episode.rewards))
+                    kept = kept_steps(len(episode.rewards), STEPS_PER_SECOND, self.options.fps)
                     if frames is None:
                         if environment is None:
                             environment = remake(self.data.env_spec, self.name)
@@ -53,18 +53,10 @@ class Minari:
                         shown = frames[kept]
                     yield self._trajectory(index, episode, shown, kept)
                 except (DatasetError, ValueError, KeyError, OSError) as error:  # h5py's are OSError and KeyError
-                    broken = DatasetError(f"{self.name}, episode {index}: {reason(error)}")
-                    if on_broken is None:
-                        raise broken from error
-                    on_broken(broken)
+                    give_up(DatasetError(f"{self.name}, episode {index}: {reason(error)}"), on_broken, error)
         finally:
             if environment is not None:
                 environment.close()
-
-    def _kept(self, steps: int) -> np.ndarray:
-        """The states to show: some a second, and the last."""
-        kept = np.arange(0, steps + 1, max(1, round(STEPS_PER_SECOND / self.options.fps)))
-        return kept if kept[-1] == steps else np.append(kept, steps)
 
     def _trajectory(self, index: int, episode: Any, shown: np.ndarray, kept: np.ndarray) -> Trajectory:
         steps = len(episode.rewards)

@@ -25,6 +25,16 @@ def tier_of(success: bool) -> str:
     return "expert" if success else NEAR_MISS
 
 
+def kept_steps(last: int, rate: float, fps: float) -> NDArray[np.int64]:
+    """The states that are shown of 0 to `last`, of which `rate` come in a second: at most `fps` of them, and the last.
+
+    >>> kept_steps(5, 25, 12.5).tolist()
+    [0, 2, 4, 5]
+    """
+    kept = np.arange(0, last + 1, max(1, round(rate / fps)))
+    return kept if kept[-1] == last else np.append(kept, last)  # it shows how it ends
+
+
 def make_trajectory(
     frames: NDArray[np.uint8],
     *,

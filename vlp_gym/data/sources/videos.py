@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vlp_gym.data.sources import OnBroken, SourceOptions
+from vlp_gym.data.sources import OnBroken, SourceOptions, give_up
 from vlp_gym.data.sources.recording import make_trajectory, task_name, tier_of
 from vlp_gym.data.trajectory import ALL_TIERS, Trajectory
 from vlp_gym.errors import DatasetError, did_you_mean, import_extra
@@ -76,10 +76,7 @@ class Videos:
             except DatasetError as error:
                 place = f"{CAPTIONS}, line {clip.row}: " if clip.row else ""
                 named = error if str(clip.file) in str(error) else DatasetError(f"{clip.file}: {error}")
-                broken = DatasetError(f"{place}{named}")
-                if on_broken is None:
-                    raise broken from error
-                on_broken(broken)
+                give_up(DatasetError(f"{place}{named}"), on_broken, error)
 
     def _read(self, number: int, clip: Clip) -> Trajectory:
         from vlp_gym.video import read_video

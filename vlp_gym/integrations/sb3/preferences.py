@@ -30,7 +30,7 @@ from vlp_gym.preferences.learner import MEASURED, PreferenceLearner
 from vlp_gym.preferences.reward import RewardEnsemble
 from vlp_gym.preferences.saved import SavedLearner, check_settings
 from vlp_gym.preferences.schedule import Queries
-from vlp_gym.preferences.segments import SegmentStore
+from vlp_gym.preferences.segment_store import SegmentStore
 from vlp_gym.schema import Count, below
 from vlp_gym.storage import document_name, read_pair, write_pair
 
