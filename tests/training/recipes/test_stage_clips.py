@@ -49,7 +49,7 @@ def test_a_clip_begins_where_its_episode_does():
             backwards = bool((steps < 0).any())
             turned += backwards
             assert (steps <= 0).all() if backwards else frames[0] == 0 and (steps >= 0).all()
-            assert not backwards or tier == RETREAT
+            assert not backwards or tier in ("expert", RETREAT)
             assert batch.moved[g, c, 0] == 0
     assert turned > 5
 
@@ -63,7 +63,7 @@ def test_the_first_clips_have_their_tiers():
 def test_an_expert_goes_its_way_and_no_way_under_the_opposite():
     for batch in batches(PAIR, 5):
         for (g, c), frames, _ in clips(batch):
-            if c == 0:
+            if c == 0 and (torch.diff(frames) >= 0).all():
                 done = frames >= 12
                 assert (batch.way[g, c][done] == 1).all()
                 assert (batch.opposite_way[g, c][done] == 0).all()
@@ -78,6 +78,20 @@ def test_a_backward_clip_goes_the_opposite_way():
                 ends.append((c, batch.way[g, c, -1].item(), batch.opposite_way[g, c, -1].item()))
     assert {(way, other) for c, way, other in ends if c < 5} == {(0.0, 1.0)}
     assert {(way, other) for c, way, other in ends if c == 5} == {(0.0, 1.0), (1.0, 0.0)}
+
+
+def test_an_expert_backwards_is_near_at_first_and_leaves():
+    seen = 0
+    for batch in batches(PAIR):
+        for (g, c), frames, tier in clips(batch):
+            if tier == "expert" and (torch.diff(frames) < 0).any():
+                torch.testing.assert_close(batch.approach[g, c], (frames / 5).clamp(max=1))
+                assert batch.approach[g, c, 0] == 1
+                assert torch.equal(batch.moved[g, c] == 1, frames < 15)
+                if c < 5:  # the task's own: undone is no way
+                    assert batch.way[g, c].nan_to_num(0).max() == 0
+                seen += 1
+    assert seen > 5
 
 
 def test_a_clip_of_the_opposite_task_goes_no_way():

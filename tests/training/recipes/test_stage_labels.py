@@ -9,7 +9,13 @@ import pytest
 from rollouts import SUCCESS_AT, painted
 
 from vlp_gym.data.trajectory import RETREAT
-from vlp_gym.training.recipes.stage_labels import WAY_BEFORE_SUCCESS, label_backwards, label_stages, task_stages
+from vlp_gym.training.recipes.stage_labels import (
+    WAY_BEFORE_SUCCESS,
+    label_backwards,
+    label_stages,
+    nearness,
+    task_stages,
+)
 
 EXPERT = painted("push-v3", "expert")  # the hand reaches the object, 25 cm away, at frame 5, and takes it along 35 cm
 STAGES = task_stages([EXPERT])
@@ -77,6 +83,14 @@ class TestLabels:
         unknown = labels(replace(EXPERT, positions=np.full_like(EXPERT.positions, np.nan)))
         assert np.isnan(unknown.approach[: SUCCESS_AT - 1]).all()
         assert np.isnan(unknown.has_moved()[: SUCCESS_AT - 1]).all()
+
+
+def test_near_is_near_whatever_has_moved():
+    positions = EXPERT.positions.copy()
+    positions[10:, 0, 1] += 0.125  # half the way that it has come
+    found = nearness(positions, STAGES)
+    np.testing.assert_allclose(found, np.where(np.arange(16) < 10, np.minimum(np.arange(16) / 5, 1), 0.5), atol=1e-5)
+    assert label_stages(positions, EXPERT.success, STAGES).approach[12] == 1
 
 
 class TestBackwards:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,18 @@ from vlp_gym.training.recipe import Batch
 from vlp_gym.training.recipes import clips
 from vlp_gym.training.recipes.by_task import RolloutsByTask, stack
 from vlp_gym.training.recipes.frame_labels import label_task
-from vlp_gym.training.recipes.stage_labels import StageLabels, TaskStages, label_backwards, label_stages, task_stages
+from vlp_gym.training.recipes.stage_labels import (
+    StageLabels,
+    TaskStages,
+    label_backwards,
+    label_stages,
+    nearness,
+    task_stages,
+)
 
-BACKWARDS = 0.6  # share of clips shown backwards, among those in which the hand has gone back at the end
+# Share of the clips of a tier that are shown backwards. An expert's hand is at the object then from the first frame on,
+# and without such clips whatever changes is paid. Where the hand has gone back, the opposite task is seen.
+BACKWARDS = {"expert": 0.35, RETREAT: 0.6}
 SIBLING = 0.5  # share of a task's last clips that come from the opposite task, done in nearly the same scene
 SLOTS = (*clips.SLOTS, (RETREAT,), (APART,))  # tiers of a task's first clips
 TIER_SHARE = {**clips.TIER_SHARE, RETREAT: 4.0, APART: 4.0}  # sampling weights of tiers (others: 1)
@@ -172,9 +181,12 @@ class StageSampler(RolloutsByTask):
         shown, labels = self.trajectories[number], self.labels[number]
         stages = self.stages[shown.task]
         index = self._frames(len(shown.frames), rng)
-        if tier == RETREAT and stages.mover == 1 and labels.way[-1] > 0.5 and rng.random() < BACKWARDS:
+        share_backwards = BACKWARDS.get(tier, 0.0) if stages.mover == 1 and labels.way[-1] > 0.5 else 0.0
+        if share_backwards and rng.random() < share_backwards:
             index = len(shown.frames) - 1 - index
             labels = label_backwards(shown.positions, stages)
+            if tier == "expert":  # its hand is at the object in the first frame already, and leaves
+                labels = replace(labels, approach=nearness(shown.positions, stages))
             sibling = not sibling
         way, other = labels.paid_way(), labels.wrong_way()
         if sibling:

@@ -109,10 +109,15 @@ def label_stages(positions: Floats, success: NDArray[np.bool_], task: TaskStages
     if task.mover == 0:
         approach = way
     else:
-        apart = np.linalg.norm(positions[:, 0] - positions[:, 1], axis=-1)
-        approach = ((apart[0] - apart) / max(apart[0] - task.touch, LEAST_APPROACH)).clip(0, 1)
-        approach = np.where(moved >= 1, 1.0, approach)
+        approach = np.where(moved >= 1, 1.0, nearness(positions, task))
     return StageLabels(approach, moved, way, success.astype(np.float64))
+
+
+def nearness(positions: Floats, task: TaskStages) -> Floats:
+    """Share of the hand's way to the object, float ``[F]`` in [0, 1], whatever has moved; arguments as above."""
+    apart = np.linalg.norm(positions[:, 0] - positions[:, 1], axis=-1)
+    near: Floats = ((apart[0] - apart) / max(apart[0] - task.touch, LEAST_APPROACH)).clip(0, 1)
+    return near
 
 
 def label_backwards(positions: Floats, task: TaskStages) -> StageLabels:
