@@ -30,7 +30,7 @@ NEARLY = 1e-4  # progress is kept this far from 0 and 1 where a loss takes its l
 
 @dataclass(frozen=True, kw_only=True)
 class StagedOptions(TrainOptions):
-    """A small factorised model whose progress is made of approach, way and success, trained from scratch.
+    """The small factorised model that ships, trained from scratch: progress by approach, "has it moved" and way.
 
     Attributes:
         steps: optimizer steps that train everything; 0 trains only the relevance of --init.
