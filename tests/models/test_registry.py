@@ -122,9 +122,9 @@ def test_unknown_model_type(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
         load_folder(folder)
 
 
-def test_a_model_type_that_is_no_more(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_type_that_is_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tiny, "model_type", "compact")
-    save_checkpoint(Tiny(), folder)
+    folder = save_checkpoint(Tiny(), tmp_path / "old")
     expected = (
         f"{folder}: models of type 'compact' were replaced by 'staged', and cannot be loaded any more; "
         "train anew with `vlp-gym train staged`"

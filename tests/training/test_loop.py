@@ -46,8 +46,8 @@ def tiny_vlp(seed=0):
     return VLPModel(SmallBackbone(32, 16, 64), window=4, self_attention_layers=1, heads=8, head=(16,))
 
 
-def sampler(rollouts=ROLLOUTS, seed=5):
-    return StageSampler(rollouts, tasks_per_batch=2, clips_per_task=3, frames_per_clip=4, seed=seed)
+def sampler(rollouts=ROLLOUTS, seed=5, kind=StageSampler):
+    return kind(rollouts, tasks_per_batch=2, clips_per_task=3, frames_per_clip=4, seed=seed)
 
 
 def pairs(focus=()):
@@ -76,14 +76,12 @@ class TestResume:
         """Killed in the last step, before it is counted; the state of step two is on disk."""
         _, model, history = straight
 
-        class Interrupted(StagedRecipe):
-            def batch(self, number):
-                if number == 3:
-                    raise KeyboardInterrupt
-                return super().batch(number)
+        class Interrupted(StageSampler):
+            def first_frames(self, number):
+                raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path, recipe=Interrupted(sampler(), relevance_steps=1))
+            run(tmp_path, recipe=StagedRecipe(sampler(kind=Interrupted), relevance_steps=1))
         assert not (tmp_path / "config.json").exists()
         torch.rand(7)  # whatever happens in between
         resumed, again = run(tmp_path, seed=99)  # the weights that it starts from do not matter
