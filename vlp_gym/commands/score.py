@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,6 +128,8 @@ def _scorer(engine: QueryEngine, instruction: str) -> Callable[[int, Path, Path]
 
     def score_one(episode: int, file: Path, folder: Path) -> str:
         frames = read_video(file)
+        if (unknown := engine.unknown(frames[:1], where=file)) is not None:
+            print(f"{file}: {unknown}", file=sys.stderr)
         engine.begin(env, episode, text)
         rewards: list[float] = []
         for step, frame in enumerate(tqdm(frames, desc=f"scoring {file.name}", unit="frame", leave=False)):

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from vlp_gym.errors import InstructionError, QueryError
 from vlp_gym.models.ambient import float_dtypes, usual_torch
 from vlp_gym.models.protocol import (
+    NOVEL,
     AnchoredModel,
     ContextualModel,
     GoalModel,
+    KnowingModel,
     PairwiseModel,
     RewardModel,
     Scores,
@@ -198,6 +200,14 @@ class GuardedModel:
         return (self.prefer(a, b, text, where=where) + 1.0 - self.prefer(b, a, text, where=where)) / 2
 
     @_asking
+    def novelty(self, frames: Tensor, *, where: object) -> Tensor | None:
+        """How far N frames, uint8 ``[N, H, W, 3]``, are from the training data, ``[N]``; None if it cannot say."""
+        if not isinstance(self.model, KnowingModel):
+            return None
+        tokens = self.encode_frames(frames, where=where)
+        return self._check(self._call(where, self.model.novelty, tokens), "novelty", (len(frames),), "N", where)
+
+    @_asking
     def probe(self, text: Tensor) -> Scores:
         """Score one black frame under text tokens ``[L, D]``."""
         where = "first call, on a black frame"
@@ -266,6 +276,18 @@ class GuardedModel:
         finally:
             for part in changed:
                 part.truncate = False
+
+
+def unknown(novelty: Tensor | None) -> str | None:
+    """What to say of pictures so far from the training data, ``[N]``; None if they are near, or nobody knows."""
+    if novelty is None or not (distance := float(novelty.mean())) > NOVEL:
+        return None
+    return (
+        f"the reward model does not know such pictures: they are {distance:.1f} away from its training data, where 1 "
+        f"is usual and {NOVEL:g} is far. Its rewards may mean nothing here. Look at the reward of a good and of a bad "
+        "episode (vlp-gym score), train it on videos of your own (vlp-gym train --init), or take a model for any "
+        "picture (docs/models.md)"
+    )
 
 
 HEADS = ("preference", "progress", "relevance")

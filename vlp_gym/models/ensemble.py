@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vlp_gym.errors import CheckpointError
 from vlp_gym.models.checkpoint import CheckpointMixin
-from vlp_gym.models.protocol import History, RewardModel, Scores, value_range
+from vlp_gym.models.protocol import History, KnowingModel, RewardModel, Scores, value_range
 from vlp_gym.models.raw_tokens import code_points, tokens_to_sentences
 from vlp_gym.text import normalize_instruction
 
@@ -142,6 +142,16 @@ class EnsembleModel(nn.Module, CheckpointMixin):
             progress.append(_rank(value, self.progress_ranks[number], bounds))
             preference.append(_rank(scores.preference, self.preference_ranks[number], (-np.inf, np.inf)))
         return Scores(preference=self._reduce(preference), progress=self._reduce(progress))
+
+    def novelty(self, frames: Tensor) -> Tensor:
+        """See `KnowingModel`: the farthest of the members that can say it."""
+        tokens = frames[:, 0].split([math.prod(shape) for shape in self._shapes], 1)
+        found = [
+            model.novelty(own.unflatten(1, shape))
+            for model, own, shape in zip(self.members, tokens, self._shapes, strict=True)
+            if isinstance(model, KnowingModel)
+        ]
+        return torch.stack(found).nan_to_num(0).amax(0) if found else frames.new_full((len(frames),), torch.nan)
 
     def ask(
         self,

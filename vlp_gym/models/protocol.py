@@ -110,6 +110,21 @@ class AnchoredModel(RewardModel, Protocol):
 
 
 @runtime_checkable
+class KnowingModel(RewardModel, Protocol):
+    """A model that says how far a picture is from those that it was trained on."""
+
+    def novelty(self, frames: Tensor) -> Tensor:
+        """Distance of N frames, tokens ``[N, K, D]``, from the training data, float ``[N]``; above `NOVEL` is far.
+
+        It is 1 on average over the training data, and NaN for a model without training.
+        """
+        ...
+
+
+NOVEL = 2.5
+
+
+@runtime_checkable
 class RangedModel(RewardModel, Protocol):
     """A model whose progress has another range than [0, 1]."""
 

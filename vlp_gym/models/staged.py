@@ -138,6 +138,15 @@ class StagedRewardModel(OnBackbone, CheckpointMixin):
         """Logits ``[B, M]`` that sentences ``[M, 1, D]`` fit first frames ``[B, K, channels]``, without the shift."""
         return self._relevance(_overview(first), text)
 
+    def novelty(self, frames: Tensor) -> Tensor:
+        """See `KnowingModel`: the mean squared z-score of first frames, in the statistics of the scene's head."""
+        norm = self.scene_head[0]
+        assert isinstance(norm, nn.BatchNorm1d)
+        if not norm.num_batches_tracked:
+            return frames.new_full((len(frames),), torch.nan)
+        score = F.batch_norm(overview(frames), norm.running_mean, norm.running_var, eps=norm.eps)
+        return score.square().mean(1)
+
     def relevance_parameters(self) -> list[nn.Parameter]:
         """Parameters that only the relevance depends on; training them leaves the progress unchanged."""
         heads = (self.backbone.words, self.scene_head, self.text_scene)

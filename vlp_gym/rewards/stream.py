@@ -60,7 +60,7 @@ class RewardStream:
         """Whether rewards may come late."""
         self.receipt = Receipt()
         """Who takes late rewards: if nobody does, a step waits for its own."""
-        self._told = self._told_of_no_end = False
+        self._told = self._told_of_no_end = self._met = False
         self.by_poll = False
         """Late rewards come by `poll` and `flush` alone, see `Streaming.deliver_by_poll`."""
         self.yields = False
@@ -158,6 +158,8 @@ class RewardStream:
                     self._watch(state, frames[-1], over=terminated or truncated)
                 tickets.append(state.ticket)
                 scored.append(terminated or truncated or not only_the_last)
+        if frames and not self._met:
+            self._meet(frames, tickets)
         try:
             for transition in transitions:
                 state = self._states[transition.place]
@@ -189,6 +191,13 @@ class RewardStream:
             for each in self._states:
                 each.watch.over = True
             warnings.warn(warning, stacklevel=3)
+
+    def _meet(self, frames: Sequence[Sequence[NDArray[np.uint8]]], tickets: Sequence[Ticket]) -> None:
+        """Warn once if the model does not know such pictures."""
+        self._met = True
+        unknown = self.engine.unknown(np.concatenate([np.stack(views) for views in frames]), where=tickets[0])
+        if unknown is not None:
+            warnings.warn(unknown, stacklevel=3)
 
     def env_is_stepping(self, on: bool) -> None:
         """Mark whether the environment is stepping; with `yield_to_learner` the engine runs only then."""

@@ -1,0 +1,86 @@
+"""A model that does not know what it sees says so, once."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from functools import partial
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from painted import PaintedEnv, rollout, wrap
+from tiny import awake
+
+from vlp_gym import VLPVectorRewardWrapper, capture_frames
+from vlp_gym.models.backbones.on_pairs import overview
+from vlp_gym.models.protocol import NOVEL
+from vlp_gym.models.staged import StagedRewardModel
+from vlp_gym.testing import PaintedModel
+
+
+class Knowing(PaintedModel):
+    """Says how far pictures are; `asked` are the frames that it was asked about."""
+
+    def __init__(self, distance):
+        super().__init__()
+        self.distance, self.asked = distance, []
+
+    def novelty(self, frames):
+        self.asked.append(len(frames))
+        return torch.full((len(frames),), float(self.distance))
+
+
+def far(distance):
+    return f"^the reward model does not know such pictures: they are {re.escape(f'{distance:.1f}')} away "
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_it_is_said_once_at_the_first_reset(mode):
+    model = Knowing(8.95)
+    with wrap(model=model, mode=mode) as env:
+        with pytest.warns(UserWarning, match=far(8.95)):
+            env.reset()
+        rollout(env)  # warnings are errors here
+    assert model.asked == [1]
+
+
+@pytest.mark.parametrize("distance", [0.9, NOVEL, float("nan")])
+def test_nothing_is_said_of_what_it_knows_or_before_training(distance):
+    with wrap(model=Knowing(distance)) as env:
+        rollout(env)
+
+
+def test_one_warning_for_a_vector_of_environments():
+    model = Knowing(4)
+    venv = gym.vector.SyncVectorEnv(capture_frames([partial(PaintedEnv, [3])] * 3))
+    env = VLPVectorRewardWrapper(venv, "press the button", model)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        env.reset()
+        for _ in range(6):
+            env.step(np.zeros(3, int))
+    assert len(caught) == 1
+    assert re.match(far(4), str(caught[0].message))
+    assert model.asked == [3]
+
+
+def test_a_model_that_cannot_say_is_not_asked():
+    with wrap(model=PaintedModel()) as env:
+        rollout(env)
+
+
+def test_the_distance_is_one_on_the_training_data_and_unknown_before():
+    model = awake(StagedRewardModel)
+    tokens = torch.randn(256, *model.encode_frames(torch.zeros(1, 32, 32, 3, dtype=torch.uint8)).shape[1:])
+    assert model.novelty(tokens).isnan().all()
+    norm = model.scene_head[0]
+    norm.train()
+    norm.momentum = None  # the plain mean over all batches
+    norm(overview(tokens))
+    norm.eval()
+    known = model.novelty(tokens)
+    assert known.shape == (256,)
+    assert known.mean().item() == pytest.approx(1, abs=0.02)
+    assert (model.novelty(3 * tokens) > known.max()).all()
