@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from tiny import SIZE
+from tiny import SIZE, awake_model
 
 from vlp_gym.engine.guard import GuardedModel
 from vlp_gym.models.protocol import AnchoredModel, ContextualModel, RewardModel
@@ -22,12 +22,7 @@ ALL = torch.ones(2, 4, dtype=torch.bool)
 
 @pytest.fixture(scope="module")
 def model():
-    """With random weights in the word tables and the direction too, which a fresh one has at 0."""
-    torch.manual_seed(0)
-    made = StagedRewardModel(**TINY).eval()
-    for weight in (made.backbone.words.table.weight, made.verbs.table.weight, made.direction_head.weight):
-        torch.nn.init.normal_(weight)
-    return made
+    return awake_model()
 
 
 @pytest.fixture(scope="module")

@@ -108,7 +108,7 @@ class StagedRewardModel(OnBackbone, CheckpointMixin):
 
     def encode_in_context(self, frames: Tensor, first: Tensor) -> Tensor:
         """See `ContextualModel`; returns float ``[N, 1, hidden + 2 * channels]``: the state and the first frame."""
-        return torch.cat([self._state_since(frames[:, None], first)[:, 0], _overview(first)], 1)[:, None]
+        return torch.cat([self._state_since(frames[:, None], first)[:, 0], overview(first)], 1)[:, None]
 
     def score_in_context(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
         """See `ContextualModel`."""
@@ -117,7 +117,7 @@ class StagedRewardModel(OnBackbone, CheckpointMixin):
 
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
         """Score windows; shapes as in `RewardModel`. The first frame is the episode's, whatever the mask says."""
-        return self._scores(self.state(frames), _overview(frames[:, 0]), text, mask)
+        return self._scores(self.state(frames), overview(frames[:, 0]), text, mask)
 
     def state(self, frames: Tensor) -> Tensor:
         """State ``[B, T, hidden]`` of clips of frame tokens ``[B, T, K, channels]``; frame 0 is the episode's first."""
@@ -136,7 +136,7 @@ class StagedRewardModel(OnBackbone, CheckpointMixin):
 
     def relevance(self, first: Tensor, text: Tensor) -> Tensor:
         """Logits ``[B, M]`` that sentences ``[M, 1, D]`` fit first frames ``[B, K, channels]``, without the shift."""
-        return self._relevance(_overview(first), text)
+        return self._relevance(overview(first), text)
 
     def novelty(self, frames: Tensor) -> Tensor:
         """See `KnowingModel`: the mean squared z-score of first frames, in the statistics of the scene's head."""
@@ -176,7 +176,7 @@ class StagedRewardModel(OnBackbone, CheckpointMixin):
         return self.temperature * cosine + self.relevance_bias
 
 
-def _overview(first: Tensor) -> Tensor:
+def overview(first: Tensor) -> Tensor:
     """Mean and maximum over the tokens of first frames ``[B, K, channels]``, as ``[B, 2 * channels]``."""
     return torch.cat([first.mean(1), first.amax(1)], 1)
 
