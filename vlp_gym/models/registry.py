@@ -183,7 +183,7 @@ def load_folder(folder: str | Path, *, device: str | torch.device = "cpu") -> An
         CheckpointError: the folder is missing, damaged or unsafe, or its model_type is unknown or no more.
     """
     model_type = read_model_config(folder)["model_type"]
-    if (instead := _REPLACED.get(model_type)) and model_type not in _CLASSES:
+    if instead := _REPLACED.get(model_type):
         raise CheckpointError(
             f"{folder}: models of type {model_type!r} were replaced by {instead!r}, and cannot be loaded any more; "
             f"train anew with `vlp-gym train {instead}`"
