@@ -44,44 +44,23 @@ gpu:
 gpu-wheels: $(STAMP)
 	@$(BIN)/python -m tests.gpu.wheels --folder $(WHEELS) $(OPTIONS)
 
-# The recipe of the shipped models: collect, tune on five validation tasks, train, evaluate. Hours on two cores. TUNED is
-# what `vlp-gym tune` said; to take what it says this time: make train TUNED="...". Rollouts of agents that learn from the
-# model before show the next one where that is wrong.
-# More steps help on tasks that were seen, and harm on those that were not: the more so where training has their opposites.
+# How the shipped models are made: collect, train, collect rollouts of agents that learn from that model, which show where
+# it is wrong, train on, evaluate. Hours.
 TEST_TASKS := button-press-v3 door-close-v3 drawer-close-v3 faucet-close-v3 window-open-v3
 SIBLINGS := door-open-v3 drawer-open-v3 faucet-open-v3 window-close-v3
-VALIDATION := button-press-topdown-wall-v3 door-unlock-v3 handle-press-side-v3 plate-slide-back-v3 coffee-pull-v3
-AGENTS_45 := $(SIBLINGS) coffee-button-v3 button-press-wall-v3 button-press-topdown-v3 handle-press-v3
-AGENTS_50 := $(TEST_TASKS) button-press-topdown-wall-v3 coffee-pull-v3 handle-press-side-v3
-TUNED ?= --quality-weight 12 --motion-weight 0.25 --relevance-shift 0.3
-AGENTS := $(BIN)/vlp-gym collect metaworld --per-tier 0 --varied-share 0.5 --agent
-ON := $(BIN)/vlp-gym train compact --split all $(TUNED) --half --data $(DATA)/train $(DATA)/agents? --init
-BUTTON := --focus button-press-v3 --learning-rate 7e-4 --relevance-steps 0
+AGENTS := $(BIN)/vlp-gym collect metaworld --per-tier 0 --agent 12 --varied-share 0.3
+STAGED := $(BIN)/vlp-gym train staged --precision bf16 --half
 train: $(STAMP)
-	$(BIN)/vlp-gym collect metaworld --out $(DATA)/train --per-tier 24 --near-miss 12 --explore 40 --varied-share 0.5
+	$(BIN)/vlp-gym collect metaworld --out $(DATA)/train --per-tier 18 --near-miss 10 --explore 30 --retreat 12 --apart 24 \
+	  --varied-share 0.5
 	$(BIN)/vlp-gym collect metaworld --out $(DATA)/eval --seed 1000 --tasks $(TEST_TASKS) $(SIBLINGS)
-	$(BIN)/vlp-gym train compact --data $(DATA)/train --split vlp --half --out $(RUNS)/vlp-compact-45-1
-	$(AGENTS) 24 --agent-model $(RUNS)/vlp-compact-45-1 --tasks $(AGENTS_45) --seed 5 --out $(DATA)/agents-45
-	$(BIN)/vlp-gym train compact --data $(DATA)/train $(DATA)/agents-45 --split vlp --leave-out $(VALIDATION) \
-	  --out $(RUNS)/validation
-	$(BIN)/vlp-gym tune --model $(RUNS)/validation --data $(DATA)/train --tasks $(VALIDATION)
-	$(BIN)/vlp-gym train compact --data $(DATA)/train $(DATA)/agents-45 --split vlp $(TUNED) --half \
-	  --out $(RUNS)/vlp-compact-45
+	$(STAGED) --split vlp --data $(DATA)/train --out $(RUNS)/staged-45
+	$(AGENTS) --agent-model $(RUNS)/staged-45 --out $(DATA)/agents-45
+	$(STAGED) --split vlp --init $(RUNS)/staged-45 --data $(DATA)/train $(DATA)/agents-45 --out $(RUNS)/vlp-compact-45
 	$(BIN)/vlp-gym eval --data $(DATA)/eval --split vlp --model $(RUNS)/vlp-compact-45
-	$(BIN)/vlp-gym train compact --data $(DATA)/train --split all --steps 2000 --half --out $(RUNS)/vlp-compact-1
-	$(AGENTS) 32 --agent-model $(RUNS)/vlp-compact-1 --tasks $(AGENTS_50) --out $(DATA)/agents1
-	$(ON) $(RUNS)/vlp-compact-1 --learning-rate 7e-4 --steps 800 --out $(RUNS)/vlp-compact-2
-	$(AGENTS) 48 --agent-model $(RUNS)/vlp-compact-2 --tasks button-press-v3 --seed 1 --out $(DATA)/agents2
-	$(ON) $(RUNS)/vlp-compact-2 --learning-rate 7e-4 --steps 600 --out $(RUNS)/vlp-compact-3
-	$(AGENTS) 48 --agent-model $(RUNS)/vlp-compact-3 --tasks button-press-v3 --seed 2 --out $(DATA)/agents3
-	$(ON) $(RUNS)/vlp-compact-3 --learning-rate 7e-4 --steps 600 --out $(RUNS)/vlp-compact-4
-	$(AGENTS) 64 --agent-model $(RUNS)/vlp-compact-4 --tasks button-press-v3 --seed 3 --out $(DATA)/agents4
-	$(ON) $(RUNS)/vlp-compact-4 $(BUTTON) --steps 800 --tasks-per-batch 10 --clips-per-task 8 --out $(RUNS)/vlp-compact-5
-	$(ON) $(RUNS)/vlp-compact-5 $(BUTTON) --steps 500 --tasks-per-batch 5 --clips-per-task 20 --out $(RUNS)/vlp-compact-6
-	$(ON) $(RUNS)/vlp-compact-6 --steps 0 --out $(RUNS)/vlp-compact-7
-	$(AGENTS) 64 --agent-model $(RUNS)/vlp-compact-7 --tasks button-press-v3 --seed 4 --out $(DATA)/agents5
-	$(ON) $(RUNS)/vlp-compact-7 $(BUTTON) --steps 500 --tasks-per-batch 5 --clips-per-task 20 --out $(RUNS)/vlp-compact-8
-	$(ON) $(RUNS)/vlp-compact-8 --steps 0 --out $(RUNS)/vlp-compact
+	$(STAGED) --split all --data $(DATA)/train --out $(RUNS)/staged-50
+	$(AGENTS) --agent-model $(RUNS)/staged-50 --out $(DATA)/agents-50
+	$(STAGED) --split all --init $(RUNS)/staged-50 --data $(DATA)/train $(DATA)/agents-50 --out $(RUNS)/vlp-compact
 	$(BIN)/vlp-gym eval --data $(DATA)/eval --split vlp --model $(RUNS)/vlp-compact
 
 # $(call system-packages,NAMES): installs those that are missing, where the system has apt.

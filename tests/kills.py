@@ -23,7 +23,7 @@ import torch
 from tests.mutations.targets.training_states import Training
 from tests.painted_segments import painted_store
 from tests.tiny import tiny_model
-from vlp_gym.models.compact import CompactRewardModel
+from vlp_gym.models.staged import StagedRewardModel
 from vlp_gym.preferences import PreferenceBuffer, PreferenceLearner, Queries, RewardEnsemble, ScriptedLabeler
 from vlp_gym.preferences.segment_store import SegmentStore
 from vlp_gym.prompting.cache import PromptCache
@@ -82,7 +82,7 @@ def kinds() -> dict[str, tuple[Save, Load]]:
     return {
         "checkpoint": (
             save_checkpoint,
-            lambda folder: int(next(CompactRewardModel.from_pretrained(folder).parameters()).flatten()[0]),
+            lambda folder: int(next(StagedRewardModel.from_pretrained(folder).parameters()).flatten()[0]),
         ),
         "preferences": (save_preferences, lambda folder: PreferenceBuffer.load(folder).capacity - 1),
         "segments": (save_segments, lambda folder: SegmentStore.load(folder)._count - 2),

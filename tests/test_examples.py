@@ -14,14 +14,14 @@ SHORT = ["--steps", "24", "--eval-every", "12", "--eval-episodes", "1", "--episo
 
 
 @pytest.fixture(scope="module")
-def compact_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from vlp_gym.models.checkpoint import save_checkpoint
-    from vlp_gym.models.compact import CompactRewardModel
+    from vlp_gym.models.staged import StagedRewardModel
 
     torch.manual_seed(0)
-    return save_checkpoint(CompactRewardModel(image_size=32, channels=16, hidden=16), tmp_path_factory.mktemp("model"))
+    return save_checkpoint(StagedRewardModel(image_size=32, channels=16, hidden=16), tmp_path_factory.mktemp("model"))
 
 
 def run(*arguments: object, example: str = "sac_button_press") -> subprocess.CompletedProcess[str]:
@@ -31,15 +31,15 @@ def run(*arguments: object, example: str = "sac_button_press") -> subprocess.Com
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_everything_that_it_promises_is_there(compact_folder, tmp_path):
-    done = run(*SHORT, "--model", compact_folder, "--out", tmp_path)
+def test_everything_that_it_promises_is_there(model_folder, tmp_path):
+    done = run(*SHORT, "--model", model_folder, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     for name in ("reward_curves.png", "learning_curve.png", "final_policy.mp4", "policy.zip"):
         assert (tmp_path / name).stat().st_size > 1_000, name
     result = json.loads((tmp_path / "result.json").read_text())
     assert [row["step"] for row in result["history"]] == [12, 24]
     assert result["success"] == result["history"][-1]["success"]
-    assert result["options"]["model"] == str(compact_folder)
+    assert result["options"]["model"] == str(model_folder)
 
 
 @pytest.mark.slow
@@ -51,8 +51,8 @@ def test_everything_that_it_promises_is_there(compact_folder, tmp_path):
         ("ppo_vector", ["--steps", 80, "--rollout", 40, "--eval-every", 1], "policy.zip"),
     ],
 )
-def test_the_other_examples(example, options, policy, compact_folder, tmp_path):
-    done = run(*options, "--eval-episodes", 1, "--model", compact_folder, "--out", tmp_path, example=example)
+def test_the_other_examples(example, options, policy, model_folder, tmp_path):
+    done = run(*options, "--eval-episodes", 1, "--model", model_folder, "--out", tmp_path, example=example)
     assert done.returncode == 0, done.stderr
     for name in ("learning_curve.png", policy):
         assert (tmp_path / name).stat().st_size > 1_000, name
@@ -62,10 +62,10 @@ def test_the_other_examples(example, options, policy, compact_folder, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_pebble_stops_and_goes_on(compact_folder, tmp_path):
+def test_pebble_stops_and_goes_on(model_folder, tmp_path):
     few = ["--queries.explore", 10, "--queries.every", 15, "--queries.session", 4, "--queries.length", 4]
     short = ["--learning-starts", 20, *few, "--eval-every", 30, "--eval-episodes", 1, "--episode-steps", 12]
-    run_once = [*short, "--labels", "vlp", "--kind", "preference", "--model", compact_folder, "--out", tmp_path]
+    run_once = [*short, "--labels", "vlp", "--kind", "preference", "--model", model_folder, "--out", tmp_path]
     done = run("--steps", 60, *run_once, example="pebble_button_press")
     assert done.returncode == 0, done.stderr
     first = json.loads((tmp_path / "result.json").read_text())

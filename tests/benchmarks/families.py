@@ -26,7 +26,7 @@ from vlp_gym.storage import write_atomic
 class Options:
     """Measure one environment's step."""
 
-    families: tuple[str, ...] = ("compact", "vlp", "clip", "liv", "vip", "r3m", "roboclip", "rewind", "embedding")
+    families: tuple[str, ...] = ("staged", "vlp", "clip", "liv", "vip", "r3m", "roboclip", "rewind", "embedding")
     """Which of them."""
     blocks: int = 3
     """Blocks of A B B A."""
@@ -58,7 +58,7 @@ def main(options: Options) -> None:
     write_atomic(options.out / "families.json", json.dumps(result, indent=2).encode())
 
 
-def _compact() -> Any:
+def _staged() -> Any:
     model: Any = load_reward_model("vlp-compact")
     return model, _told(model)
 
@@ -123,7 +123,7 @@ def _told(model: Any) -> torch.Tensor:
 
 
 FAMILIES: dict[str, Callable[[], Any]] = {
-    "compact": _compact,
+    "staged": _staged,
     "vlp": _vlp,
     "clip": _clip,
     "liv": _liv,

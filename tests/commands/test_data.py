@@ -61,7 +61,7 @@ def test_tasks_of_a_split(other):
 def test_train_evaluate_calibrate_and_score_on_data_of_ones_own(other, tmp_path, capsys):
     settings = ("--relevance-steps", "1", "--tasks-per-batch", "2", "--clips-per-task", "3")
     trained = tmp_path / "trained"
-    assert run("train", "compact", "--data", other, "--split", "data", "--steps", "1", "--out", trained, *settings) == 0
+    assert run("train", "staged", "--data", other, "--split", "data", "--steps", "1", "--out", trained, *settings) == 0
     assert (trained / "model.safetensors").exists()
 
     model, report, scores = tmp_path / "tiny", tmp_path / "report", tmp_path / "scores"
@@ -91,6 +91,6 @@ def test_data_without_sentences(tmp_path, capsys):
         "vlp-gym: error: task fold the towel, expert, seed 0: expected sentences that say what the task is, found "
         "none; set `Trajectory.sentences`, the canonical one first"
     )
-    for command in (("train", "compact", "--tasks-per-batch", "2"), ("eval", "--model", model)):
+    for command in (("train", "staged", "--tasks-per-batch", "2"), ("eval", "--model", model)):
         assert run(*command, "--data", tmp_path, "--split", "data", "--out", tmp_path / command[0]) == 2
         assert capsys.readouterr().err.splitlines()[-1] == message

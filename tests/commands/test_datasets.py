@@ -82,7 +82,7 @@ def test_videos_and_shards_train_and_are_judged(clips, tmp_path):
     shards, source, model = tmp_path / "shards", f"videos:{clips}", tmp_path / "model"
     assert run("data", "convert", source, "--out", shards) == 0
     arguments = ("--split", "data", "--steps", 2, "--tasks-per-batch", 2, "--relevance-steps", 1, "--out", model)
-    assert run("train", "compact", "--data", source, *arguments) == 0
+    assert run("train", "staged", "--data", source, *arguments) == 0
     figures = []
     for name, data in (("videos", source), ("shards", shards)):
         assert run("eval", "--model", model, "--data", data, "--split", "data", "--out", tmp_path / name) == 0

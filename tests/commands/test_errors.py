@@ -16,7 +16,7 @@ from vlp_gym.models import registry
 
 pytestmark = pytest.mark.usefixtures("two_training_tasks")
 
-STEPS = "--steps: expected at least 1, or 0 with a compact --init and --relevance-steps, got 0"
+STEPS = "--steps: expected at least 1, or 0 with a staged --init and --relevance-steps, got 0"
 
 
 class TestErrors:
@@ -75,15 +75,16 @@ class TestErrors:
                 ["--leave-out", "push"],
                 "--leave-out: expected training tasks of split vlp, got push; did you mean push-v3?",
             ),
-            (
-                ["--tasks-per-batch", "2", "--focus", "window-open-v3"],
-                "--focus: expected tasks that are trained on, got window-open-v3",
-            ),
             (["--tasks-per-batch", "9"], "tasks_per_batch: expected 2 to 2 (the tasks there are), got 9"),
         ],
     )
     def test_train(self, capsys, data, tmp_path, options, message):
-        assert self.error(capsys, "train", "compact", "--data", data, "--out", tmp_path / "run", *options) == message
+        assert self.error(capsys, "train", "staged", "--data", data, "--out", tmp_path / "run", *options) == message
+
+    def test_focus(self, capsys, data, tmp_path):
+        options = ("--tasks-per-batch", "2", "--focus", "window-open-v3")
+        line = self.error(capsys, "train", "joint", "--data", data, "--out", tmp_path / "run", *options)
+        assert line == "--focus: expected tasks that are trained on, got window-open-v3"
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -113,7 +114,7 @@ class TestErrors:
             f"{tmp_path}: expected parquet shards in {tmp_path / 'data'}, found none; "
             f"run: vlp-gym collect metaworld --out {tmp_path}"
         )
-        assert self.error(capsys, "train", "compact", "--data", tmp_path) == expected
+        assert self.error(capsys, "train", "staged", "--data", tmp_path) == expected
 
     def test_no_such_model(self, capsys, data, tmp_path):
         line = self.error(capsys, "eval", "--model", "vlp-compct", "--data", data, "--out", tmp_path / "report")

@@ -142,7 +142,7 @@ def test_a_killed_collection_leaves_no_worker(tmp_path):
 
 def test_train(data, tmp_path):
     train = (
-        "train", "compact", "--data", data, "--split", "data", "--tasks", "push-v3", "reach-v3",
+        "train", "staged", "--data", data, "--split", "data", "--tasks", "push-v3", "reach-v3",
         "--tasks-per-batch", "2", "--clips-per-task", "3", "--save-every", "2", "--out", "run", "--steps", "100000",
     )  # fmt: skip
     kept = "the last saved state is kept, and the same command goes on from there"

@@ -30,7 +30,7 @@ class TestHelp:
             main(arguments)
         assert caught.value.code == 0
         shown = capsys.readouterr().out
-        assert shown.startswith("usage: vlp-gym train [-h] {compact,")
+        assert shown.startswith("usage: vlp-gym train [-h] {staged,")
         for name, description in available_recipes().items():
             assert re.search(rf"• {name} +{re.escape(description)} ", shown)
 
@@ -84,13 +84,14 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("system", "options"),
         [
-            ("compact", ["--backbone", "small"]),
-            ("compact", ["--batch-size", "4"]),
-            ("compact", ["--freeze-encoders"]),
-            ("compact", ["--uneven", "0.5"]),
+            ("staged", ["--backbone", "small"]),
+            ("staged", ["--batch-size", "4"]),
+            ("staged", ["--freeze-encoders"]),
+            ("staged", ["--uneven", "0.5"]),
             ("rewind", ["--focus", "push-v3"]),
+            ("staged", ["--focus", "push-v3"]),
             ("joint", ["--backbone", "small"]),
-            ("vlp", ["--quality-weight", "1"]),
+            ("vlp", ["--sharpness", "1"]),
             ("vlp", ["--relevance-steps", "0"]),
         ],
     )
@@ -100,19 +101,19 @@ class TestErrors:
         assert line.endswith(f"see `vlp-gym train {system} --help`")
 
     def test_no_folder(self, capsys):
-        assert self.error(capsys, "compact", "--data") == "--data: expected at least one folder, got none"
+        assert self.error(capsys, "staged", "--data") == "--data: expected at least one folder, got none"
 
     def test_no_such_system(self, capsys):
         line = self.error(capsys, "rewnd", "--data", "none")
         assert line == (
-            "unknown system 'rewnd': expected one of compact, staged, vlp, joint, rewind, embedding, siglip2-lora, "
+            "unknown system 'rewnd': expected one of staged, vlp, joint, rewind, embedding, siglip2-lora, "
             "spur; did you mean 'rewind'?"
         )
 
     @pytest.mark.parametrize(
         ("command", "missing", "message"),
         [
-            (["compact"], ["accelerate"], 'accelerate: pip install "vlp_gym[train]"'),
+            (["staged"], ["accelerate"], 'accelerate: pip install "vlp_gym[train]"'),
             (["joint"], ["datasets", "matplotlib"], 'datasets, matplotlib: pip install "vlp_gym[train]"'),
             (["vlp"], ["open_clip"], 'open_clip: pip install "vlp_gym[clip]"'),
             (["rewind"], ["transformers"], 'transformers: pip install "vlp_gym[vlm]"'),
@@ -125,7 +126,7 @@ class TestErrors:
             monkeypatch.setitem(sys.modules, package, None)
         assert self.error(capsys, *command, "--data", tmp_path / "none") == f"training needs {message}"
 
-    def test_the_compact_models_encoders_need_no_extra_of_the_backbone(self, capsys, tmp_path, monkeypatch):
+    def test_the_small_encoders_need_no_extra_of_the_backbone(self, capsys, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "transformers", None)
         line = self.error(capsys, "rewind", "--backbone", "small", "--data", tmp_path)
         assert line.startswith(f"{tmp_path}: expected parquet shards in ")

@@ -28,9 +28,9 @@ class TestTrainAndEvaluate:
 
     def test_train_resume_evaluate(self, data, tmp_path, capsys, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        train = ("train", "compact", "--data", data, "--split", "vlp", "--steps", "2", "--seed", "3", *self.SETTINGS)
+        train = ("train", "staged", "--data", data, "--split", "vlp", "--steps", "2", "--seed", "3", *self.SETTINGS)
         assert run(*train) == 0
-        out = Path("runs/compact-vlp")
+        out = Path("runs/staged-vlp")
         lines = capsys.readouterr().out.splitlines()
         assert lines == [
             f"checkpoint: {out}",
@@ -45,7 +45,7 @@ class TestTrainAndEvaluate:
         capsys.readouterr()
         assert run(*lines[1].removeprefix("evaluate it: vlp-gym ").split(), "--pairs-per-task", "5") == 0
         shown = capsys.readouterr().out
-        report = Path("runs/eval/compact-vlp-vlp")
+        report = Path("runs/eval/staged-vlp-vlp")
         assert shown.startswith(f"# Evaluation of {out} on vlp\n")
         assert "| ITP, scripted labels |" in shown
         result = json.loads((report / "results.json").read_text())
@@ -90,7 +90,7 @@ class TestTrainAndEvaluate:
 
         made = []
         monkeypatch.setattr(loop, "train", lambda model, *_: made.append(model))
-        train = ("train", "compact", "--data", data, "--out", tmp_path, *self.TWO)
+        train = ("train", "staged", "--data", data, "--out", tmp_path, *self.TWO)
         assert run(*train, "--init", "vlp-compact-45") == 0
         shipped = registry.load_reward_model("vlp-compact-45").state_dict()
         assert all(torch.equal(value, shipped[name]) for name, value in made[0].state_dict().items())
@@ -125,7 +125,7 @@ class TestTrainAndEvaluate:
 
     def test_no_joint_steps_train_the_relevance_of_another_model_alone(self, data, tmp_path):
         alone = ("--init", "vlp-compact", "--steps", "0", *self.SETTINGS)
-        assert run("train", "compact", "--data", data, "--out", tmp_path, *alone) == 0
+        assert run("train", "staged", "--data", data, "--out", tmp_path, *alone) == 0
         shipped, made = (registry.load_reward_model(name) for name in ("vlp-compact", str(tmp_path)))
         trained = {id(parameter) for parameter in made.relevance_parameters()}
         changed = {

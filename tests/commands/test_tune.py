@@ -14,7 +14,6 @@ pytest.importorskip("accelerate")
 pytest.importorskip("av")
 
 from command_line import run
-from tiny import tiny_staged
 
 from vlp_gym.data.shards import shard_path
 from vlp_gym.metaworld.splits import TEST_TASKS
@@ -27,11 +26,11 @@ def test_tune(data, model, capsys):
     """On two tasks that are not among the training's; what it chooses are options of `train`."""
     assert run("tune", "--model", model, "--data", data, "--tasks", *TEST_TASKS[:2]) == 0
     lines = capsys.readouterr().out.splitlines()
-    rows = np.array([line.split() for line in lines[1:-1]], float)  # weights, ITP, IVP
-    best = rows[np.argmax(rows[:, 2] + rows[:, 3]), :2]
-    found = re.fullmatch(r"--quality-weight (\S+) --motion-weight (\S+) --relevance-shift (-?\d+\.\d+)", lines[-1])
-    assert [float(found[1]), float(found[2])] == best.tolist()
-    assert ((rows[:, 2:] >= 0) & (rows[:, 2:] <= 1)).all()
+    rows = np.array([line.split() for line in lines[1:-1]], float)  # base, ITP, IVP
+    best = rows[np.argmax(rows[:, 1] + rows[:, 2]), 0]
+    found = re.fullmatch(r"--base (\S+) --sharpness \S+ --relevance-shift (-?\d+\.\d+)", lines[-1])
+    assert float(found[1]) == best
+    assert ((rows[:, 1:] >= 0) & (rows[:, 1:] <= 1)).all()
 
 
 def test_tune_needs_every_tier(data, model, tmp_path, capsys):
@@ -42,17 +41,7 @@ def test_tune_needs_every_tier(data, model, tmp_path, capsys):
     assert expected in capsys.readouterr().err
 
 
-def test_tune_a_staged_model(data, tmp_path, capsys):
-    tiny_staged().save_pretrained(tmp_path)
-    assert run("tune", "--model", tmp_path, "--data", data, "--tasks", *TEST_TASKS[:2]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    rows = np.array([line.split() for line in lines[1:-1]], float)  # base, ITP, IVP
-    found = re.fullmatch(r"--base (\S+) --sharpness \S+ --relevance-shift (-?\d+\.\d+)", lines[-1])
-    assert float(found[1]) in rows[:, 0]
-    assert ((rows[:, 1:] >= 0) & (rows[:, 1:] <= 1)).all()
-
-
 def test_tune_another_model(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(registry, "load_reward_model", lambda name: torch.nn.Linear(1, 1))
     assert run("tune", "--model", tmp_path, "--data", data, "--tasks", *TEST_TASKS[:2]) == 2
-    assert f"--model: expected a compact or staged model, got a Linear in {tmp_path}" in capsys.readouterr().err
+    assert f"--model: expected a staged model, got a Linear in {tmp_path}" in capsys.readouterr().err

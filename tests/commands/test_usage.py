@@ -15,7 +15,7 @@ from vlp_gym.commands.main import main
 from vlp_gym.commands.usage import MAX_SEED
 
 COLLECT = ["collect", "metaworld", "--out", "new"]
-TRAIN = ["train", "compact", "--data", "data"]
+TRAIN = ["train", "staged", "--data", "data"]
 EVAL = ["eval", "--data", "data"]
 DATA = ["data", "convert", "videos:clips", "--out", "new"]
 SCORE = ["score", "video.mp4", "--instruction", "push"]
@@ -26,7 +26,7 @@ CONVERT = ["convert", "liv", "file.pt", "--out", "new"]
 CALIBRATE = ["calibrate", "vlp-compact", "--data", "data", "--out", "new"]
 SEED = f"--seed: expected 0 to {MAX_SEED}, got "
 METHODS = "bc, awr, iql, p-iql, ipl, cpl, tables"
-SYSTEMS = "compact, staged, vlp, joint, rewind, embedding, siglip2-lora, spur"
+SYSTEMS = "staged, vlp, joint, rewind, embedding, siglip2-lora, spur"
 EMPTY = 'the instruction is empty; say what is to be done, such as "press the button"'
 
 
@@ -48,11 +48,11 @@ WRONG = [
     # names
     (["scor"], f"unknown command 'scor': expected one of {', '.join(cli.COMMANDS)}; did you mean score?"),
     (["x"], f"unknown command 'x': expected one of {', '.join(cli.COMMANDS)}"),
-    (["train", "compct"], f"unknown system 'compct': expected one of {SYSTEMS}; did you mean 'compact'?"),
+    (["train", "stagd"], f"unknown system 'stagd': expected one of {SYSTEMS}; did you mean 'staged'?"),
     ([*COLLECT, "--taks", "x"], unknown("--taks", "collect", "--tasks")),
     ([*COLLECT, "--per_teir=3"], unknown("--per-teir", "collect", "--per-tier")),
     ([*COLLECT, "--qqqq"], unknown("--qqqq", "collect")),
-    ([*TRAIN, "--step", "3"], unknown("--step", "train compact", "--steps")),
+    ([*TRAIN, "--step", "3"], unknown("--step", "train staged", "--steps")),
     ([*EVAL, "--modl", "x"], unknown("--modl", "eval", "--model")),
     ([*SCORE, "--instrction", "x"], unknown("--instrction", "score", "--instruction")),
     ([*LABEL, "--smapler", "x"], unknown("--smapler", "label", "--sampler")),
@@ -76,8 +76,8 @@ WRONG = [
             "collect",
         ),
     ),
-    ([*TRAIN, "--split", "ml10"], choice("ml10", "--split", ("vlp", "ml45", "rewind", "all", "data"), "train compact")),
-    ([*TRAIN, "--precision", "fp8"], choice("fp8", "--precision", ("no", "bf16", "fp16"), "train compact")),
+    ([*TRAIN, "--split", "ml10"], choice("ml10", "--split", ("vlp", "ml45", "rewind", "all", "data"), "train staged")),
+    ([*TRAIN, "--precision", "fp8"], choice("fp8", "--precision", ("no", "bf16", "fp16"), "train staged")),
     ([*EVAL, "--split", "mt50"], choice("mt50", "--split", ("vlp", "ml45", "rewind", "all", "data"), "eval")),
     ([*LABEL, "--sampler", "unform"], choice("unform", "--sampler", ("uniform", "k-center", "k-means"), "label")),
     ([*LABEL, "--kind", "rewards"], choice("rewards", "--kind", ("reward", "preference"), "label")),
@@ -93,7 +93,7 @@ WRONG = [
             "collect",
         ),
     ),
-    (["train", "compact", "--data"], "--data: expected at least one folder, got none"),
+    (["train", "staged", "--data"], "--data: expected at least one folder, got none"),
     (
         ["label", "segments", "--out", "new"],
         "expected who labels: --human, --labels scripted, or --labels with the name of a reward model",
@@ -114,7 +114,7 @@ WRONG = [
     ([*TRAIN, "--learning-rate", "-1"], "--learning-rate: expected more than 0, got -1.0"),
     ([*TRAIN, "--learning-rate", "inf"], "--learning-rate: expected a finite number, got inf"),
     ([*TRAIN, "--weight-decay", "nan"], "--weight-decay: expected at least 0, got nan"),
-    ([*TRAIN, "--quality-weight", "nan"], "--quality-weight: expected a finite number, got nan"),
+    ([*TRAIN, "--base", "nan"], "--base: expected a finite number, got nan"),
     ([*EVAL, "--seed", "-1"], f"{SEED}-1"),
     ([*EVAL, "--pairs-per-task", "0"], "--pairs-per-task: expected at least 1, got 0"),
     (["score", "--dataset", "data", "--threshold", "nan"], "--threshold: expected a finite number, got nan"),

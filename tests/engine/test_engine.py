@@ -13,7 +13,7 @@ from vlp_gym.engine.tickets import FrameScore, Ticket
 from vlp_gym.engine.token_cache import TokenCache
 from vlp_gym.engine.windows import window_indices
 from vlp_gym.errors import InstructionError, QueryError
-from vlp_gym.models.compact import CompactRewardModel
+from vlp_gym.models.staged import StagedRewardModel
 from vlp_gym.testing import FaultyModel, PaintedModel, painted_value
 
 
@@ -45,7 +45,7 @@ def test_each_frame_is_encoded_once_and_the_window_is_right(history):
 @pytest.mark.parametrize("window", [1, 4])
 def test_scores_are_those_of_the_whole_window(history, window):
     torch.manual_seed(0)
-    model = CompactRewardModel(image_size=32, channels=16, hidden=16).eval()
+    model = StagedRewardModel(image_size=32, channels=16, hidden=16).eval()
     engine = begun(model, window=window, history=history)
     text = model.encode_text(["press the button"])
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), np.uint8))

@@ -152,10 +152,10 @@ def test_a_batch_waits_to_be_filled_but_not_for_flush():
 
 
 def test_async_equals_sync_with_the_shipped_architecture():  # fault 67
-    from vlp_gym.models.compact import CompactRewardModel
+    from vlp_gym.models.staged import StagedRewardModel
 
     torch.manual_seed(0)
-    model = CompactRewardModel().eval()
+    model = StagedRewardModel().eval()
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (24, 32, 32, 3), np.uint8)
     late, now = begun(model, envs=2), QueryEngine(model)

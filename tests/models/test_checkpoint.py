@@ -31,8 +31,8 @@ from vlp_gym.models.checkpoint import (
     read_model_config,
     save_checkpoint,
 )
-from vlp_gym.models.compact import CompactRewardModel
 from vlp_gym.models.registry import load_reward_model
+from vlp_gym.models.staged import StagedRewardModel
 
 
 def refused(folder: Path, message: str) -> None:
@@ -101,11 +101,11 @@ def test_a_model_may_choose_what_is_stored(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [None, "float16"])
-def test_the_compact_model(tmp_path: Path, dtype: Literal["float16"] | None) -> None:
+def test_the_small_model(tmp_path: Path, dtype: Literal["float16"] | None) -> None:
     model = tiny_model().eval()
     model.save_pretrained(tmp_path, dtype=dtype)
     loaded = load_reward_model(tmp_path)
-    assert isinstance(loaded, CompactRewardModel)
+    assert isinstance(loaded, StagedRewardModel)
     assert loaded.config == model.config
     frames = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
     mask = torch.ones(1, 4, dtype=torch.bool)

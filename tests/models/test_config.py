@@ -43,9 +43,9 @@ def changed(folder: Path, **entries: Any) -> Path:
 @pytest.mark.parametrize(
     ("entry", "value", "fault"),
     [
-        ("quality_weight", [], "expected a valid number, got []"),
-        ("quality_weight", 1e30, "expected less than or equal to 1000000, got 1e+30"),
-        ("quality_weight", True, "expected a valid number, got True"),
+        ("sharpness", [], "expected a valid number, got []"),
+        ("sharpness", 1e30, "expected less than or equal to 1000000, got 1e+30"),
+        ("sharpness", True, "expected a valid number, got True"),
         ("window", 8.5, "expected a valid integer, got 8.5"),
         ("window", True, "expected a valid integer, got True"),
         ("window", 0, "expected greater than or equal to 1, got 0"),
@@ -103,10 +103,8 @@ def test_models_of_others_load(tmp_path: Path, model_class: type[Plain]) -> None
 
 
 def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
-    model = tiny_model(quality_weight=1e9)
-    message = (
-        "CompactRewardModel was not saved: config: quality_weight: expected less than or equal to 1000000, got 1e+09"
-    )
+    model = tiny_model(sharpness=1e9)
+    message = "StagedRewardModel was not saved: config: sharpness: expected less than or equal to 1000000, got 1e+09"
     with pytest.raises(CheckpointError, match=f"^{re.escape(message[:-5])}1000000000.0$"):
         save_checkpoint(model, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -117,7 +115,7 @@ def test_a_model_larger_than_its_file_is_not_built(folder: Path, entries: dict[s
     numbers = sum(weight.numel() for weight in tiny_model().state_dict().values())
     before = psutil.Process(os.getpid()).memory_info().rss
     message = (
-        f"{folder}: its config does not fit CompactRewardModel (it asks for a larger model than the {numbers:,} "
+        f"{folder}: its config does not fit StagedRewardModel (it asks for a larger model than the {numbers:,} "
         "numbers of its file fill)"
     )
     with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):

@@ -26,9 +26,9 @@ def folders(tmp_path_factory):
     """A model with progress and relevance, and one that has a preference alone."""
     folder = tmp_path_factory.mktemp("members")
     torch.manual_seed(0)
-    save_checkpoint(tiny_model(), folder / "compact")
+    save_checkpoint(tiny_model(), folder / "staged")
     save_checkpoint(VLPModel("small", window=3, self_attention_layers=1, heads=8, head=(16,)), folder / "vlp")
-    return [str(folder / "compact"), str(folder / "vlp")]
+    return [str(folder / "staged"), str(folder / "vlp")]
 
 
 def asked(model, seed=1):
@@ -66,10 +66,10 @@ def test_ranks_are_those_of_the_calibration(folders, reduce, function):
     liking = function([rank(each.preference, own) for (each, _), own in zip(said, liked, strict=True)], axis=0)
     np.testing.assert_allclose(scores.progress.numpy(), values, atol=1e-5)
     np.testing.assert_allclose(scores.preference.numpy(), liking, atol=1e-5)
-    compact, vlp = said
+    staged, vlp = said
     assert model.encode_frames(torch.zeros(2, 8, 8, 3, dtype=torch.uint8)).shape == (2, 1, 4 * 16 + 49 * 128)
-    gated = compact[0].progress * torch.sigmoid(compact[0].relevance)[:, None]
-    torch.testing.assert_close(compact[1], gated)
+    gated = staged[0].progress * torch.sigmoid(staged[0].relevance)[:, None]
+    torch.testing.assert_close(staged[1], gated)
     torch.testing.assert_close(vlp[1], vlp[0].preference[:, None].expand(2, 3))
 
 

@@ -20,9 +20,9 @@ from vlp_gym.models.registry import available_models, load_folder, load_reward_m
 
 
 class Tiny(nn.Module):
-    """Stands in for the class of model_type "compact"."""
+    """Stands in for the class of model_type "staged"."""
 
-    model_type = "compact"
+    model_type = "staged"
 
     def __init__(self, width: int = 3) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     module = ModuleType("tiny_models")
     module.Tiny = Tiny  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "tiny_models", module)
-    monkeypatch.setitem(registry._CLASSES, "compact", "tiny_models:Tiny")
+    monkeypatch.setitem(registry._CLASSES, "staged", "tiny_models:Tiny")
     return save_checkpoint(Tiny(), tmp_path / "saved")
 
 
@@ -120,6 +120,18 @@ def test_unknown_model_type(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     expected = f"{folder}: expected a model_type of {sorted(registry._CLASSES)}, got 'mystery'"
     with pytest.raises(CheckpointError, match=f"^{re.escape(expected)}$"):
         load_folder(folder)
+
+
+def test_a_model_type_that_is_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tiny, "model_type", "compact")
+    folder = save_checkpoint(Tiny(), tmp_path / "old")
+    expected = (
+        f"{folder}: models of type 'compact' were replaced by 'staged', and cannot be loaded any more; "
+        "train anew with `vlp-gym train staged`"
+    )
+    for name in (folder, str(folder), f"ensemble:mean|vlp-compact|{folder}"):
+        with pytest.raises(CheckpointError, match=f"^{re.escape(expected)}$"):
+            load_reward_model(name)
 
 
 def test_hub_id_downloads_two_files_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -429,7 +429,7 @@ def test_loading_a_state_is_strict(weights: str) -> None:
 
 
 def test_names_of_backbones(backbone: OpenClipBackbone) -> None:
-    for name in ("compact", "open_clip:", "clip:ViT-B-16"):
+    for name in ("staged", "open_clip:", "clip:ViT-B-16"):
         message = f'expected a backbone "open_clip:NAME/PRETRAINED", "open_clip:NAME" or "small", got {name!r}'
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             VLPModel(name)

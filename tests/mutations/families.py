@@ -67,11 +67,11 @@ def _furl(folder: Path) -> Any:
 
 
 def _ensemble(folder: Path) -> Any:
-    return _made("ensemble", [str(family(folder, name)) for name in ("compact", "embedding")])
+    return _made("ensemble", [str(family(folder, name)) for name in ("staged", "embedding")])
 
 
 FAMILIES: dict[str, Callable[[Path], Any]] = {
-    "compact": lambda folder: tiny_model(),
+    "staged": lambda folder: tiny_model(),
     "embedding": lambda folder: _made("embedding", **_SMALL),
     "vlp": lambda folder: _made("vlp", "small", frame_size=32, temporal_embedding=True, **_HEAD),
     "vlp-clip": lambda folder: _made("vlp", "open_clip:mini-vit", **_HEAD),

@@ -11,9 +11,9 @@ from rollouts import painted_tasks
 
 from vlp_gym.training import augment
 from vlp_gym.training.augment import augment_clips, mirror_clips
-from vlp_gym.training.recipes.clips import ClipSampler
+from vlp_gym.training.recipes.stage_clips import StageSampler
 
-SETTINGS = {"tasks_per_batch": 2, "clips_per_task": 4, "window": 8, "seed": 0}
+SETTINGS = {"tasks_per_batch": 2, "clips_per_task": 4, "frames_per_clip": 8, "seed": 0}
 
 
 def clips(batch=3, time=4, size=24):
@@ -75,7 +75,7 @@ def test_no_strength_is_the_identity(monkeypatch):
 
 
 def test_half_of_the_clips_are_mirrored_whole_and_their_positions_with_them():
-    given = ClipSampler(painted_tasks(("push-v3", "sweep-v3"), size=8), **SETTINGS).batch(0)
+    given = StageSampler(painted_tasks(("push-v3", "sweep-v3"), size=8), **SETTINGS).batch(0)
     given = replace(given, frames=torch.randint(0, 256, given.frames.shape, dtype=torch.uint8))
     given.positions[0, 0, 0, 0, 0] = torch.nan
     turned = torch.zeros(given.frames.shape[:2])

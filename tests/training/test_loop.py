@@ -27,11 +27,13 @@ from vlp_gym.training import loop
 from vlp_gym.training.loop import schedule, train
 from vlp_gym.training.recipe import Recipe, Stage, TrainConfig
 from vlp_gym.training.recipes.clips import ClipSampler
-from vlp_gym.training.recipes.compact import CompactRecipe
+from vlp_gym.training.recipes.stage_clips import StageSampler
+from vlp_gym.training.recipes.staged import StagedRecipe
 from vlp_gym.training.recipes.vlp import VLPRecipe
 
 ROLLOUTS = painted_tasks(["push-v3", "reach-v3"], each=1, size=32)
 CONFIG = TrainConfig(steps=3, save_every=2, seed=5)
+UNNAMED = "cannot be saved: name the backbone by a string"  # after the training: a live backbone has no config
 
 
 def tiny(seed=0):
@@ -44,13 +46,17 @@ def tiny_vlp(seed=0):
     return VLPModel(SmallBackbone(32, 16, 64), window=4, self_attention_layers=1, heads=8, head=(16,))
 
 
-def sampler(rollouts=ROLLOUTS, focus=("push-v3",), seed=5):
-    return ClipSampler(rollouts, tasks_per_batch=2, clips_per_task=3, window=4, seed=seed, focus=focus)
+def sampler(rollouts=ROLLOUTS, seed=5, kind=StageSampler):
+    return kind(rollouts, tasks_per_batch=2, clips_per_task=3, frames_per_clip=4, seed=seed)
+
+
+def pairs(focus=()):
+    return VLPRecipe(ClipSampler(ROLLOUTS, tasks_per_batch=2, clips_per_task=3, window=4, seed=5, focus=focus))
 
 
 def run(folder, config=CONFIG, model=None, seed=0, recipe=None):
     model = tiny(seed) if model is None else model
-    recipe = CompactRecipe(sampler(), relevance_steps=1) if recipe is None else recipe
+    recipe = StagedRecipe(sampler(), relevance_steps=1) if recipe is None else recipe
     return model, train(model, recipe, folder, config, progress_bar=False)
 
 
@@ -70,14 +76,12 @@ class TestResume:
         """Killed in the last step, before it is counted; the state of step two is on disk."""
         _, model, history = straight
 
-        class Interrupted(CompactRecipe):
-            def batch(self, number):
-                if number == 3:
-                    raise KeyboardInterrupt
-                return super().batch(number)
+        class Interrupted(StageSampler):
+            def first_frames(self, number):
+                raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path, recipe=Interrupted(sampler(), relevance_steps=1))
+            run(tmp_path, recipe=StagedRecipe(sampler(kind=Interrupted), relevance_steps=1))
         assert not (tmp_path / "config.json").exists()
         torch.rand(7)  # whatever happens in between
         resumed, again = run(tmp_path, seed=99)  # the weights that it starts from do not matter
@@ -101,16 +105,18 @@ class TestResume:
         )
         assert torch.equal(next(load_reward_model(folder).parameters()), next(model.parameters()))
 
-    def test_another_focus_is_refused(self, straight, tmp_path):
+    def test_another_focus_is_refused(self, tmp_path):
         """Also where the state was saved by a version that had none."""
-        folder = shutil.copytree(straight[0], tmp_path / "older")
+        config = TrainConfig(**{**vars(CONFIG), "steps": 1})
+        with pytest.raises(CheckpointError, match=UNNAMED):
+            run(tmp_path, config, tiny_vlp(), recipe=pairs(["push-v3"]))
         with pytest.raises(ValueError, match=r"'focus': \(\['push-v3'\], \[\]\)"):
-            run(folder, recipe=CompactRecipe(sampler(focus=()), relevance_steps=1))
-        document, tensors = read_pair(folder, stem="training")
+            run(tmp_path, config, tiny_vlp(), recipe=pairs())
+        document, tensors = read_pair(tmp_path, stem="training")
         del document["extra"]["config"]["focus"]
-        write_pair(folder, document, tensors, stem="training")
+        write_pair(tmp_path, document, tensors, stem="training")
         with pytest.raises(ValueError, match=r"'focus': \(\[\], \['push-v3'\]\)"):
-            run(folder)
+            run(tmp_path, config, tiny_vlp(), recipe=pairs(["push-v3"]))
 
     def test_another_seed_of_the_recipe_is_refused(self, straight, tmp_path):
         """Also where the state was saved by a version that had one seed for all."""
@@ -121,7 +127,7 @@ class TestResume:
         assert run(folder)[1] == straight[2]
         for where in (straight[0], folder):
             with pytest.raises(ValueError, match=r"\(then, now\): {'recipe_seed': \(5, 6\)}; choose another --out$"):
-                run(where, recipe=CompactRecipe(sampler(seed=6), relevance_steps=1))
+                run(where, recipe=StagedRecipe(sampler(seed=6), relevance_steps=1))
 
     def test_a_history_that_is_none_is_refused(self, straight, tmp_path):
         folder = shutil.copytree(straight[0], tmp_path / "changed")
@@ -140,12 +146,12 @@ class TestResume:
         """What a saved state leaves out, such as frozen weights, is told apart by the config alone."""
         folder = shutil.copytree(straight[0], tmp_path / "older")
         torch.manual_seed(0)
-        other = tiny_model(quality_weight=7.0)
-        assert straight[1].config["quality_weight"] == 12.0
+        other = tiny_model(sharpness=7.0)
+        assert straight[1].config["sharpness"] == 10.0
         with pytest.raises(ValueError) as caught:
             run(folder, model=other)
         assert str(caught.value) == (
-            f"{folder} holds a run with other settings (then, now): {{'model.quality_weight': (12.0, 7.0)}}; "
+            f"{folder} holds a run with other settings (then, now): {{'model.sharpness': (10.0, 7.0)}}; "
             "choose another --out"
         )
         document, tensors = read_pair(folder, stem="training")
@@ -159,8 +165,8 @@ class TestResume:
         config = TrainConfig(**{**vars(CONFIG), "steps": 2})
         histories = []
         for _ in range(2):
-            with pytest.raises(CheckpointError, match="cannot be saved: name the backbone by a string"):
-                run(tmp_path, config, tiny_vlp(), recipe=VLPRecipe(sampler()))
+            with pytest.raises(CheckpointError, match=UNNAMED):
+                run(tmp_path, config, tiny_vlp(), recipe=pairs())
             histories.append(json.loads((tmp_path / "history.json").read_text()))
         assert histories[0] == histories[1]
 
@@ -169,7 +175,7 @@ class TestResume:
         folder, _, _ = straight
         others = painted_tasks(["push-v3", "window-open-v3"], each=1, size=32)
         with pytest.raises(ValueError) as caught:
-            run(folder, recipe=CompactRecipe(sampler(others), relevance_steps=1))
+            run(folder, recipe=StagedRecipe(sampler(others), relevance_steps=1))
         assert str(caught.value) == (
             f"{folder} holds a run with other settings (then, now): "
             "{'tasks': (['push-v3', 'reach-v3'], ['push-v3', 'window-open-v3'])}; choose another --out"
@@ -191,13 +197,13 @@ class TestTraining:
         once = TrainConfig(**{**vars(CONFIG), "steps": 1})
         _, history = run(tmp_path / "augmented", TrainConfig(**{**vars(once), "seed": 6}))
         assert history[0]["loss"] != straight[2][0]["loss"]
-        _, history = run(tmp_path / "drawn", once, recipe=CompactRecipe(sampler(seed=6), relevance_steps=1))
+        _, history = run(tmp_path / "drawn", once, recipe=StagedRecipe(sampler(seed=6), relevance_steps=1))
         assert history[0]["loss"] != straight[2][0]["loss"]
 
     def test_it_learns(self, tmp_path):
         """Two painted tasks of four rollouts are learnt by heart in a few steps."""
         longer = TrainConfig(steps=40, learning_rate=3e-3, save_every=99, seed=5)
-        _, history = run(tmp_path, longer, recipe=CompactRecipe(sampler(), relevance_steps=0))
+        _, history = run(tmp_path, longer, recipe=StagedRecipe(sampler(), relevance_steps=0))
         losses = [row["loss"] for row in history]
         assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
 
@@ -205,8 +211,8 @@ class TestTraining:
         """It is trained; a live backbone has no config to save."""
         model = tiny_vlp()
         before = [weight.clone() for weight in model.parameters()]
-        with pytest.raises(CheckpointError, match="cannot be saved: name the backbone by a string"):
-            run(tmp_path, TrainConfig(**{**vars(CONFIG), "steps": 2}), model, recipe=VLPRecipe(sampler()))
+        with pytest.raises(CheckpointError, match=UNNAMED):
+            run(tmp_path, TrainConfig(**{**vars(CONFIG), "steps": 2}), model, recipe=pairs())
         assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
         history = json.loads((tmp_path / "history.json").read_text())
         for row in history:
@@ -216,7 +222,7 @@ class TestTraining:
         def broken(model, *_, **__):
             return {"loss": next(model.parameters()).sum() * math.nan}
 
-        monkeypatch.setattr("vlp_gym.training.recipes.compact.compact_loss", broken)
+        monkeypatch.setattr("vlp_gym.training.recipes.staged.staged_loss", broken)
         with pytest.raises(FloatingPointError) as caught:
             run(tmp_path)
         assert str(caught.value) == (

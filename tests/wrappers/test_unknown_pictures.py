@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import torch
 from painted import PaintedEnv, rollout, wrap
-from tiny import awake
+from tiny import awake_model
 
 from vlp_gym import VLPVectorRewardWrapper, capture_frames
-from vlp_gym.models.backbones.on_pairs import overview
 from vlp_gym.models.protocol import NOVEL
-from vlp_gym.models.staged import StagedRewardModel
+from vlp_gym.models.staged import overview
 from vlp_gym.testing import PaintedModel
 
 
@@ -72,7 +71,7 @@ def test_a_model_that_cannot_say_is_not_asked():
 
 
 def test_the_distance_is_one_on_the_training_data_and_unknown_before():
-    model = awake(StagedRewardModel)
+    model = awake_model()
     tokens = torch.randn(256, *model.encode_frames(torch.zeros(1, 32, 32, 3, dtype=torch.uint8)).shape[1:])
     assert model.novelty(tokens).isnan().all()
     norm = model.scene_head[0]

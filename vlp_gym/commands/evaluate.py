@@ -20,7 +20,7 @@ def evaluate(
 ) -> None:
     """Evaluate a reward model on the held-out tasks of a split; writes JSON, a Markdown table and a plot.
 
-    For example: vlp-gym eval --model runs/compact-vlp --data data/eval --split vlp
+    For example: vlp-gym eval --model runs/staged-vlp --data data/eval --split vlp
 
     Args:
         model: a shipped name (see `vlp-gym models`), a checkpoint folder, or a hub id org/name.

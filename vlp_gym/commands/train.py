@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def train(arguments: Sequence[str]) -> Callable[[], None]:
     """Train a reward model on the training tasks of a split; repeat the command to resume.
 
-    For example: vlp-gym train compact --data data/train --split vlp --out runs/compact-vlp
+    For example: vlp-gym train staged --data data/train --split vlp --out runs/staged-vlp
 
     Args:
         arguments: a system and its options from the command line; without any, the systems are listed.
@@ -41,7 +41,7 @@ def train(arguments: Sequence[str]) -> Callable[[], None]:
             systems,
             prog="vlp-gym train",
             description="Train a reward model; repeat the command to resume.\n\n"
-            "For example: vlp-gym train compact --data data/train --split vlp --out runs/compact-vlp",
+            "For example: vlp-gym train staged --data data/train --split vlp --out runs/staged-vlp",
             args=arguments or ["--help"],
         ),
         command,
@@ -85,30 +85,26 @@ def _train(system: str, options: TrainOptions) -> None:
 
 
 def tune(*, model: Path, data: Path, tasks: tuple[str, ...]) -> None:
-    """Tune the constants of a compact or staged model on tasks left out of its training.
+    """Tune the constants of a staged model on tasks left out of its training.
 
     For example: vlp-gym tune --model runs/left --data data/train --tasks push-v3 reach-v3
 
     Args:
-        model: folder of a model from `vlp-gym train compact --leave-out ...`, or staged.
+        model: folder of a model from `vlp-gym train staged --leave-out ...`.
         data: folder from `vlp-gym collect`, or another data set, see `vlp-gym data --help`.
         tasks: the left-out tasks, at least two.
     """
     check_packages(dict.fromkeys(("datasets", "PIL", "scipy"), "train"), "tuning needs")
     if len(tasks) < 2:
         raise ValueError(f"--tasks: expected at least two tasks, got {' '.join(tasks) or 'none'}")
-    from vlp_gym.models.compact import CompactRewardModel
     from vlp_gym.models.registry import load_reward_model
     from vlp_gym.models.staged import StagedRewardModel
-    from vlp_gym.training.recipes import compact_tune, staged_tune
+    from vlp_gym.training.recipes import staged_tune
 
-    tuners: dict[type, Callable[..., Any]] = {
-        CompactRewardModel: compact_tune.tune, StagedRewardModel: staged_tune.tune,
-    }  # fmt: skip
     live = load_reward_model(model)
-    if type(live) not in tuners:
-        raise ValueError(f"--model: expected a compact or staged model, got a {type(live).__name__} in {model}")
-    found = tuners[type(live)](live, load(data, tasks=tasks), tasks)
+    if not isinstance(live, StagedRewardModel):
+        raise ValueError(f"--model: expected a staged model, got a {type(live).__name__} in {model}")
+    found = staged_tune.tune(live, load(data, tasks=tasks), tasks)
     print("   ".join(f"{name:>8}" for name in found.columns))
     for row in found.table:
         print("   ".join(f"{value:{max(len(name), 8)}.3f}" for name, value in zip(found.columns, row, strict=True)))

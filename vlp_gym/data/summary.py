@@ -78,8 +78,8 @@ def lacking(tasks: Mapping[str, TaskSummary]) -> list[str]:
         lines.append("other tasks: a model learns what a sentence means from two tasks or more")
     if missing:
         lines.append(
-            f"{' and '.join(missing)} rollouts of some tasks: `train compact`, `train staged`, `train vlp` and `eval` "
-            "compare all tiers; `train rewind` and `train embedding` need experts alone"
+            f"{' and '.join(missing)} rollouts of some tasks: `train staged`, `train vlp` and `eval` compare all "
+            "tiers; `train rewind` and `train embedding` need experts alone"
         )
     if not all(task.sentences for task in every):
         lines.append("sentences of some tasks: nothing can be trained or judged without them")

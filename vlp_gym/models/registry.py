@@ -28,7 +28,6 @@ _SHIPPED = {
 }
 # "model_type" of a config.json -> its class, imported only when such a model is loaded.
 _CLASSES = {
-    "compact": "vlp_gym.models.compact:CompactRewardModel",
     "staged": "vlp_gym.models.staged:StagedRewardModel",
     "vlp": "vlp_gym.models.vlp:VLPModel",
     "liv": "vlp_gym.models.liv:LIVModel",
@@ -43,6 +42,8 @@ _CLASSES = {
     "spur": "vlp_gym.models.spur:SPURModel",
     "robometer": "vlp_gym.models.robometer:RobometerModel",
 }
+_REPLACED = {"compact": "staged"}
+"""Kinds of models that are no more -> the one to train instead."""
 # "family:SPEC" -> a class whose `from_spec(SPEC)` makes the model.
 _FAMILIES = {
     "clip": ("vlp_gym.models.clip:CLIPModel", "clip:NAME/TAG of open_clip: the cosine of frame and sentence"),
@@ -179,9 +180,14 @@ def load_folder(folder: str | Path, *, device: str | torch.device = "cpu") -> An
     """Load the model of a checkpoint folder; the "model_type" in ``config.json`` gives its class.
 
     Raises:
-        CheckpointError: the folder is missing, damaged or unsafe, or its model_type is unknown.
+        CheckpointError: the folder is missing, damaged or unsafe, or its model_type is unknown or no more.
     """
     model_type = read_model_config(folder)["model_type"]
+    if instead := _REPLACED.get(model_type):
+        raise CheckpointError(
+            f"{folder}: models of type {model_type!r} were replaced by {instead!r}, and cannot be loaded any more; "
+            f"train anew with `vlp-gym train {instead}`"
+        )
     if model_type not in _CLASSES:
         raise CheckpointError(f"{folder}: expected a model_type of {sorted(_CLASSES)}, got {model_type!r}")
     loading = _loading.get() or _Loading()

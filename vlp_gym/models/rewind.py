@@ -37,8 +37,8 @@ class ReWiNDModel(OnBackbone, CheckpointMixin):
     the two did; with p itself, no probability could exceed 0.73.
 
     Args:
-        backbone: "dinov2+minilm", the paper's frozen encoders; or "small", the compact model's encoders, trained from
-            scratch with the rest, see `SmallGrid`.
+        backbone: "dinov2+minilm", the paper's frozen encoders; or "small", the small encoders, trained from scratch
+            with the rest, see `SmallGrid`.
         window: T, frames per score.
         hidden: width of the transformer.
         layers: number of its layers.
@@ -165,7 +165,7 @@ def from_published(state: Mapping[str, Tensor], **options: Any) -> ReWiNDModel:
 
 
 class SmallGrid(nn.Module):
-    """The compact model's encoders with one token per frame: a few numbers of each grid cell, concatenated.
+    """The small encoders with one token per frame: a few numbers of each grid cell, concatenated.
 
     A mean over the grid would lose the position of the hand, on which progress depends.
 

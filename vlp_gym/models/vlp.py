@@ -58,7 +58,7 @@ class VLPModel(OnBackbone, CheckpointMixin):
     frame.
 
     Args:
-        backbone: "open_clip:NAME/PRETRAINED" or "open_clip:NAME" for random weights; "small" for the compact model's
+        backbone: "open_clip:NAME/PRETRAINED" or "open_clip:NAME" for random weights; "small" for the small
             encoders, trained from scratch; or a `Backbone` object, for experiments (such a model cannot be saved).
         window: T, frames per score; the paper's is 8.
         self_attention_layers: number of self-attention layers per modality.

@@ -20,31 +20,28 @@ def video_to_text_loss(logits: Tensor, group: Tensor) -> Tensor:
     return _mean(F.cross_entropy(logits, group, reduction="none"))
 
 
-def text_to_video_loss(logits: Tensor, positive: Tensor, candidate: Tensor) -> Tensor:
+def text_to_video_loss(logits: Tensor, positive: Tensor) -> Tensor:
     """InfoNCE over videos with several positives: each positive against all negatives (SupCon's outer sum).
 
     Args:
         logits: relevance of V videos to G sentences, float ``[V, G]``.
         positive: bool ``[V, G]``, whether the video shows the sentence.
-        candidate: bool ``[V, G]``, whether the video counts for the sentence, as positive or negative.
 
     Returns:
         The mean over the positives, a scalar; 0 if there is none.
     """
-    negative = candidate & ~positive
-    against = logits.masked_fill(~negative, -torch.inf).logsumexp(0)  # [G]
+    against = logits.masked_fill(positive, -torch.inf).logsumexp(0)  # [G]
     losses = F.softplus(against[None, :] - logits)
     return _mean(losses[positive])
 
 
-def balanced_match_loss(logits: Tensor, positive: Tensor, candidate: Tensor) -> Tensor:
+def balanced_match_loss(logits: Tensor, positive: Tensor) -> Tensor:
     """Cross-entropy of sigmoid(logits) as P(video shows sentence), with equal weight on right and wrong pairs.
 
     This puts the decision boundary at 0 if both are equally common. Arguments as `text_to_video_loss`; a side without
     pairs counts 0.
     """
-    negative = candidate & ~positive
-    return 0.5 * (_mean(F.softplus(-logits[positive])) + _mean(F.softplus(logits[negative])))
+    return 0.5 * (_mean(F.softplus(-logits[positive])) + _mean(F.softplus(logits[~positive])))
 
 
 def _mean(values: Tensor) -> Tensor:

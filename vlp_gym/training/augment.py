@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from vlp_gym.training.recipes.clips import ClipBatch
     from vlp_gym.training.recipes.stage_clips import StageBatch
-
-    Clips = TypeVar("Clips", ClipBatch, StageBatch)
 
 MAX_SHIFT = 4  # pixels
 CONTRAST = 0.1
@@ -25,7 +22,7 @@ MIRRORED = 0.5  # share of clips that are flipped left to right
 BLACK = 12 / 255  # upper bound of the black background of fast rendering after JPEG
 
 
-def mirror_clips(batch: Clips, generator: torch.Generator) -> Clips:
+def mirror_clips(batch: StageBatch, generator: torch.Generator) -> StageBatch:
     """Flip a random half of the clips left to right, with their positions."""
     mirrored = torch.rand(batch.frames.shape[:2], generator=generator).to(batch.frames.device) < MIRRORED
     mirrored = mirrored[:, :, None, None, None]

@@ -18,7 +18,7 @@ from vlp_gym.models.protocol import Scores
 
 def mutate(folder: Path, rng: np.random.Generator) -> str:
     families = folder.parent / "families"
-    members = [str(family(families, name)) for name in ("compact", "embedding")]
+    members = [str(family(families, name)) for name in ("staged", "embedding")]
     names = [*members * 3, *(str(folder / name) for name in "abc"), f"furl:{folder / 'b'}", "gvl:x", f"{folder}/../"]
     names += [
         f"ensemble:mean|{members[0]}|{folder / 'b'}",

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
-from rollouts import STRIDE, SUCCESS_AT, painted, painted_tasks
+from rollouts import STRIDE, painted, painted_tasks
 
 from vlp_gym.data.trajectory import AGENT, ALL_TIERS, EXPLORE, NEAR_MISS, TIERS
 from vlp_gym.metaworld.instructions import training_phrasings
-from vlp_gym.metaworld.opposites import opposite_sentences
-from vlp_gym.training.recipes.clips import UNDONE, ClipSampler
-from vlp_gym.training.recipes.compact import VALUE_MARGIN
-from vlp_gym.training.recipes.frame_labels import BEFORE_SUCCESS, SUCCESS_VALUE
+from vlp_gym.training.recipes.clips import ClipSampler
 
 TASKS = ("door-open-v3", "push-v3", "reach-v3")
 ROLLOUTS = {task: painted_tasks([task], tiers=ALL_TIERS[:6]) for task in TASKS}  # 7 would be too many for the paint
@@ -36,18 +31,7 @@ def clips(batches):
         for group, sentence in enumerate(batch.instructions):
             for slot in range(batch.frames.shape[1]):
                 red, green, _ = paint[group, slot].T
-                names = (
-                    "progress",
-                    "value",
-                    "tier",
-                    "segment_return",
-                    "expert",
-                    "reversed",
-                    "positions",
-                    "moved",
-                    "nearing",
-                )
-                targets = {name: getattr(batch, name)[group, slot].numpy() for name in names}
+                targets = {name: getattr(batch, name)[group, slot].numpy() for name in ("tier", "segment_return")}
                 task = TASK_OF[sentence]
                 yield task, slot, ROLLOUTS[task][red[0] // 20], (green // 8).astype(int), targets
 
@@ -58,14 +42,8 @@ def test_shapes_and_kinds(batches):
         assert (groups, count) == (2, 4)
         assert time in (2, 4, 6, 8)
         assert batch.frames.dtype == torch.uint8
-        assert batch.progress.shape == batch.value.shape == (2, 4, time)
         assert batch.tier.shape == batch.segment_return.shape == (2, 4)
-        assert batch.expert.shape == batch.reversed.shape == (2, 4)
-        assert len(batch.instructions) == len(batch.opposites) == 2
-        for sentence, opposite in zip(batch.instructions, batch.opposites, strict=True):
-            options = opposite_sentences(sentence)
-            assert opposite in options if options else opposite is None
-            assert opposite != sentence
+        assert len(batch.instructions) == 2
         assert len({TASK_OF[sentence] for sentence in batch.instructions}) == 2  # only training phrasings
 
 
@@ -79,39 +57,16 @@ def test_a_clip_is_of_one_rollout_of_its_own_task(batches):
 
 
 def test_targets(batches):
-    modes = dict.fromkeys(("whole", "rewound", "reversed", "expert", "unknown"), 0)
-    for task, _, rollout, index, targets in clips(batches):
-        left = UNDONE if targets["reversed"] else 1
-        if rollout.tier == "expert":
-            expected = np.where(index >= SUCCESS_AT, 1, BEFORE_SUCCESS * index / SUCCESS_AT)
-            assert targets["progress"] == pytest.approx(left * expected)
-        else:  # an expert's reward grows with its clock, to 10 at success, give or take 0.5
-            way = np.where(index < 5, 0.05 * index, 0.1 * index - 0.25)  # metres: the hand alone 0.25, both 0.35
-            way = np.minimum(way, 0.95 - 0.15 * (index - SUCCESS_AT)) / 0.95  # and too far: the hand, twice the object
-            expected = BEFORE_SUCCESS * np.minimum(rollout.reward[index] / 10, way)
-            assert targets["progress"] == pytest.approx(left * expected, abs=0.1)
-        assert targets["positions"] == pytest.approx(rollout.positions[index])
-        before = (index <= 5) & (rollout.tier == "expert")  # painted hands reach the object there
-        after = (index >= 5) & (rollout.tier == "expert")
-        assert np.isnan(targets["nearing"]).tolist() == (~before).tolist()
-        assert np.isnan(targets["moved"]).tolist() == (~after).tolist()
-        assert targets["nearing"][before] == pytest.approx(-0.05 * (5 - index[before]), abs=1e-6)
-        assert targets["moved"][after] == pytest.approx(0.05 * (index[after] - 5), abs=1e-6)
+    modes = dict.fromkeys(("whole", "rewound", "reversed", "unknown"), 0)
+    for _, _, rollout, index, targets in clips(batches):
         turns = np.diff(index)
-        if targets["reversed"]:
+        if np.isnan(targets["segment_return"]):
             modes["reversed"] += 1
             assert (turns <= 0).all()
-            assert np.isnan(targets["value"]).all()
-            assert np.isnan(targets["segment_return"])
             assert targets["tier"] == 0  # whatever was done is undone
-            assert not targets["expert"]
             continue
-        rewards = np.concatenate([other.reward for other in ROLLOUTS[task]])
-        rank = [np.mean(rewards <= rollout.reward[i]) for i in index]
-        assert targets["value"] == pytest.approx(np.where(rollout.success[index], SUCCESS_VALUE, rank))
         assert targets["segment_return"] == pytest.approx(rollout.reward[index].mean(), rel=1e-5)
-        rewound = (turns < 0).any()
-        modes["rewound"] += rewound
+        modes["rewound"] += (turns < 0).any()
         if not np.isnan(targets["tier"]):
             modes["whole"] += 1
             assert targets["tier"] == {"expert": 2, "medium": 1, "random": 0}[rollout.tier]
@@ -120,17 +75,7 @@ def test_targets(batches):
             modes["unknown"] += 1
         if rollout.tier in (NEAR_MISS, EXPLORE, AGENT):
             assert np.isnan(targets["tier"])
-        if targets["expert"]:
-            modes["expert"] += 1
-            assert rollout.tier == "expert"
-            assert index[0] == 0
-            assert index[-1] >= SUCCESS_AT
-            assert not rewound
     assert min(modes.values()) > 3, modes
-
-
-def test_success_is_ordered_above_the_best_rank():
-    assert SUCCESS_VALUE - 1 > VALUE_MARGIN
 
 
 def test_segments_are_fifty_steps(batches):
@@ -151,62 +96,6 @@ def test_to_another_device(batches):
     moved = batches[0].to(torch.device("meta"))
     assert {value.device.type for value in vars(moved).values() if isinstance(value, torch.Tensor)} == {"meta"}
     assert moved.instructions == batches[0].instructions
-
-
-def test_a_reward_above_the_experts_at_success_says_nothing():
-    """Meta-World pays a gripper beside the button more than the expert that has pressed it."""
-    paid = [painted("push-v3", EXPLORE, number) for number in range(2)]
-    for rollout in paid:
-        rollout.reward[8:] = 20.0
-        rollout.positions[:] = rollout.positions[0]
-    sampler = ClipSampler([t for t in EVERY if (t.task, t.tier) != ("push-v3", EXPLORE)] + paid, **SETTINGS)
-    rng = np.random.default_rng(0)
-    drawn = (sampler._clip("push-v3", 3, 8, rng) for _ in range(300))
-    seen = [clip for clip in drawn if clip["frames"][0, 0, 0, 2] == 50 * ALL_TIERS.index(EXPLORE)]
-    assert all(clip["progress"] == pytest.approx(0, abs=1e-6) for clip in seen)  # nothing has moved
-    dear = [clip["frames"][:, 0, 0, 1] >= 8 * 8 for clip in seen if not clip["reversed"]]
-    values = [np.isnan(clip["value"]) for clip in seen if not clip["reversed"]]
-    assert np.concatenate(dear).any()
-    np.testing.assert_array_equal(np.concatenate(values), np.concatenate(dear))
-
-
-def test_an_opposite_that_is_a_task_of_its_own_is_not_made_up():
-    pair = painted_tasks(["door-open-v3", "door-close-v3"])
-    alone = painted_tasks(["door-open-v3", "reach-v3"])
-    variation = painted_tasks(["button-press-v3", "button-press-topdown-v3"])
-    assert ClipSampler(pair, **SETTINGS).batch(0).opposites == [None, None]
-    assert None not in ClipSampler(variation, **SETTINGS).batch(0).opposites
-    assert sum(sentence is not None for sentence in ClipSampler(alone, **SETTINGS).batch(0).opposites) == 1
-
-
-def test_an_opposite_that_another_task_asks_for_is_not_made_up():
-    """ "Get the puck out of the hole" turned round is what sweep-into asks for."""
-    pair = ("pick-out-of-hole-v3", "sweep-into-v3")
-    asked = {sentence for task in pair for sentence in training_phrasings(task)}
-    sampler = ClipSampler(painted_tasks(pair), **SETTINGS)
-    made = {sentence for number in range(150) for sentence in sampler.batch(number).opposites}
-    assert len(made) > 5
-    assert not made & asked
-
-
-def test_the_draw_of_opposites_changes_nothing_else():
-    """It comes last: the same seed gives the same clips and sentences whatever is known of opposites."""
-    without = [replace(trajectory, opposite_sentences=(), opposite=None) for trajectory in EVERY]
-    known, unknown = ClipSampler(EVERY, **SETTINGS), ClipSampler(without, **SETTINGS)
-    for number in range(8):
-        a, b = known.batch(number), unknown.batch(number)
-        assert a.instructions == b.instructions
-        assert b.opposites == [None, None]
-        for name, value in vars(a).items():
-            if isinstance(value, torch.Tensor):
-                torch.testing.assert_close(value, getattr(b, name), rtol=0, atol=0, equal_nan=True)
-
-
-def test_opposites_of_one_sentence_are_drawn_evenly():
-    sampler, rng = ClipSampler(EVERY, **SETTINGS), np.random.default_rng(0)
-    drawn = [sampler._opposite("door-open-v3", "open the door", rng) for _ in range(400)]
-    assert set(drawn) == {"close the door", "shut the door"}
-    assert np.mean([sentence == "shut the door" for sentence in drawn]) == pytest.approx(0.5, abs=0.08)
 
 
 def test_agents_are_drawn_most():

@@ -6,11 +6,46 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from rollouts import SUCCESS_AT, painted
+from rollouts import SUCCESS_AT, painted, painted_tasks
 
-from vlp_gym.training.recipes.frame_labels import expert_ways, progress_by_reward, progress_by_way
+from vlp_gym.data.trajectory import ALL_TIERS, EXPLORE
+from vlp_gym.training.recipes.frame_labels import (
+    BEFORE_SUCCESS,
+    expert_ways,
+    label_task,
+    progress_by_reward,
+    progress_by_way,
+)
 
 EXPERTS = [painted("push-v3", "expert", k) for k in range(3)]
+
+
+class TestTask:
+    def test_experts_by_time_and_others_by_reward_and_way(self):
+        rollouts = painted_tasks(["push-v3"], tiers=ALL_TIERS[:6])
+        for rollout, progress in zip(rollouts, label_task(rollouts), strict=True):
+            index = np.arange(len(rollout.frames))
+            if rollout.tier == "expert":
+                expected = np.where(index >= SUCCESS_AT, 1, BEFORE_SUCCESS * index / SUCCESS_AT)
+                assert progress == pytest.approx(expected)
+            else:  # an expert's reward grows with its clock, to 10 at success, give or take 0.5
+                way = np.where(index < 5, 0.05 * index, 0.1 * index - 0.25)  # metres: the hand alone 0.25, both 0.35
+                way = np.minimum(way, 0.95 - 0.15 * (index - SUCCESS_AT))  # and too far: the hand, twice the object
+                expected = BEFORE_SUCCESS * np.minimum(rollout.reward / 10, way / 0.95)
+                assert progress == pytest.approx(expected, abs=0.1)
+
+    def test_what_has_not_moved_has_made_no_progress_whatever_it_is_paid(self):
+        """Meta-World pays a gripper beside the button more than the expert that has pressed it."""
+        paid = painted("push-v3", EXPLORE)
+        paid.reward[8:] = 20.0
+        paid.positions[:] = paid.positions[0]
+        assert label_task([*EXPERTS, paid])[-1] == pytest.approx(0, abs=1e-6)
+
+    def test_by_the_reward_alone_where_positions_are_unknown(self):
+        unknown = painted("push-v3", "medium")
+        unknown.positions[:] = np.nan
+        expected = BEFORE_SUCCESS * np.interp(unknown.reward, *progress_by_reward(EXPERTS))
+        assert label_task([*EXPERTS, unknown])[-1] == pytest.approx(expected)
 
 
 class TestProgressByReward:

@@ -11,14 +11,13 @@ from rollouts import painted_tasks
 
 from vlp_gym.errors import DatasetError
 from vlp_gym.training.recipe import TrainConfig
-from vlp_gym.training.recipes import compact_tune, staged_tune
 from vlp_gym.training.recipes.clips import ClipSampler
-from vlp_gym.training.recipes.compact import CompactRecipe
 from vlp_gym.training.recipes.embedding import EmbeddingRecipe
 from vlp_gym.training.recipes.rewind import RewindRecipe
 from vlp_gym.training.recipes.spur import SPURRecipe
 from vlp_gym.training.recipes.stage_clips import StageSampler
 from vlp_gym.training.recipes.staged import StagedRecipe
+from vlp_gym.training.recipes.staged_tune import tune
 
 SENTENCES = {
     "fold the towel": ("fold the towel", "make the towel small", "lay the towel together"),
@@ -45,11 +44,10 @@ def test_a_batch_speaks_in_the_rollouts_own_words(recipe):
     assert asked == {sentence for sentences in SENTENCES.values() for sentence in sentences}
 
 
-@pytest.mark.parametrize("recipe", ["clips", "stages"])
-def test_opposites_are_those_of_the_sentence(recipe):
+def test_opposites_are_those_of_the_sentence():
     pairs = set()
     for number in range(60):
-        batch = RECIPES[recipe](ROLLOUTS).batch(number)
+        batch = RECIPES["stages"](ROLLOUTS).batch(number)
         pairs |= set(zip(batch.instructions, batch.opposites, strict=True))
     expected = {(sentence, None) for sentence in SENTENCES["stack the cups"]}
     for sentence, opposites in zip(SENTENCES["fold the towel"], OPPOSITES, strict=True):
@@ -67,20 +65,15 @@ def test_without_sentences(recipe):
     )
 
 
-@pytest.mark.parametrize("system", ["compact", "staged"])
-def test_a_model_is_trained_and_tuned(system, tmp_path):
+def test_a_model_is_trained_and_tuned(tmp_path):
     pytest.importorskip("accelerate")
-    from tiny import tiny_model, tiny_staged
+    from tiny import tiny_model
 
     from vlp_gym.training.loop import train
 
     torch.manual_seed(0)
-    model = tiny_model() if system == "compact" else tiny_staged()
-    if system == "compact":
-        recipe = CompactRecipe(RECIPES["clips"](ROLLOUTS), relevance_steps=1)
-    else:
-        recipe = StagedRecipe(RECIPES["stages"](ROLLOUTS), relevance_steps=1)
+    model, recipe = tiny_model(), StagedRecipe(RECIPES["stages"](ROLLOUTS), relevance_steps=1)
     history = train(model, recipe, tmp_path, TrainConfig(steps=2), progress_bar=False)
     assert np.isfinite([row["loss"] for row in history]).all()
-    chosen = (compact_tune if system == "compact" else staged_tune).tune(model, ROLLOUTS, list(SENTENCES))
+    chosen = tune(model, ROLLOUTS, list(SENTENCES))
     assert all(0 <= accuracy <= 1 for row in chosen.table for accuracy in row[-2:])

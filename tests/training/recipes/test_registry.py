@@ -20,7 +20,6 @@ from vlp_gym.training.recipes import registry
 from vlp_gym.training.recipes.registry import available_recipes, load_options
 
 PUBLISHED = {
-    "compact": TrainConfig(),
     "staged": TrainConfig(steps=1_000),
     "vlp": TrainConfig(steps=15_000, learning_rate=3e-5, weight_decay=0.1),  # VLP, table 8
     "joint": TrainConfig(),
@@ -55,10 +54,10 @@ def test_unknown():
     with pytest.raises(ValueError) as caught:
         load_options("siglip2")
     assert str(caught.value) == (
-        "unknown system 'siglip2': expected one of compact, staged, vlp, joint, rewind, embedding, siglip2-lora, spur; "
+        "unknown system 'siglip2': expected one of staged, vlp, joint, rewind, embedding, siglip2-lora, spur; "
         "did you mean 'siglip2-lora'?"
     )
-    with pytest.raises(ValueError, match=r"^unknown system 'xyz': expected one of compact, .*, spur$"):
+    with pytest.raises(ValueError, match=r"^unknown system 'xyz': expected one of staged, .*, spur$"):
         load_options("xyz")
 
 

@@ -22,9 +22,9 @@ from vlp_gym.objectives.rewind import rewind_loss
 from vlp_gym.training.augment import augment_clips
 from vlp_gym.training.loop import train
 from vlp_gym.training.recipe import TrainConfig
-from vlp_gym.training.recipes.clips import ClipSampler
-from vlp_gym.training.recipes.compact import CompactRecipe
 from vlp_gym.training.recipes.rewind import RewindRecipe, clip_frames
+from vlp_gym.training.recipes.stage_clips import StageSampler
+from vlp_gym.training.recipes.staged import StagedRecipe
 
 TASKS = ["push-v3", "reach-v3", "window-open-v3"]
 DEMONSTRATIONS = painted_tasks(TASKS, each=2, size=32, tiers=("expert",))
@@ -310,7 +310,7 @@ class TestLoss:
         assert torch.equal(loaded.backbone.cell[0].weight, model.backbone.cell[0].weight)
 
     def test_another_model_is_refused(self):
-        with pytest.raises(TypeError, match=r"^expected a ReWiNDModel, got CompactRewardModel$"):
+        with pytest.raises(TypeError, match=r"^expected a ReWiNDModel, got StagedRewardModel$"):
             recipe().loss(tiny_model(), recipe().batch(0), torch.Generator())
 
 
@@ -360,8 +360,14 @@ class TestTraining:
 
     def test_another_system_does_not_go_on(self, tmp_path):
         rollouts = painted_tasks(TASKS, each=1, size=32)
-        clips = CompactRecipe(ClipSampler(rollouts, tasks_per_batch=2, clips_per_task=3, window=4, seed=5), 0)
-        train(tiny_model(), clips, tmp_path, TrainConfig(**{**vars(self.CONFIG), "steps": 1}), progress_bar=False)
+        sampler = StageSampler(rollouts, tasks_per_batch=2, clips_per_task=3, frames_per_clip=4, seed=5)
+        train(
+            tiny_model(),
+            StagedRecipe(sampler, 0),
+            tmp_path,
+            TrainConfig(**{**vars(self.CONFIG), "steps": 1}),
+            progress_bar=False,
+        )
         with pytest.raises(ValueError, match=re.escape("'recipe': (None, 'rewind')")):
             self.run(tmp_path)
 

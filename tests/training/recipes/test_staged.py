@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("accelerate")
 
 from rollouts import painted_tasks
-from tiny import tiny_staged
+from tiny import tiny_model
 
 from vlp_gym.frames.resize import resize_frames
 from vlp_gym.training.loop import train
@@ -27,7 +27,7 @@ STAGES = ("approach", "moved", "way", "progress", "rank")
 
 def tiny(seed=0):
     torch.manual_seed(seed)
-    return tiny_staged()
+    return tiny_model()
 
 
 def sampler(rollouts=ROLLOUTS, clips=3):
@@ -155,14 +155,15 @@ def test_the_relevance_learns_which_sentence_is_about_which_scene():
 
 
 def test_frames_of_another_size_are_those_after_the_models_resize():
-    batch = sampler(painted_tasks(["push-v3", "reach-v3"], each=1, size=64)).batch(0)
-    shape = batch.frames.shape
-    small = resize_frames(batch.frames.flatten(0, 2), (32, 32)).unflatten(0, shape[:3])
-    given, resized = (
-        staged_loss(tiny().eval(), each, torch.Generator().manual_seed(0))
-        for each in (batch, replace(batch, frames=small))
-    )
-    assert {name: part.item() for name, part in given.items()} == pytest.approx(
-        {name: part.item() for name, part in resized.items()}
-    )
-    assert np.isfinite(given["loss"].item())
+    large = sampler(painted_tasks(["push-v3", "reach-v3"], each=1, size=64))
+    for loss, batch in ((staged_loss, large.batch(0)), (relevance_loss, large.first_frames(0))):
+        frames = batch.frames.flatten(0, -4)
+        small = resize_frames(frames, (32, 32)).unflatten(0, batch.frames.shape[:-3])
+        given, resized = (
+            loss(tiny().eval(), each, torch.Generator().manual_seed(0))
+            for each in (batch, replace(batch, frames=small))
+        )
+        assert {name: part.item() for name, part in given.items()} == pytest.approx(
+            {name: part.item() for name, part in resized.items()}
+        )
+        assert np.isfinite(given["loss"].item())

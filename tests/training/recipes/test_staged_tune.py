@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from rollouts import painted
-from tiny import tiny_staged
+from tiny import tiny_model
 
 from vlp_gym.data.trajectory import TIERS
 from vlp_gym.engine.windows import window_indices
@@ -22,7 +22,7 @@ ROLLOUTS = [painted(task, tier, 6 * i + 2 * j + k) for i, task in enumerate(TASK
 
 def model(**constants):
     torch.manual_seed(0)
-    made = tiny_staged(**constants)
+    made = tiny_model(**constants)
     torch.nn.init.normal_(made.direction_head.weight)
     return made.eval()
 

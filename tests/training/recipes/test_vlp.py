@@ -171,4 +171,4 @@ def test_every_trained_weight_gets_a_finite_gradient():
 def test_other_models():
     with pytest.raises(TypeError) as caught:
         RECIPE.loss(tiny_model(), RECIPE.batch(0), torch.Generator())
-    assert str(caught.value) == "expected a VLPModel, got CompactRewardModel"
+    assert str(caught.value) == "expected a VLPModel, got StagedRewardModel"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
 
 import numpy as np
 import torch
@@ -24,7 +23,6 @@ class RolloutsByTask:
         by_task: task -> tier -> indices of its trajectories; experts that failed show no progress, and are left out.
         tasks: their names, sorted.
         sentences: task -> its training sentences.
-        opposite_of: task -> the task that does the opposite, which need not be there.
 
     Raises:
         ValueError: if there are too few tasks, or a task lacks a tier of MTVLP.
@@ -49,23 +47,6 @@ class RolloutsByTask:
             if lacking := set(TIERS) - tiers.keys():
                 raise ValueError(f"{task}: expected trajectories of every tier, found none of {sorted(lacking)}")
         self.sentences = sentences_by_task(trajectories)
-        self.opposite_of = {t.task: t.opposite for t in trajectories if t.opposite is not None}
-        self._taken = set(chain(*self.sentences.values()))
-        self._made = {
-            sentence: opposites
-            for trajectory in trajectories
-            for sentence, opposites in zip(trajectory.sentences, trajectory.opposite_sentences, strict=False)
-        }
-
-    def all_of(self, task: str) -> list[int]:
-        """Indices of all trajectories of a task."""
-        return list(chain(*self.by_task[task].values()))
-
-    def made_opposite(self, sentence: str, rng: np.random.Generator) -> str | None:
-        """A sentence that asks for the opposite, made by rules; None where there is none."""
-        options = self._made.get(sentence, ())
-        drawn = options[int(rng.integers(len(options)))] if options else None
-        return None if drawn in self._taken else drawn  # some are sentences of an unrelated task
 
 
 def stack(groups: Sequence[Sequence[Mapping[str, np.ndarray]]]) -> dict[str, Tensor]:

@@ -13,11 +13,9 @@ from vlp_gym.data.trajectory import AGENT, APART, EXPLORE, NEAR_MISS, Trajectory
 from vlp_gym.training.options import TrainOptions, check_at_least
 from vlp_gym.training.recipe import Batch, Recipe
 from vlp_gym.training.recipes.by_task import RolloutsByTask, stack
-from vlp_gym.training.recipes.frame_labels import FrameLabels, label_task
 
 SEGMENT_STEPS = 50  # environment steps in a preference segment (VLP)
 TIER_RANK = {"expert": 2.0, "medium": 1.0, "random": 0.0}
-UNDONE = 0.3  # factor on the progress of a reversed clip: its last frames may be another task's first
 TIER_SHARE = {EXPLORE: 2.0, AGENT: 4.0}  # sampling weights of tiers (others: 1); the states of these vary most
 SLOTS = (("expert",), ("medium",), ("random", NEAR_MISS, EXPLORE, AGENT))  # tiers of a task's first clips
 # Probability of each way to cut a clip. Without reversed clips a model would reward any change.
@@ -30,31 +28,15 @@ class ClipBatch(Batch):
 
     Attributes:
         frames: uint8 ``[G, C, T, H, W, 3]``.
-        progress: float ``[G, C, T]``, see `FrameLabels`; times `UNDONE` in reversed clips.
-        value: float ``[G, C, T]``, see `FrameLabels`; NaN in reversed clips.
         tier: float ``[G, C]``, 2 expert, 1 medium, 0 random in whole rollouts, 0 in reversed ones; NaN elsewhere.
         segment_return: float ``[G, C]``, mean environment reward over the clip; NaN in reversed ones.
-        expert: bool ``[G, C]``, a forward clip of a successful expert.
-        reversed: bool ``[G, C]``, the clip runs backwards and shows no task.
-        positions: float ``[G, C, T, 2, 3]``, hand and object in the camera's frame, metres; NaN where unknown.
-        moved: float ``[G, C, T]``, see `FrameLabels`.
-        nearing: float ``[G, C, T]``, see `FrameLabels`.
         instructions: G sentences.
-        opposites: G sentences that ask for the opposite; None where none is known or the opposite is a training task.
     """
 
     frames: Tensor
-    progress: Tensor
-    value: Tensor
     tier: Tensor
     segment_return: Tensor
-    expert: Tensor
-    reversed: Tensor
-    positions: Tensor
-    moved: Tensor
-    nearing: Tensor
     instructions: list[str]
-    opposites: list[str | None]
 
 
 class ClipSampler(RolloutsByTask):
@@ -94,10 +76,6 @@ class ClipSampler(RolloutsByTask):
             raise ValueError(
                 f"focus: expected at most half of a batch's {tasks_per_batch} tasks, got {len(self.focus)}"
             )
-        self.labels: dict[int, FrameLabels] = {}
-        for task in self.tasks:
-            indices = self.all_of(task)
-            self.labels.update(zip(indices, label_task([trajectories[index] for index in indices]), strict=True))
         self.clips_per_task, self.window, self.seed = clips_per_task, window, seed
 
     def batch(self, number: int) -> ClipBatch:
@@ -107,15 +85,7 @@ class ClipSampler(RolloutsByTask):
         lengths = [max(2, share * self.window // 4) for share in (1, 2, 3, 4)]
         length = int(rng.choice(lengths, p=[0.25, 0.35, 0.2, 0.2]))
         groups = [[self._clip(task, slot, length, rng) for slot in range(self.clips_per_task)] for task in tasks]
-        sentences = [str(rng.choice(self.sentences[task])) for task in tasks]
-        opposites = [self._opposite(task, sentence, rng) for task, sentence in zip(tasks, sentences, strict=True)]
-        return ClipBatch(**stack(groups), instructions=sentences, opposites=opposites)
-
-    def _opposite(self, task: str, sentence: str, rng: np.random.Generator) -> str | None:
-        """A sentence that asks for the opposite, if no training task is the opposite."""
-        if self.opposite_of.get(task) in self.by_task:
-            return None  # it has its own rollouts
-        return self.made_opposite(sentence, rng)
+        return ClipBatch(**stack(groups), instructions=[str(rng.choice(self.sentences[task])) for task in tasks])
 
     def _draw_tasks(self, rng: np.random.Generator) -> list[str]:
         """Random tasks, half of them followed by one of the same scene, which the sentence must tell apart."""
@@ -135,9 +105,8 @@ class ClipSampler(RolloutsByTask):
         names = [name for name in (SLOTS[slot] if slot < len(SLOTS) else tiers) if name in tiers]
         share = np.array([TIER_SHARE.get(name, 1.0) for name in names])
         tier = str(rng.choice(names, p=share / share.sum()))
-        number = int(rng.choice(tiers[tier]))
-        trajectory, labels = self.trajectories[number], self.labels[number]
-        frames, success_at = len(trajectory.frames), trajectory.first_success
+        trajectory = self.trajectories[int(rng.choice(tiers[tier]))]
+        frames = len(trajectory.frames)
         mode = str(rng.choice(list(MODES), p=list(MODES.values())))
         start, stop = 0, frames
         if mode == "prefix":
@@ -158,22 +127,14 @@ class ClipSampler(RolloutsByTask):
         if mode == "rewind" and length > 2:
             turn = int(rng.integers(1, length - 1))
             index = np.concatenate([index[: turn + 1], index[:turn][::-1], np.repeat(index[0], length)])[:length]
-        progress, value, moved, nearing = (series[index] for series in vars(labels).values())
         tier_rank = TIER_RANK.get(tier, np.nan) if mode == "whole" else np.nan
-        segment_return = np.nan if mode == "reverse" else trajectory.reward[index].mean(dtype=np.float64)
-        if mode == "reverse":
-            progress, value, tier_rank = UNDONE * progress, np.full_like(value, np.nan), TIER_RANK["random"]
-        full_expert = tier == "expert" and mode in ("whole", "prefix") and stop > (success_at or frames)
-        numbers = {
-            "progress": progress, "value": value, "moved": moved, "nearing": nearing,
-            "tier": tier_rank, "segment_return": segment_return,
-        }  # fmt: skip
+        segment_return = trajectory.reward[index].mean(dtype=np.float64)
+        if mode == "reverse":  # it shows no task: whatever was done is undone
+            tier_rank, segment_return = TIER_RANK["random"], np.nan
         return {
             "frames": trajectory.frames[index],
-            "positions": trajectory.positions[index],
-            "expert": np.asarray(full_expert),
-            "reversed": np.asarray(mode == "reverse"),
-            **{name: np.asarray(series, np.float32) for name, series in numbers.items()},
+            "tier": np.asarray(tier_rank, np.float32),
+            "segment_return": np.asarray(segment_return, np.float32),
         }
 
 

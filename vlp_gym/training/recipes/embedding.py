@@ -52,7 +52,7 @@ _LOSSES: dict[str, tuple[tuple[int, ...], Callable[..., Tensor]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingOptions(TrainOptions):
-    """The cosine of frame and sentence over the compact model's encoders, by one of six objectives, from scratch.
+    """The cosine of frame and sentence over the small encoders, by one of six objectives, from scratch.
 
     Attributes:
         data: folders from `vlp-gym collect`, one per camera.

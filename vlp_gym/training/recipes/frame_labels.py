@@ -10,49 +10,30 @@ import numpy as np
 from vlp_gym.data.trajectory import Trajectory
 
 BEFORE_SUCCESS = 0.75  # highest progress before success: experts spend the least time on a task's last step
-SUCCESS_VALUE = 1.2  # above the highest rank by more than the ranking loss's margin
 BY_ITSELF = 2.0  # penalty on object distance not yet covered while the hand is elsewhere
-TOUCHED = 0.01  # metres of object motion that count as a touch
 
 
-@dataclass(frozen=True)
-class FrameLabels:
-    """Labels of the F frames of one rollout, float ``[F]`` each.
+def label_task(rollouts: Sequence[Trajectory]) -> list[np.ndarray]:
+    """Progress of the F frames of each rollout of one task, float ``[F]``.
 
-    Attributes:
-        progress: `BEFORE_SUCCESS` times the share of the way to success; 1 at success. The share is time in successful
-            experts, else the smaller of `progress_by_reward` and `progress_by_way`.
-        value: rank of the environment's reward within the task, in [0, 1]; `SUCCESS_VALUE` at success; NaN before
-            success where the reward exceeds the median expert's at success.
-        moved: metres by which an expert has moved the object; NaN before it touches the object and in other rollouts.
-        nearing: minus the metres between an expert's hand and the object; NaN after the touch and in other rollouts.
+    It is `BEFORE_SUCCESS` times the share of the way to success, and 1 at success. The share is time in successful
+    experts, else the smaller of `progress_by_reward` and `progress_by_way`.
+
+    Args:
+        rollouts: all rollouts of one task, with a successful expert among them.
     """
-
-    progress: np.ndarray
-    value: np.ndarray
-    moved: np.ndarray
-    nearing: np.ndarray
-
-
-def label_task(rollouts: Sequence[Trajectory]) -> list[FrameLabels]:
-    """Label all rollouts of one task, which must include a successful expert."""
     experts = [rollout for rollout in rollouts if rollout.tier == "expert" and rollout.success.any()]
     ways, by_reward = expert_ways(experts), progress_by_reward(experts)
-    rewards = np.sort(np.concatenate([rollout.reward for rollout in rollouts]))
-    paid_at_success = np.median([expert.reward[expert.first_success] for expert in experts])
     labels = []
     for rollout in rollouts:
-        first_success, reward = rollout.first_success, rollout.reward
+        first_success = rollout.first_success
         if first_success is not None and rollout.tier == "expert":
             on_the_way = np.clip(rollout.step / rollout.step[first_success], 0, 1)
-            done = np.arange(len(reward)) >= first_success
+            done = np.arange(len(rollout.step)) >= first_success
         else:
-            on_the_way = np.fmin(np.interp(reward, *by_reward), progress_by_way(rollout.positions, ways))
+            on_the_way = np.fmin(np.interp(rollout.reward, *by_reward), progress_by_way(rollout.positions, ways))
             done = rollout.success
-        value = np.searchsorted(rewards, reward, side="right") / len(rewards)
-        value = np.where(reward > paid_at_success, np.nan, value)
-        value = np.where(rollout.success, SUCCESS_VALUE, value)
-        labels.append(FrameLabels(np.where(done, 1.0, BEFORE_SUCCESS * on_the_way), value, *_phases(rollout)))
+        labels.append(np.where(done, 1.0, BEFORE_SUCCESS * on_the_way))
     return labels
 
 
@@ -100,22 +81,6 @@ def progress_by_way(positions: np.ndarray, ways: ExpertWays) -> np.ndarray:
     """
     apart = np.linalg.norm(_from_object(positions)[:, None] - ways.states, axis=-1) @ [1.0, BY_ITSELF]  # [F, N]
     return np.clip(1 - (apart + ways.left).min(1) / ways.length, 0, 1)
-
-
-def _phases(trajectory: Trajectory) -> tuple[np.ndarray, np.ndarray]:
-    """`FrameLabels.moved` and `FrameLabels.nearing`."""
-    unknown = np.full(len(trajectory.frames), np.nan, np.float32)
-    if trajectory.tier != "expert":
-        return unknown, unknown
-    hand, at = trajectory.positions[:, 0], trajectory.positions[:, 1]
-    moved = np.linalg.norm(at - at[0], axis=-1)
-    touched = moved > TOUCHED
-    last_before = int(np.argmax(touched)) - 1 if touched.any() else len(moved) - 1
-    frame = np.arange(len(moved))
-    return (
-        np.where(frame >= last_before, moved, unknown),
-        np.where(frame <= last_before, -np.linalg.norm(hand - at, axis=-1), unknown),
-    )
 
 
 def progress_by_reward(experts: Sequence[Trajectory]) -> tuple[np.ndarray, np.ndarray]:

@@ -14,12 +14,11 @@ ENTRY_POINT_GROUP = "vlp_gym.recipes"
 
 # name -> a subclass of `TrainOptions`, imported on use, and one line of help.
 _RECIPES = {
-    "compact": ("vlp_gym.training.recipes.compact:CompactOptions", "the small factorised model that ships"),
-    "staged": ("vlp_gym.training.recipes.staged:StagedOptions", "small, too: progress by approach, way and success"),
+    "staged": ("vlp_gym.training.recipes.staged:StagedOptions", "the small factorised model that ships"),
     "vlp": ("vlp_gym.training.recipes.vlp:VLPOptions", "VLP: cross-attention over a frozen CLIP"),
-    "joint": ("vlp_gym.training.recipes.vlp:JointOptions", "VLP over the compact model's encoders"),
+    "joint": ("vlp_gym.training.recipes.vlp:JointOptions", "VLP over the small encoders"),
     "rewind": ("vlp_gym.training.recipes.rewind:RewindOptions", "ReWiND: progress, trained on rewound videos"),
-    "embedding": ("vlp_gym.training.recipes.embedding:EmbeddingOptions", "cosine over the compact model's encoders"),
+    "embedding": ("vlp_gym.training.recipes.embedding:EmbeddingOptions", "cosine over the small encoders"),
     "siglip2-lora": ("vlp_gym.training.recipes.embedding:SigLIP2Options", "cosine over SigLIP2 with adapters"),
     "spur": ("vlp_gym.training.recipes.spur:SPUROptions", "SPUR: progress and preference by Qwen2.5-VL"),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ class StageBatch(Batch):
         moved: float ``[G, C, T]``, see `StageLabels.has_moved`.
         way: float ``[G, C, T]``, see `StageLabels.paid_way`, under the task's sentence; NaN where unknown.
         opposite_way: float ``[G, C, T]``, the same under the opposite sentence.
-        timed: float ``[G, C, T]``, `FrameLabels.progress`, by time and reward, where positions are unknown; else NaN.
+        timed: float ``[G, C, T]``, progress by `label_task`, time and reward, where positions are unknown; else NaN.
         instructions: G sentences.
         opposites: G sentences that ask for the opposite; None where none is known.
     """
@@ -98,6 +99,9 @@ class StageSampler(RolloutsByTask):
         frames_per_clip: T, at least 2.
         seed: seeds all random draws.
 
+    Attributes:
+        opposite_of: task -> the task that does the opposite, which need not be there.
+
     Raises:
         ValueError: if there are too few tasks, or a task lacks a tier.
         DatasetError: if a trajectory carries no sentences.
@@ -113,18 +117,25 @@ class StageSampler(RolloutsByTask):
         seed: int,
     ) -> None:
         super().__init__(trajectories, tasks_per_batch)
+        self.opposite_of = {t.task: t.opposite for t in trajectories if t.opposite is not None}
+        self._taken = set(chain(*self.sentences.values()))
+        self._made = {
+            sentence: opposites
+            for trajectory in trajectories
+            for sentence, opposites in zip(trajectory.sentences, trajectory.opposite_sentences, strict=False)
+        }
         self.labels: dict[int, StageLabels] = {}
         self.stages: dict[str, TaskStages] = {}
         self.timed: dict[int, np.ndarray] = {}
         for task, tiers in self.by_task.items():
             self.stages[task] = task_stages([trajectories[index] for index in tiers["expert"]])
-            own = self.all_of(task)
+            own = self._all_of(task)
             for index in own:
                 shown = trajectories[index]
                 self.labels[index] = label_stages(shown.positions, shown.success, self.stages[task])
             if any(np.isnan(trajectories[index].positions).any() for index in own):
                 timed = label_task([trajectories[index] for index in own])
-                self.timed |= {index: each.progress for index, each in zip(own, timed, strict=True)}
+                self.timed |= dict(zip(own, timed, strict=True))
         self.clips_per_task, self.frames_per_clip, self.seed = clips_per_task, frames_per_clip, seed
         self.settings: dict[str, Any] = {
             "tasks": self.tasks, "tasks_per_batch": tasks_per_batch, "clips_per_task": clips_per_task,
@@ -142,7 +153,7 @@ class StageSampler(RolloutsByTask):
     def first_frames(self, number: int) -> FirstFrames:
         """First frames of all tasks: batch `number` of the endless sequence of this seed."""
         rng = np.random.default_rng([self.seed, number])
-        chosen = [rng.choice(self.all_of(task), FRAMES_PER_TASK) for task in self.tasks]
+        chosen = [rng.choice(self._all_of(task), FRAMES_PER_TASK) for task in self.tasks]
         sentences, opposites = self._sentences(self.tasks, rng)
         about = list(self.tasks)  # the task whose scene each sentence is about
         for task, opposite in zip(self.tasks, opposites, strict=True):
@@ -163,7 +174,13 @@ class StageSampler(RolloutsByTask):
         """A sentence of the opposite task, or one that rules have made from this one."""
         if (opposite := self.opposite_of.get(task)) in self.by_task:
             return str(rng.choice(self.sentences[opposite]))
-        return self.made_opposite(sentence, rng)
+        options = self._made.get(sentence, ())
+        drawn = options[int(rng.integers(len(options)))] if options else None
+        return None if drawn in self._taken else drawn  # some are sentences of an unrelated task
+
+    def _all_of(self, task: str) -> list[int]:
+        """Indices of all trajectories of a task."""
+        return list(chain(*self.by_task[task].values()))
 
     def _clip(self, task: str, slot: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """One clip: the tensor fields of `StageBatch` without the dimensions G and C."""

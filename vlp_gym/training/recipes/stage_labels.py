@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlp_gym.data.trajectory import Trajectory
-from vlp_gym.training.recipes.frame_labels import TOUCHED
 
 Floats = NDArray[np.float64]
 
+TOUCHED = 0.01  # metres of object motion that count as a touch
 MOVED = 0.02  # metres from which an object has moved ...
 LEAST_SHARE = 0.5  # ... or this share of its whole way, if that is shorter
 STILL = 0.5  # share of `MOVED` under which nothing has moved yet

@@ -30,7 +30,7 @@ NEARLY = 1e-4  # progress is kept this far from 0 and 1 where a loss takes its l
 
 @dataclass(frozen=True, kw_only=True)
 class StagedOptions(TrainOptions):
-    """A small factorised model whose progress is made of approach, way and success, trained from scratch.
+    """The small factorised model that ships, trained from scratch: progress by approach, "has it moved" and way.
 
     Attributes:
         steps: optimizer steps that train everything; 0 trains only the relevance of --init.
@@ -111,7 +111,7 @@ def staged_loss(model: nn.Module, batch: StageBatch, generator: torch.Generator)
     owner = torch.arange(groups, device=text.device).repeat_interleave(clips)
     relevance = model.relevance(tokens[:, 0], text)
     positive = owner[:, None] == torch.arange(groups, device=text.device)
-    parts["match"] = balanced_match_loss(relevance, positive, torch.ones_like(positive))
+    parts["match"] = balanced_match_loss(relevance, positive)
     parts["to_text"] = video_to_text_loss(relevance, owner)
     return {"loss": _weighted_sum(parts, WEIGHTS), **parts}
 
@@ -125,12 +125,11 @@ def relevance_loss(model: nn.Module, batch: FirstFrames, generator: torch.Genera
     text = model.encode_text(batch.sentences)
     relevance = model.relevance(model.encode_frames(batch.frames), text)
     positive = batch.fits
-    every = torch.ones_like(positive)
     own = relevance[:, : batch.tasks].unflatten(0, (batch.tasks, -1))  # [tasks, frames of a task, tasks]
     parts = {
-        "to_text": text_to_video_loss(relevance.T, positive.T, every.T),
-        "to_video": text_to_video_loss(relevance, positive, every),
-        "match": balanced_match_loss(relevance, positive, every),
+        "to_text": text_to_video_loss(relevance.T, positive.T),
+        "to_video": text_to_video_loss(relevance, positive),
+        "match": balanced_match_loss(relevance, positive),
         "spread": own.diagonal(dim1=0, dim2=2).var(0).mean(),
     }
     return {"loss": _weighted_sum(parts, RELEVANCE_WEIGHTS), **parts}

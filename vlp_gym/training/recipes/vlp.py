@@ -1,4 +1,4 @@
-"""Training of VLP on clips (eq. 4): over a frozen CLIP, or jointly with the compact model's encoders."""
+"""Training of VLP on clips (eq. 4): over a frozen CLIP, or jointly with the small encoders."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class VLPOptions(ClipOptions):
     The optimizer's defaults are the paper's (table 8), except for the warm-up, which it does not mention.
 
     Attributes:
-        backbone: open_clip:NAME/PRETRAINED, open_clip:NAME for random weights, or small (the compact model's encoders).
+        backbone: open_clip:NAME/PRETRAINED, open_clip:NAME for random weights, or small, the small encoders.
     """
 
     steps: int = 15_000
@@ -43,7 +43,7 @@ class VLPOptions(ClipOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class JointOptions(ClipOptions):
-    """VLP's model over the compact model's encoders, trained together from scratch."""
+    """VLP's model over the small encoders, trained together from scratch."""
 
     def build(self, trajectories: Sequence[Trajectory]) -> tuple[VLPModel, VLPRecipe]:
         model = VLPModel("small")
