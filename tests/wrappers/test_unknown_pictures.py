@@ -13,7 +13,8 @@ import torch
 from painted import PaintedEnv, rollout, wrap
 from tiny import awake_model
 
-from vlp_gym import VLPVectorRewardWrapper, capture_frames
+from vlp_gym import VLPRewardWrapper, VLPVectorRewardWrapper, capture_frames, make_metaworld
+from vlp_gym.metaworld.instructions import instructions_for
 from vlp_gym.models.protocol import NOVEL
 from vlp_gym.models.staged import overview
 from vlp_gym.testing import PaintedModel
@@ -83,3 +84,24 @@ def test_the_distance_is_one_on_the_training_data_and_unknown_before():
     assert known.shape == (256,)
     assert known.mean().item() == pytest.approx(1, abs=0.02)
     assert (model.novelty(3 * tokens) > known.max()).all()
+
+
+@pytest.mark.parametrize(
+    "name", ["CartPole-v1", "Pendulum-v1", "Acrobot-v1", "MountainCar-v0", "HalfCheetah-v5", "Ant-v5"]
+)
+@pytest.mark.parametrize("model", ["vlp-compact", "vlp-compact-45"])
+def test_the_shipped_models_do_not_know_other_domains(model, name):
+    env = VLPRewardWrapper(gym.make(name, render_mode="rgb_array"), "balance the pole", model)
+    with pytest.warns(
+        UserWarning, match=r"^the reward model does not know such pictures: they are [3-9]|1\d\.\d away "
+    ):
+        env.reset(seed=0)
+    env.close()
+
+
+@pytest.mark.parametrize("task", ["button-press-v3", "shelf-place-v3", "window-open-v3"])
+@pytest.mark.parametrize("model", ["vlp-compact", "vlp-compact-45"])
+def test_the_shipped_models_know_meta_world(model, task):
+    env = VLPRewardWrapper(make_metaworld(task), instructions_for(task)[0], model)
+    env.reset(seed=0)  # warnings are errors here
+    env.close()
