@@ -32,6 +32,7 @@ from vlp_gym.video import overlay_video
 from vlp_gym.viz import plot_learning_curve, plot_reward_curves
 
 WRONG_SENTENCE = "pull the lever up"
+HALF = 40  # environment steps after which the half-finished behaviour stands still
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,9 @@ def first_look(options: Options, model: Any, path: Path) -> None:
     expert = scripted_policy(options.task)
     behaviours = {
         "expert": lambda observation, step: np.clip(expert.get_action(observation), -1, 1),
-        "half-finished": lambda observation, step: np.clip(expert.get_action(observation), -1, 1) * (step < 15),
+        "half-finished": lambda observation, step: (
+            np.clip(expert.get_action(observation), -1, 1) * (step * options.repeat < HALF)
+        ),
         "random": lambda observation, step: np.random.default_rng(step).uniform(-1, 1, 4),
     }
     curves, frames = {}, {}
