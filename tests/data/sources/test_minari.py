@@ -199,10 +199,9 @@ def test_errors(root):
 def test_one_that_is_not_here(monkeypatch):
     import minari
 
-    def none(name, download):
-        assert download
+    def none(name):
         raise FileNotFoundError("no such data set")
 
-    monkeypatch.setattr(minari, "load_dataset", none)
+    monkeypatch.setattr(minari, "download_dataset", none)
     with pytest.raises(DatasetError, match=r"own/none-v0: no Minari data set that can be read \(no such data set\)"):
         open_source("minari:own/none-v0", EVERY)
