@@ -170,7 +170,7 @@ def minari_rewards(path):
 
 
 def test_minari_gets_new_rewards(model, tmp_path, capsys):
-    rollouts = [painted("push-v3", "expert", k, 9 + k, 64) for k in (0, 20)]
+    rollouts = [painted("push-v3", "expert", k, 9 + 20 * k, 64) for k in (0, 1)]
     write_tasks(tmp_path / "shards", rollouts)
     assert run("data", "convert", tmp_path / "shards", "--to", "minari", "--out", tmp_path / "pushes") == 0
     before = {path: path.read_bytes() for path in (tmp_path / "pushes").rglob("*") if path.is_file()}
