@@ -86,7 +86,7 @@ class FieldsReader:
                     break
             else:
                 raise ValueError("expected a row of this episode, found none")
-            fields = decode_fields(row.drop_columns([EPISODE]))
+            fields = decode_fields(row)
             if len(fields["step"]) != frames:
                 raise ValueError(f"expected fields of {frames} frames, found {len(fields['step'])}")
         except (ValueError, KeyError, DatasetError) as error:
@@ -130,7 +130,7 @@ def own_fields(path: Path) -> Iterator[dict[str, Any]]:
 
     with pq.ParquetFile(path) as file:
         for row in file.iter_batches(1):
-            yield decode_fields(row.drop_columns([EPISODE]))
+            yield decode_fields(row)
 
 
 def restored(fields: dict[str, Any], frames: NDArray[np.uint8], kept: NDArray[np.int64], size: int) -> Trajectory:

@@ -185,6 +185,12 @@ def test_one_trajectory_in_memory_at_a_time(kind, tmp_path):
     assert export(stream(), kind, tmp_path / "out", RATE).episodes == 5
 
 
+def test_too_slow_for_a_video(tmp_path):
+    with pytest.raises(DatasetError, match="expected at least 0.01 frames per second for a video, got 0.001; see --fps"):
+        export(rollouts(), "lerobot", tmp_path / "out", 0.001)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_lerobot_begins_new_files(tmp_path, monkeypatch):
     monkeypatch.setattr(lerobot, "DATA_MB", 0)
     monkeypatch.setattr(lerobot, "VIDEO_MB", 0)

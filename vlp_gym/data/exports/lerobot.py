@@ -16,7 +16,7 @@ from vlp_gym.data.exports import Survey, summed
 from vlp_gym.data.fields import FIELDS, FieldsWriter, own_fields
 from vlp_gym.data.sources.lerobot import ACTION, REWARD, STATE, SUCCESS
 from vlp_gym.data.trajectory import Trajectory
-from vlp_gym.errors import import_extra
+from vlp_gym.errors import DatasetError, import_extra
 
 CAMERA = "observation.images."
 CHUNK = 1_000  # files in a folder
@@ -236,7 +236,7 @@ def _column(values: NDArray[Any], kind: Any) -> Any:
     import pyarrow as pa
 
     if pa.types.is_fixed_size_list(kind):
-        return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), kind.value_type), type=kind)
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), kind.value_type), kind.list_size)
     return pa.array(values.ravel(), kind)
 
 
@@ -267,6 +267,8 @@ def _file(folder: Path, number: int, ending: str) -> Path:
 
 
 def _fraction(rate: float) -> Fraction:
+    if rate < 0.01:
+        raise DatasetError(f"expected at least 0.01 frames per second for a video, got {rate:g}; see --fps")
     return Fraction(rate).limit_denominator(1000)
 
 
