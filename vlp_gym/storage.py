@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import stat
 import threading
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from typing_extensions import Self
 
-from vlp_gym.errors import CheckpointError
+from vlp_gym.errors import CheckpointError, DatasetError
 
 _FOREIGN = {
     b"PK\x03\x04": "a zip archive, as torch.save writes it",
@@ -226,6 +227,42 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise
     _clean(path.parent, rf"\.{re.escape(path.name)}\.{host}-(?P<pid>\d+)-\d+\.tmp")
     _sync_folder(path.parent)
+
+
+def check_new(out: Path) -> None:
+    """Raise DatasetError unless there is no such folder, or nothing in it."""
+    found = "a file" if out.exists() and not out.is_dir() else "files" if out.exists() and any(out.iterdir()) else ""
+    if found:
+        raise DatasetError(f"{out}: expected a new or an empty folder, found {found}; choose another --out")
+
+
+@contextlib.contextmanager
+def staged_folder(out: Path) -> Iterator[Path]:
+    """A new folder beside `out` that becomes `out` at the end of the block; after an error it is deleted.
+
+    What killed processes of this computer left of earlier ones is deleted.
+
+    Raises:
+        DatasetError: `out` is a file or has files, or the folder cannot be written.
+    """
+    out = out.resolve()
+    check_new(out)
+    host = re.sub(r"\W", "_", os.uname().nodename)
+    folder = out.with_name(f".{out.name}.{host}-{os.getpid()}.tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for name in os.listdir(out.parent):
+            found = re.fullmatch(rf"\.{re.escape(out.name)}\.{host}-(?P<pid>\d+)\.tmp", name)
+            if found and (not _lives(found["pid"]) or int(found["pid"]) == os.getpid()):
+                shutil.rmtree(out.parent / name)
+        folder.mkdir()
+        yield folder
+        os.replace(folder, out)
+        _sync_folder(out.parent)
+    except OSError as error:
+        raise DatasetError(f"{out}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _clean(folder: Path, pattern: str) -> None:

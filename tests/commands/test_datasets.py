@@ -17,9 +17,10 @@ from clips import write
 from command_line import run
 from lerobot_files import write_dataset
 from PIL import Image
-from rollouts import painted
+from rollouts import painted, write_tasks
 
 from vlp_gym.data.shards import load_trajectories
+from vlp_gym.data.sources import SourceOptions, open_source
 from vlp_gym.data.trajectory import TIERS
 
 TASKS = ("fold the towel", "stack the cups")
@@ -105,6 +106,30 @@ def test_lerobot_is_converted_with_its_actions(tmp_path, capsys):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", ["lerobot", "minari"])
+def test_export_and_back(clips, kind, tmp_path, capsys):
+    """A folder of videos in other formats, and from there as shards: the same ones as without the detour."""
+    pytest.importorskip("h5py")
+    out = tmp_path / "out"
+    assert run("data", "convert", f"videos:{clips}", "--size", 64, "--to", kind, "--out", out) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{out}: 6 episodes of 2 tasks, 24 frames at 5 a second"
+    assert lines[1].startswith("in vlp_gym.parquet, which only vlp_gym reads: tiers; further sentences;")
+    for name, source in (("direct", f"videos:{clips}"), ("back", f"{kind}:{out}")):
+        assert run("data", "convert", source, "--size", 64, "--out", tmp_path / name) == 0
+    for one, other in zip(
+        *(load_trajectories(tmp_path / x, progress_bar=False) for x in ("direct", "back")), strict=True
+    ):
+        assert (one.name, one.sentences, one.camera) == (other.name, other.sentences, other.camera)
+        assert np.array_equal(one.step, other.step)
+        assert np.abs(one.frames.astype(int) - other.frames).mean() < 3
+    capsys.readouterr()
+    assert run("data", "convert", f"videos:{clips}", "--to", kind, "--out", out) == 2
+    assert "expected a new or an empty folder, found files; choose another --out" in capsys.readouterr().err
+    assert run("data", "inspect", f"{kind}:{out}", "--instruction", "go") == 2
+    assert "have sentences of their own" in capsys.readouterr().err
+
+
 def test_lerobot_is_annotated(model, tmp_path):
     """What its reward-aware training reads: a row for each frame of the data set."""
     folder = write_dataset(tmp_path / "set")
@@ -120,6 +145,65 @@ def test_lerobot_is_annotated(model, tmp_path):
     for row, start in zip(rows, (0, 12), strict=True):
         found = np.array(columns["progress_sparse"])[start + np.array(row["step"])]
         assert found == pytest.approx(row["value"], abs=1e-6)
+
+
+def test_our_own_export_is_annotated_by_episode_and_row(model, tmp_path):
+    """Seeds and steps of its rollouts are others than the numbers of episodes and rows."""
+    write_tasks(
+        tmp_path / "shards", [painted(t, "expert", 3, 9 + k, 64) for k, t in enumerate(("push-v3", "reach-v3"))]
+    )
+    out = tmp_path / "out"
+    assert run("data", "convert", tmp_path / "shards", "--to", "lerobot", "--out", out) == 0
+    assert run("score", "--dataset", f"lerobot:{out}", "--model", model, "--out", tmp_path / "scores") == 0
+    columns = pq.read_table(tmp_path / "scores" / "progress.parquet").to_pydict()
+    assert columns["index"] == list(range(19))
+    assert columns["episode_index"] == [0] * 9 + [1] * 10
+    rows = json.loads((tmp_path / "scores" / "scores.json").read_text())["videos"]
+    assert rows[0]["step"] == list(range(0, 45, 5))
+    assert columns["progress_sparse"] == pytest.approx([*rows[0]["value"], *rows[1]["value"]], abs=1e-6)
+
+
+def minari_rewards(path):
+    minari = pytest.importorskip("minari")
+    data = minari.MinariDataset(path / "data")
+    return data, [episode.rewards for episode in data]
+
+
+def test_minari_gets_new_rewards(model, tmp_path, capsys):
+    rollouts = [painted("push-v3", "expert", k, 9 + 20 * k, 64) for k in (0, 1)]
+    write_tasks(tmp_path / "shards", rollouts)
+    assert run("data", "convert", tmp_path / "shards", "--to", "minari", "--out", tmp_path / "pushes") == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "pushes").rglob("*") if path.is_file()}
+    for ours in (True, False):  # a data set of others has neither our file nor sentences
+        scores, more = tmp_path / f"scores-{ours}", () if ours else ("--instruction", "push it")
+        command = ("score", "--dataset", f"minari:{tmp_path / 'pushes'}", "--model", model, *more, "--out", scores)
+        if not ours:
+            (tmp_path / "pushes/data/vlp_gym.parquet").unlink()
+            before.pop(tmp_path / "pushes/data/vlp_gym.parquet")
+            assert run(*command[:5], "--out", scores) == 2
+            assert "a Minari data set has no sentences; say what its task is" in capsys.readouterr().err
+        assert run(*command) == 0
+        (copy,) = [path for path in scores.iterdir() if path.is_dir()]
+        assert str(copy) in capsys.readouterr().out
+        rows = json.loads((scores / "scores.json").read_text())["videos"]
+        data, rewards = minari_rewards(copy)
+        assert data.spec.dataset_id == copy.name
+        assert data.storage.metadata["reward_model"] == str(model)
+        first = np.array(rows[0]["value"], np.float32)
+        assert np.allclose(rewards[0], first[1:], atol=1e-6)
+        shown = np.array(rows[1]["step"]) // (5 if ours else 1)
+        assert np.allclose(rewards[1], np.interp(np.arange(1, 29), shown, rows[1]["value"]), atol=1e-6)
+        own, _ = minari_rewards(tmp_path / "pushes")
+        for one, other in zip(data, own, strict=True):
+            assert np.array_equal(one.observations["pixels"], other.observations["pixels"])
+            assert np.array_equal(one.actions, other.actions)
+        if ours:
+            read, _ = open_source(f"minari:{copy}", SourceOptions(size=64)).stream()
+            assert np.allclose(read.reward[1:], first[1:], atol=1e-6)
+            assert np.allclose(read.episode_reward[4::5], first[1:], atol=1e-6)
+        assert run(*command) == 2
+        assert "expected a new or an empty folder, found files" in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in before} == before
 
 
 def test_broken_recordings_are_counted(clips, tmp_path, capsys):
@@ -143,7 +227,7 @@ def test_broken_recordings_are_counted(clips, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("convert", "videos:CLIPS"), "--out: expected a folder for the shards"),
+        (("convert", "videos:CLIPS"), "--out: expected a folder for what is converted"),
         (("inspect", "videos:CLIPS", "--size", "8"), "--size: expected 16 to 1024 pixels, got 8"),
         (("inspect", "videos:CLIPS", "--tasks", "fold the tovel"), "no task 'fold the tovel' in the data set; did you"),
         (("inspect", "videos:CLIPS", "--instruction", "x"), "has a sentence for each video; remove one of them"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from vlp_gym.errors import DatasetError
 
 if TYPE_CHECKING:
+    from vlp_gym.data.sources import Source
     from vlp_gym.data.trajectory import Trajectory
 
 SplitName = Literal["vlp", "ml45", "rewind", "all", "data"]
@@ -24,24 +25,34 @@ def load(*folders: Path, tasks: Sequence[str] = ()) -> list[Trajectory]:
     Raises:
         DatasetError: see `Source`, or none has one of the tasks.
     """
+    from vlp_gym.data.sources import open_source
+
+    found = load_numbered([open_source(folder) for folder in folders], " ".join(map(str, folders)), tasks)
+    return [trajectory for _, trajectory in found]
+
+
+def load_numbered(sources: Sequence[Source], where: str, tasks: Sequence[str] = ()) -> list[tuple[int, Trajectory]]:
+    """As `load`, each trajectory with the number of its episode; `where` is the sources' name in messages."""
     from tqdm import tqdm
 
-    from vlp_gym.data.sources import open_source
+    from vlp_gym.data.sources import Numbered
     from vlp_gym.metaworld.sentences import with_sentences
     from vlp_gym.metaworld.splits import full_name
 
-    sources = [open_source(folder) for folder in folders]
     known = [set(source.tasks()) for source in sources]
     names = [full_name(task) if any(full_name(task) in own for own in known) else task for task in tasks]
-    where = " ".join(map(str, folders))
     if missing := [name for name in names if not any(name in own for own in known)]:
         raise DatasetError(f"{where}: no trajectories of {', '.join(missing)}; run vlp-gym collect with --tasks")
-    found = []
+    found: list[tuple[int, Trajectory]] = []
     with tqdm(desc=f"reading {where}", unit=" trajectories", leave=False) as bar:
         for source, own in zip(sources, known, strict=True):
             some = [name for name in names if name in own]
-            for trajectory in source.stream(some or None) if some or not names else ():
-                found.append(with_sentences(trajectory))
+            if names and not some:
+                continue
+            wanted = some or None
+            stream = source.numbered(wanted) if isinstance(source, Numbered) else enumerate(source.stream(wanted))
+            for number, trajectory in stream:
+                found.append((number, with_sentences(trajectory)))
                 bar.update()
     return found
 

@@ -22,6 +22,7 @@ def data(
     source: str,
     /,
     *,
+    to: Literal["shards", "lerobot", "minari"] = "shards",
     out: Path | None = None,
     instruction: str | None = None,
     camera: str | None = None,
@@ -30,24 +31,28 @@ def data(
     tasks: tuple[str, ...] = (),
     skip_broken: bool = False,
 ) -> None:
-    """Show what a data set holds and lacks, or convert it to shards that every command takes as --data.
+    """Show what a data set holds and lacks, or convert it to another format.
 
     For example: vlp-gym data inspect videos:clips
 
     And then: vlp-gym data convert videos:clips --out data/clips
 
     A source is videos:FOLDER (videos, and captions.csv with the columns file and sentence, and optionally success,
-    tier, group, start_s, end_s), lerobot:FOLDER (version 3.0 or 2.1), minari:NAME, or a folder from this command or
-    `collect`. Every command takes a source as --data, too; converted data are read faster.
+    tier, group, start_s, end_s), lerobot:FOLDER (version 3.0 or 2.1), minari:NAME-OR-FOLDER, or a folder from this
+    command or `collect`. Every command takes a source as --data, too; shards are read faster.
 
     Args:
         action: inspect or convert.
         source: the data set.
-        out: folder for the shards; for inspect, for examples.png, by default runs/data/NAME.
+        to: the format to convert to. shards: ours; lerobot: version 3.0, with videos in H.264; minari: HDF5 with
+            pictures. Each of them can be a source again.
+        out: folder for what is written, a new one for lerobot and minari; for inspect, for examples.png, by default
+            runs/data/NAME.
         instruction: one sentence for all videos of a folder without captions.csv, or for a Minari data set.
         camera: camera of a LeRobot or Minari data set, such as observation.images.top; default: the first.
         size: side of the square frames, pixels; 224 suits CLIP and larger models.
-        fps: at most so many frames per second are kept.
+        fps: at most this many frames per second are kept. Rollouts from `collect` are kept whole; in other formats they
+            are played at this rate.
         tasks: only these tasks; default: all.
         skip_broken: leave out recordings that cannot be read, and count them, instead of stopping at the first.
     """
@@ -63,7 +68,9 @@ def data(
         out = out or Path("runs") / "data" / Path(source.rpartition(":")[2]).name
         _inspect(opened, tasks, out, broken if skip_broken else None)
     elif out is None:
-        raise ValueError("--out: expected a folder for the shards")
+        raise ValueError("--out: expected a folder for what is converted")
+    elif to != "shards":
+        _export(opened, to, tasks, out, options.fps, broken if skip_broken else None)
     else:
         settings = {"source": source, **vars(options)}
         _convert(opened, settings, tasks, out, broken if skip_broken else None)
@@ -98,6 +105,20 @@ def _inspect(source: Source, tasks: tuple[str, ...], out: Path, broken: list[Dat
     examples = {name: task.example for name, task in list(found.items())[:MOST_EXAMPLES] if task.example is not None}
     plot_examples(examples, out / "examples.png")
     print(f"examples: {out / 'examples.png'}")
+
+
+def _export(
+    source: Source, to: str, tasks: tuple[str, ...], out: Path, fps: float, broken: list[DatasetError] | None
+) -> None:
+    """All at once, as the formats of others put many episodes into one file."""
+    from vlp_gym.data.exports import export
+    from vlp_gym.data.sources import Numbered
+    from vlp_gym.metaworld.sentences import with_sentences
+
+    rate = source.shown_rate() if isinstance(source, Numbered) else fps
+    found = export(map(with_sentences, _stream(source, tasks, broken)), to, out, rate)
+    print(f"{out}: {found.episodes} episodes of {len(found.tasks)} tasks, {found.frames} frames at {rate:g} a second")
+    print(found.beside())
 
 
 def _convert(

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vlp_gym.commands.data import SplitName, all_tasks, judged_tasks, load
 from vlp_gym.errors import check_packages
+
+if TYPE_CHECKING:
+    from vlp_gym.data.trajectory import Trajectory
 
 
 def evaluate(
@@ -35,8 +40,6 @@ def evaluate(
     check_packages(dict.fromkeys(("datasets", "PIL", "scipy", "matplotlib"), "train"), "an evaluation needs")
     if pairs_per_task < 1:
         raise ValueError(f"--pairs-per-task: expected at least 1, got {pairs_per_task}")
-    from vlp_gym.evaluation.evaluate import evaluate as judge
-    from vlp_gym.evaluation.report import markdown, write_report
     from vlp_gym.models.registry import best_device, load_reward_model
 
     tasks = judged_tasks(split, data)
@@ -47,13 +50,31 @@ def evaluate(
     if collected := sorted(siblings.intersection(all_tasks(data))):
         trajectories += load(data, tasks=collected)
         trajectories.sort(key=lambda trajectory: f"{trajectory.task}-{trajectory.tier}")  # as one folder
-    result = judge(
-        live, trajectories, tasks=tasks, split_name=split, seed=seed, device=device, pairs_per_task=pairs_per_task
-    )
-    result["settings"]["model"] = model
     # The last part of a path or hub id; the whole name if it has a family, because its tag alone is ambiguous.
     name = re.sub(r"[^\w.-]+", "-", model if ":" in model else Path(model).name)
     out = Path("runs") / "eval" / f"{name}-{split}" if out is None else out
+    settings = {"split_name": split, "seed": seed, "device": device, "pairs_per_task": pairs_per_task}
+    report(live, model, trajectories, tasks, out, **settings)
+
+
+def report(
+    live: Any, model: str, trajectories: Sequence[Trajectory], tasks: Sequence[str], out: Path, **settings: Any
+) -> None:
+    """Judge a model, write the report into a folder and print it.
+
+    Args:
+        live: the model.
+        model: its name, for the report.
+        trajectories: see `vlp_gym.evaluation.evaluate.evaluate`.
+        tasks: the same.
+        out: the folder.
+        settings: further arguments of `evaluate`.
+    """
+    from vlp_gym.evaluation.evaluate import evaluate as judge
+    from vlp_gym.evaluation.report import markdown, write_report
+
+    result = judge(live, trajectories, tasks=tasks, **settings)
+    result["settings"]["model"] = model
     paths = write_report(result, out)
     print(markdown(result))
     print(f"report: {' '.join(str(path) for path in paths)}")

@@ -34,7 +34,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 }
 KEPT = {
     "collect": "finished shards are kept, and the same command goes on from there",
-    "data": "finished tasks are kept, and the same command goes on from there",
+    "data": "finished tasks are kept, and the same command goes on from there; with --to it begins again",
     "train": "the last saved state is kept, and the same command goes on from there",
     "label": "saved labels are kept, and the same command adds further pairs to them",
     "policy": "the last saved state is kept, and the same command goes on from there",

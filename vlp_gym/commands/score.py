@@ -6,9 +6,10 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vlp_gym.data.sources import Numbered, Source
     from vlp_gym.engine.engine import QueryEngine
 
 GIF_FRAMES = 120  # longer GIFs skip frames, to stay below hundreds of megabytes
@@ -35,9 +36,10 @@ def score(
 
     Args:
         videos: video files (mp4, mkv, webm, avi, gif ...) of at most 2,000 frames, or folders of them.
-        instruction: the task in one sentence; with --dataset the default is each rollout's own.
+        instruction: the task in one sentence; with --dataset the default is each rollout's own, where it has one.
         model: a shipped name (see `vlp-gym models`), a checkpoint folder, or a hub id org/name.
-        dataset: folder from `vlp-gym collect`, or another data set (see `vlp-gym data --help`), instead of videos.
+        dataset: folder from `vlp-gym collect`, or another data set (see `vlp-gym data --help`), instead of videos. For
+            lerobot:... progress.parquet is written, too; for minari:... a copy of it with the model's rewards.
         tasks: score only these tasks of the dataset; default: all.
         threshold: value-order correlation from which a rollout counts as a success, in [-1, 1].
         temperature: tau of the step weights exp(tau * change of value), in [0, 100].
@@ -159,17 +161,20 @@ def _scorer(engine: QueryEngine, instruction: str) -> Callable[[int, Path, Path]
 def _score_dataset(
     folder: Path, tasks: tuple[str, ...], instruction: str | None, model: str, out: Path, threshold: float, tau: float
 ) -> None:
-    from vlp_gym.commands.data import load
-    from vlp_gym.data.sources import open_source
-    from vlp_gym.data.sources.lerobot import LeRobot
+    from vlp_gym.commands.data import load_numbered
+    from vlp_gym.data.sources import Numbered
     from vlp_gym.evaluation.demonstrations import plot_scores, score_dataset, summarize
     from vlp_gym.models.registry import best_device, load_reward_model
     from vlp_gym.storage import write_atomic
 
+    source = _opened(folder, instruction)
+    annotate = _annotator(source, tasks, model, out) if isinstance(source, Numbered) else None
     device = best_device()
     live = load_reward_model(model, device=device)
+    numbered = load_numbered([source], str(folder), tasks)
+    trajectories = [trajectory for _, trajectory in numbered]
     rows = score_dataset(
-        live, load(folder, tasks=tasks), instruction=instruction, threshold=threshold, temperature=tau, device=device
+        live, trajectories, instruction=instruction, threshold=threshold, temperature=tau, device=device
     )
     settings = {"model": model, "dataset": str(folder), "threshold": threshold, "temperature": tau}
     table = summarize(rows, threshold)
@@ -178,12 +183,47 @@ def _score_dataset(
     write_atomic(out / "scores.md", f"# {model} on {folder}\n\n{table}\n".encode())
     plot_scores(rows, out / "scores.png", threshold=threshold, title=model)
     written = [out / f"scores.{kind}" for kind in ("json", "md", "png")]
-    source = open_source(folder)
-    if isinstance(source, LeRobot):
-        from vlp_gym.data.sources.annotate import progress_parquet
-
-        written.append(out / "progress.parquet")
-        episodes = [(episode.number, episode.length) for episode in source.episodes]
-        write_atomic(written[-1], progress_parquet(episodes, rows, model))
+    if annotate is not None:
+        written.append(annotate(numbered, rows))
     print(table)
     print(f"written: {' '.join(map(str, written))}")
+
+
+def _opened(folder: Path, instruction: str | None) -> Source:
+    """The data set; one without sentences takes the instruction as its own."""
+    from vlp_gym.data.sources import SentencesMissingError, SourceOptions, open_source
+
+    try:
+        return open_source(folder)
+    except SentencesMissingError:
+        if instruction is None:
+            raise
+        return open_source(folder, SourceOptions(instruction=instruction))
+
+
+def _annotator(source: Numbered, tasks: tuple[str, ...], model: str, out: Path) -> Callable[[Any, Any], Path]:
+    """A function that writes a model's scores in the way of the data set's own library, and returns where."""
+    from vlp_gym.data.sources import annotate
+    from vlp_gym.data.sources.minari import Minari
+    from vlp_gym.errors import DatasetError
+    from vlp_gym.storage import check_new, write_atomic
+
+    def write_progress(numbered: Any, rows: Any) -> Path:
+        path = out / "progress.parquet"
+        curves = annotate.curves(source, numbered, rows)
+        write_atomic(path, annotate.progress_parquet(source.lengths(), curves, model))
+        return path
+
+    if not isinstance(source, Minari):
+        return write_progress
+    annotate.check_rewards_fit(source)
+    if tasks and set(source.tasks()) - set(tasks):
+        raise DatasetError("--tasks: every episode of a Minari data set gets new rewards; score all of its tasks")
+    copy = out / annotate.rewarded_id(source, model)
+    check_new(copy)  # before the scores are computed
+
+    def write_rewards(numbered: Any, rows: Any) -> Path:
+        annotate.write_rewards(source, annotate.curves(source, numbered, rows), model, copy)
+        return copy
+
+    return write_rewards

@@ -15,6 +15,7 @@ from vlp_gym.training.recipes.registry import available_recipes, load_options
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from vlp_gym.data.trajectory import Trajectory
     from vlp_gym.training.options import TrainOptions
 
 
@@ -69,19 +70,38 @@ def _train(system: str, options: TrainOptions) -> None:
     import torch
 
     from vlp_gym.models.registry import load_reward_model
+    from vlp_gym.training.hold_out import hold_out
     from vlp_gym.training.loop import train as run_training
 
     tasks = options.training_tasks(training_tasks(options.split, options.data))
     out = Path("runs") / f"{system}-{options.split}" if options.out is None else options.out
     start = None if options.init is None else load_reward_model(options.init)
-    trajectories = load(*options.data, tasks=tasks)
+    trajectories, held = hold_out(load(*options.data, tasks=tasks), options.hold_out, options.seed)
     torch.manual_seed(options.seed)
     model, recipe = options.build(trajectories)
     if start is not None:
         _start_from(model, start, f"{options.init}")
     run_training(model, recipe, out, options.config())
+    if held:
+        _judge(held, out, options)
     print(f"checkpoint: {out}")
     print(f"evaluate it: vlp-gym eval --model {out} --data {options.data[0]} --split {options.split}")
+
+
+def _judge(held: Sequence[Trajectory], out: Path, options: TrainOptions) -> None:
+    """Write a report on the held-out episodes."""
+    import accelerate
+
+    from vlp_gym.commands.evaluate import report
+    from vlp_gym.models.registry import best_device, load_reward_model
+
+    if not accelerate.PartialState().is_main_process:
+        return
+    device = best_device()
+    live = load_reward_model(str(out), device=device)
+    tasks = sorted({trajectory.task for trajectory in held})
+    name = f"{len(held)} episodes held out of training"
+    report(live, str(out), held, tasks, out / "held-out", split_name=name, seed=options.seed, device=device)
 
 
 def tune(*, model: Path, data: Path, tasks: tuple[str, ...]) -> None:

@@ -33,7 +33,8 @@ BYTES_PER_BYTE = 200  # of frames of one colour; of others, up to 20
 _PLAIN = {"task": "string", "tier": "string", "seed": "int64", "camera": "string", "stride": "int64", "varied": "bool"}
 _SERIES = {"step": "int64", "reward": "float32", "success": "bool", "episode_reward": "float32"}
 _TABLES = ("positions", "observation", "action")  # lists of lists of float32
-_REQUIRED = (*_PLAIN, "frames", *_SERIES, "positions")
+_FIELDS = (*_PLAIN, *_SERIES, "positions")
+_REQUIRED = (*_FIELDS, "frames")
 
 
 def encode_trajectory(trajectory: Trajectory) -> dict[str, Any]:
@@ -45,10 +46,14 @@ def encode_trajectory(trajectory: Trajectory) -> dict[str, Any]:
         buffer = io.BytesIO()
         Image.fromarray(frame).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
         encoded.append({"bytes": buffer.getvalue(), "path": None})
+    return {**encode_fields(trajectory), "frames": encoded}
+
+
+def encode_fields(trajectory: Trajectory) -> dict[str, Any]:
+    """A parquet row of everything but the frames, unchecked."""
     return {
         "format_version": FORMAT_VERSION,
         **{name: getattr(trajectory, name) for name in (*_PLAIN, "opposite", "sibling")},
-        "frames": encoded,
         **{name: _as_lists(value) for name, value in vars(trajectory).items() if name != "frames"},
         "positions": trajectory.positions.reshape(-1, 6).tolist(),
         "variants": {kind: list(trajectory.variants.get(kind, ())) for kind in VARIANT_KINDS},
@@ -77,8 +82,29 @@ def decode_trajectory(row: dict[str, Any]) -> Trajectory:
 
 def _decode(batch: Any, pool: ThreadPoolExecutor) -> Trajectory:
     """The trajectory of a batch of one row; ValueError if the row has not the columns of one, else DatasetError."""
+    fields = decode_fields(batch, _REQUIRED)
+    try:
+        frames = _frames(fields["frames"], fields, pool)
+    except DatasetError:
+        raise
+    except ValueError as error:
+        raise DatasetError(f"{name_of(fields)}: {error}") from error
+    return Trajectory(**{**fields, "frames": frames})
+
+
+def decode_fields(batch: Any, required: Sequence[str] = _FIELDS) -> dict[str, Any]:
+    """The checked fields of the trajectory in a batch of one row, by name.
+
+    Args:
+        batch: a record batch; it may lack the columns of optional fields.
+        required: the columns that it must have. With "frames", these are among the fields, still encoded.
+
+    Raises:
+        ValueError: a column is missing.
+        DatasetError: the row breaks the contract of `Trajectory`, or is of a newer format.
+    """
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-    if missing := [name for name in _REQUIRED if name not in columns]:
+    if missing := [name for name in required if name not in columns]:
         raise ValueError(f"expected the columns {', '.join(missing)}, found none")
     version = columns["format_version"][0].as_py() if "format_version" in columns else 1
     if version not in range(1, FORMAT_VERSION + 1):
@@ -86,30 +112,29 @@ def _decode(batch: Any, pool: ThreadPoolExecutor) -> Trajectory:
     row = {name: columns.pop(name)[0].as_py() for name in _PLAIN}
     try:
         row |= {name: _value(name, column) for name, column in columns.items()}
-        if missing := [name for name in _REQUIRED if row[name] is None]:
+        if missing := [name for name in required if row[name] is None]:
             raise ValueError(f"expected a value of {', '.join(missing)}, got null")
-        encoded = row.pop("frames")
-        check_fields(row, len(encoded))
+        stored = {"frames": row.pop("frames")} if "frames" in required else {}
+        check_fields(row, len(stored.get("frames", row["step"])))
         if row["positions"].shape[1] != 6:
             raise ValueError(f"expected 6 positions a frame, got {row['positions'].shape[1]}")
-        frames = _frames(encoded, row, pool)
     except DatasetError:
         raise
     except ValueError as error:
         raise DatasetError(f"{name_of(row)}: {error}") from error
-    return Trajectory(
+    return {
         **{name: row[name] for name in (*_PLAIN, *_SERIES)},
-        frames=frames,
-        positions=row["positions"].reshape(-1, 2, 3),
-        sentences=tuple(row.get("sentences") or ()),
-        held_out=tuple(row.get("held_out") or ()),
-        opposite=row.get("opposite"),
-        sibling=row.get("sibling"),
-        opposite_sentences=tuple(tuple(group) for group in row.get("opposite_sentences") or ()),
-        variants={kind: tuple(group) for kind, group in (row.get("variants") or {}).items() if group},
-        observation=row.get("observation"),
-        action=row.get("action"),
-    )
+        **stored,
+        "positions": row["positions"].reshape(-1, 2, 3),
+        "sentences": tuple(row.get("sentences") or ()),
+        "held_out": tuple(row.get("held_out") or ()),
+        "opposite": row.get("opposite"),
+        "sibling": row.get("sibling"),
+        "opposite_sentences": tuple(tuple(group) for group in row.get("opposite_sentences") or ()),
+        "variants": {kind: tuple(group) for kind, group in (row.get("variants") or {}).items() if group},
+        "observation": row.get("observation"),
+        "action": row.get("action"),
+    }
 
 
 def _value(name: str, column: Any) -> Any:
@@ -298,6 +323,12 @@ def _shard_files(folders: Sequence[str | Path], tasks: Sequence[str] | None) -> 
 
 def _task_of(file: Path) -> str:
     return file.stem.rpartition("-")[0]  # no tier has a hyphen
+
+
+def fields_schema() -> Any:
+    """The arrow schema of `encode_fields`."""
+    schema = _features().arrow_schema
+    return schema.remove(schema.get_field_index("frames")).remove_metadata()
 
 
 def _features() -> Any:

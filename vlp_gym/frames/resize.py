@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -20,3 +22,9 @@ def resize_frames(frames: Tensor, size: tuple[int, int]) -> Tensor:
         if resized.is_floating_point()
         else resized.permute(0, 2, 3, 1)
     )
+
+
+def squares(frames: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """`resize_frames` of an array to squares, uint8 ``[N, size, size, 3]``."""
+    resized: NDArray[np.uint8] = resize_frames(torch.from_numpy(np.array(frames)), (size, size)).numpy()
+    return resized

@@ -46,6 +46,8 @@ class TrainOptions(TrainConfig, ABC):
         check_at_least(1, save_every=self.save_every)
         check_at_least(0, weight_decay=self.weight_decay)
         check_share(warmup=self.warmup)
+        if not 0 <= self.hold_out < 1:
+            raise ValueError(f"--hold-out: expected a share from 0 to less than 1, got {self.hold_out}")
         if self.learning_rate is not None and not self.learning_rate > 0:  # None: a recipe's own
             raise ValueError(f"--learning-rate: expected more than 0, got {self.learning_rate}")
 

@@ -29,6 +29,8 @@ class TrainConfig:
         precision: mixed precision; "no" trains in float32.
         save_every: steps between saved states; an interrupted training resumes from the last one.
         half: store the final checkpoint in half precision, like the shipped ones.
+        hold_out: share of the episodes of each task and tier that is not trained on, in [0, 1), such as 0.2. Afterwards
+            the model is judged on them, and the report written into the folder held-out.
     """
 
     steps: int = 700
@@ -39,6 +41,7 @@ class TrainConfig:
     precision: Literal["no", "bf16", "fp16"] = "no"
     save_every: int = 50
     half: bool = False
+    hold_out: float = 0.0
 
 
 @dataclass(frozen=True)

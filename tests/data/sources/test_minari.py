@@ -196,13 +196,30 @@ def test_errors(root):
         list(open_source("minari:own/pixels-v0", EVERY).stream())
 
 
+def test_a_data_set_must_say_its_spaces(root):
+    """Else its reader would make whatever environment it names."""
+    with_pictures()
+    path = root / "own/pixels-v0/data/metadata.json"
+    about = json.loads(path.read_text())
+    del about["action_space"]
+    path.write_text(json.dumps(about))
+    with pytest.raises(DatasetError, match=r"expected observation_space and action_space in .*json, found none"):
+        open_source("minari:own/pixels-v0", EVERY)
+
+
+def test_a_folder_is_taken_as_well(root):
+    with_pictures()
+    by_name, by_path = (open_source(f"minari:{name}", EVERY) for name in ("own/pixels-v0", root / "own/pixels-v0"))
+    for one, other in zip(by_name.stream(), by_path.stream(), strict=True):
+        assert np.array_equal(one.frames, other.frames)
+
+
 def test_one_that_is_not_here(monkeypatch):
     import minari
 
-    def none(name, download):
-        assert download
+    def none(name):
         raise FileNotFoundError("no such data set")
 
-    monkeypatch.setattr(minari, "load_dataset", none)
+    monkeypatch.setattr(minari, "download_dataset", none)
     with pytest.raises(DatasetError, match=r"own/none-v0: no Minari data set that can be read \(no such data set\)"):
         open_source("minari:own/none-v0", EVERY)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vlp_gym.data.check import check_side
 from vlp_gym.data.trajectory import Trajectory
@@ -15,9 +19,13 @@ from vlp_gym.errors import DatasetError
 KINDS = {
     "videos": "a folder of videos with captions.csv (file, sentence), such as videos:clips",
     "lerobot": "a LeRobot data set, version 3.0 or 2.1: its folder or its name on the hub, such as lerobot:data/aloha",
-    "minari": "the name of a Minari data set, such as minari:D4RL/kitchen/mixed-v2",
+    "minari": "a Minari data set: its name or its folder, such as minari:D4RL/kitchen/mixed-v2",
 }
 OnBroken = Callable[[DatasetError], None]
+
+
+class SentencesMissingError(DatasetError):
+    """The data set has no sentences, and none was given."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,48 @@ class Source(Protocol):
         Raises:
             DatasetError: naming the file and the row.
         """
+
+
+class Numbered(ABC):
+    """A source whose episodes have numbers, and rows that a model's scores can be written for.
+
+    Attributes:
+        rate: rows of the data set that come in a second.
+        options: how it is read.
+    """
+
+    rate: float
+    options: SourceOptions
+
+    @abstractmethod
+    def tasks(self) -> list[str]:
+        """See `Source`."""
+
+    @abstractmethod
+    def numbered(
+        self, tasks: Sequence[str] | None = None, on_broken: OnBroken | None = None
+    ) -> Iterator[tuple[int, Trajectory]]:
+        """As `Source.stream`, each trajectory with the number of its episode."""
+
+    @abstractmethod
+    def lengths(self) -> dict[int, int]:
+        """Number -> rows of every episode, in the data set's order."""
+
+    def stream(self, tasks: Sequence[str] | None = None, on_broken: OnBroken | None = None) -> Iterator[Trajectory]:
+        """See `Source`."""
+        return (trajectory for _, trajectory in self.numbered(tasks, on_broken))
+
+    def shown_rows(self, length: int) -> NDArray[np.int64]:
+        """The rows that the frames of an episode's trajectory show, rising; length: its number of rows."""
+        from vlp_gym.data.sources.recording import kept_steps
+
+        return kept_steps(length - 1, self.rate, self.options.fps)
+
+    def shown_rate(self) -> float:
+        """Frames of a trajectory that come in a second."""
+        from vlp_gym.data.sources.recording import kept_rate
+
+        return kept_rate(self.rate, self.options.fps)
 
 
 def open_source(name: str | Path, options: SourceOptions | None = None) -> Source:

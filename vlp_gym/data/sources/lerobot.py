@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -15,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from vlp_gym.data.sources import OnBroken, SourceOptions, give_up
-from vlp_gym.data.sources.recording import kept_steps, make_trajectory, task_name, tier_of
+from vlp_gym.data.fields import FIELDS, FieldsReader, restored, stored_tasks
+from vlp_gym.data.sources import Numbered, OnBroken, SourceOptions, give_up
+from vlp_gym.data.sources.recording import make_trajectory, task_name, tier_of
 from vlp_gym.data.trajectory import Trajectory
 from vlp_gym.errors import CheckpointError, DatasetError, InstructionError, reason
 from vlp_gym.storage import read_file
@@ -50,7 +52,7 @@ class Episode:
     length: int
 
 
-class LeRobot:
+class LeRobot(Numbered):
     """The episodes of a data set; see `Source`."""
 
     def __init__(self, folder: Path, info: Mapping[str, Any], camera: str, options: SourceOptions) -> None:
@@ -58,29 +60,46 @@ class LeRobot:
         self.rate = float(info["fps"])
         read = _episodes_v3 if info["codebase_version"] == "v3.0" else _episodes_v2
         self.episodes = read(folder, camera if info["features"][camera]["dtype"] == "video" else None)
+        self._fields = folder / "meta" / FIELDS  # of a data set that we exported
+        self._tasks = stored_tasks(self._fields)
 
     def tasks(self) -> list[str]:
         """See `Source`."""
-        return sorted({task_name(episode.sentence) for episode in self.episodes})
+        return sorted({self._task(episode) for episode in self.episodes})
 
-    def stream(self, tasks: Sequence[str] | None = None, on_broken: OnBroken | None = None) -> Iterator[Trajectory]:
-        """See `Source`."""
-        for file, episodes in groupby(self.episodes, lambda episode: episode.rows):
-            wanted = {e.number: e for e in episodes if tasks is None or task_name(e.sentence) in tasks}
-            for number, rows in _rows(file, self.camera, wanted):
-                try:
-                    if isinstance(rows, ValueError):
-                        raise rows
-                    yield self._trajectory(wanted[number], rows)
-                except (DatasetError, ValueError) as error:
-                    give_up(DatasetError(f"{self.folder}, episode {number}: {error}"), on_broken, error)
+    def lengths(self) -> dict[int, int]:
+        """See `Numbered`."""
+        return {episode.number: episode.length for episode in self.episodes}
 
-    def _trajectory(self, episode: Episode, rows: list[dict[str, Any]]) -> Trajectory:
+    def numbered(
+        self, tasks: Sequence[str] | None = None, on_broken: OnBroken | None = None
+    ) -> Iterator[tuple[int, Trajectory]]:
+        """See `Numbered`."""
+        with ExitStack() as stack:
+            fields = stack.enter_context(FieldsReader(self._fields)) if self._tasks else None
+            schema = _schema(self.camera, () if fields else _vectors(self.info["features"]))
+            for file, episodes in groupby(self.episodes, lambda episode: episode.rows):
+                wanted = {e.number: e for e in episodes if tasks is None or self._task(e) in tasks}
+                for number, rows in _rows(file, schema, wanted):
+                    try:
+                        if isinstance(rows, ValueError):
+                            raise rows
+                        yield number, self._trajectory(wanted[number], rows, fields)
+                    except (DatasetError, ValueError) as error:
+                        give_up(DatasetError(f"{self.folder}, episode {number}: {error}"), on_broken, error)
+
+    def _task(self, episode: Episode) -> str:
+        return self._tasks.get(episode.number) or task_name(episode.sentence)
+
+    def _trajectory(self, episode: Episode, rows: list[dict[str, Any]], fields: FieldsReader | None) -> Trajectory:
         if len(rows) != episode.length:
             raise DatasetError(f"expected {episode.length} rows in {episode.rows.name}, found {len(rows)}")
         if (numbers := [row.get("frame_index") for row in rows]) != list(range(episode.length)):
             raise DatasetError(f"expected frame_index 0 to {episode.length - 1}, got {numbers[:8]} ...")
-        step = kept_steps(episode.length - 1, self.rate, self.options.fps)
+        step = self.shown_rows(episode.length)
+        if fields is not None:
+            own = fields.of(episode.number, episode.length)
+            return restored(own, self._frames(episode, rows, step), step, self.options.size)
         state, action, reward, reached = (_column(rows, name) for name in (STATE, ACTION, REWARD, SUCCESS))
         success = np.zeros(episode.length, bool)
         if reached is None:  # demonstrations
@@ -229,7 +248,7 @@ def _episode(row: Mapping[str, Any], rows: Path, video: Path | None, start_s: fl
 
 
 def _rows(
-    file: Path, camera: str, wanted: Mapping[int, Episode]
+    file: Path, schema: Any, wanted: Mapping[int, Episode]
 ) -> Iterator[tuple[int, list[dict[str, Any]] | ValueError]]:
     """Each wanted episode with its rows, or with the reason why it has none; the file is read once."""
     from vlp_gym.data.rows import RowReader
@@ -238,7 +257,7 @@ def _rows(
     fault = ValueError(f"expected its rows in {file}, found none; the download may be incomplete")
     try:
         if missing and file.is_file():
-            with RowReader(_schema(camera)) as reader:
+            with RowReader(schema) as reader:
                 rows = (batch.to_pylist()[0] for batch in reader.read(file))
                 for number, own in groupby(rows, lambda row: row.get("episode_index")):
                     if number in missing:
@@ -259,7 +278,9 @@ def _column(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray | None:
         column = np.array(values, np.float32)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{name}: expected numbers in every row, got {str(values[0])[:100]} ...") from error
-    return column[:, 0] if name in (REWARD, SUCCESS) and column.ndim == 2 else column
+    if name in (REWARD, SUCCESS):
+        return column[:, 0] if column.ndim == 2 else column
+    return column[:, None] if column.ndim == 1 else column
 
 
 def _pictures(cells: Sequence[Any]) -> np.ndarray:
@@ -275,18 +296,23 @@ def _pictures(cells: Sequence[Any]) -> np.ndarray:
     return np.stack(frames)
 
 
+def _vectors(features: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[str, bool], ...]:
+    """State and action, and whether each is stored as a list: LeRobot stores one number as itself."""
+    return tuple((name, features.get(name, {}).get("shape") not in ([1], 1)) for name in (STATE, ACTION))
+
+
 @lru_cache(8)
-def _schema(camera: str) -> Any:
+def _schema(camera: str, vectors: tuple[tuple[str, bool], ...]) -> Any:
+    """The columns to read; without `vectors`, only the pictures."""
     import pyarrow as pa
 
-    vector = pa.list_(pa.float32())
+    number = pa.float32()
     picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    return pa.schema(
-        {
-            "episode_index": pa.int64(), "frame_index": pa.int64(), STATE: vector, ACTION: vector,
-            REWARD: pa.float32(), SUCCESS: pa.bool_(), camera: picture,
-        }.items()
-    )  # fmt: skip
+    columns = {"episode_index": pa.int64(), "frame_index": pa.int64(), camera: picture}
+    if vectors:
+        columns |= {name: pa.list_(number) if several else number for name, several in vectors}
+        columns |= {REWARD: number, SUCCESS: pa.bool_()}
+    return pa.schema(columns.items())
 
 
 def _document(path: Path) -> Any:

@@ -6,57 +6,80 @@ name any function as the entry point, and any wrapper.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
-from vlp_gym.data.sources import OnBroken, SourceOptions, give_up
-from vlp_gym.data.sources.recording import kept_steps, make_trajectory, task_name, tier_of
+from vlp_gym.data.fields import FIELDS, FieldsReader, restored, stored_tasks
+from vlp_gym.data.sources import Numbered, OnBroken, SentencesMissingError, SourceOptions, give_up
+from vlp_gym.data.sources.recording import make_trajectory, task_name, tier_of
 from vlp_gym.data.trajectory import Trajectory
 from vlp_gym.errors import DatasetError, import_extra, reason
+from vlp_gym.storage import read_file
 from vlp_gym.text import normalize_sentence
 
-STEPS_PER_SECOND = 25  # a data set does not say how long a step lasts
+STEPS_PER_SECOND = 25.0  # only a data set that we exported says how long a step lasts
+RATE = "fps"  # by this entry of its metadata
+MAX_DOCUMENT = 64 * 2**20  # bytes of a JSON file
 SAME = 1e-4  # by how much a replayed observation may differ
 
 
-class Minari:
-    """The episodes of a data set, all under one sentence; see `Source`."""
+class Minari(Numbered):
+    """The episodes of a data set, under one sentence unless we exported it; see `Source`."""
 
     def __init__(self, name: str, data: Any, sentence: str, options: SourceOptions) -> None:
         self.name, self.data, self.sentence, self.options = name, data, sentence, options
+        self.folder = Path(data.storage.data_path)
+        rate = data.storage.metadata.get(RATE)
+        sane = isinstance(rate, (int, float)) and not isinstance(rate, bool) and 0 < rate <= 10_000
+        self.rate = float(rate) if sane else STEPS_PER_SECOND
+        self._tasks = stored_tasks(self.folder / FIELDS)
 
     def tasks(self) -> list[str]:
         """See `Source`."""
-        return [task_name(self.sentence)]
+        return sorted(set(self._tasks.values())) or [task_name(self.sentence)]
 
-    def stream(self, tasks: Sequence[str] | None = None, on_broken: OnBroken | None = None) -> Iterator[Trajectory]:
-        """See `Source`."""
-        if tasks is not None and self.tasks()[0] not in tasks:
-            return
+    def lengths(self) -> dict[int, int]:
+        """See `Numbered`; a row for each observation."""
+        numbers = list(map(int, self.data.episode_indices))
+        found = self.data.storage.get_episode_metadata(numbers)
+        return {number: int(about["total_steps"]) + 1 for number, about in zip(numbers, found, strict=True)}
+
+    def numbered(
+        self, tasks: Sequence[str] | None = None, on_broken: OnBroken | None = None
+    ) -> Iterator[tuple[int, Trajectory]]:
+        """See `Numbered`."""
         environment: gym.Env[Any, Any] | None = None
-        try:
+        with ExitStack() as stack:
+            fields = stack.enter_context(FieldsReader(self.folder / FIELDS)) if self._tasks else None
             for index in map(int, self.data.episode_indices):
+                if tasks is not None and (self._tasks.get(index) or task_name(self.sentence)) not in tasks:
+                    continue
                 try:
                     episode = next(iter(self.data.iterate_episodes([index])))
                     frames = _pictures(episode.observations, self.options.camera)
-                    kept = kept_steps(len(episode.rewards), STEPS_PER_SECOND, self.options.fps)
+                    kept = self.shown_rows(len(episode.rewards) + 1)
                     if frames is None:
                         if environment is None:
                             environment = remake(self.data.env_spec, self.name)
+                            stack.callback(environment.close)
                         seed = next(iter(self.data.storage.get_episode_metadata([index]))).get("seed")
                         shown = _replayed(environment, episode, seed, kept)
                     else:
                         shown = frames[kept]
-                    yield self._trajectory(index, episode, shown, kept)
+                    if fields is not None:
+                        own = fields.of(index, len(episode.rewards) + 1)
+                        yield index, restored(own, shown, kept, self.options.size)
+                    else:
+                        yield index, self._trajectory(index, episode, shown, kept)
                 except (DatasetError, ValueError, KeyError, OSError) as error:  # h5py's are OSError and KeyError
                     give_up(DatasetError(f"{self.name}, episode {index}: {reason(error)}"), on_broken, error)
-        finally:
-            if environment is not None:
-                environment.close()
 
     def _trajectory(self, index: int, episode: Any, shown: np.ndarray, kept: np.ndarray) -> Trajectory:
         steps = len(episode.rewards)
@@ -78,27 +101,53 @@ class Minari:
 
 
 def open_source(path: Path, options: SourceOptions) -> Minari:
-    """Open a data set that `minari` has in its own folder; the hub is asked for others.
+    """Open a data set in a folder, or one that `minari` has in its own; the hub is asked for others.
 
     Raises:
-        DatasetError: if there is none, it is damaged, or no sentence is given.
+        DatasetError: if there is none, it is damaged, or its sentence is not given; or given beside its own ones.
         MissingExtraError: without minari.
     """
     minari = import_extra("minari", "reading Minari data sets needs minari", "minari")
+    import_extra("h5py", "reading Minari data sets needs h5py", "minari")
     name = str(path)
-    if options.instruction is None:
-        raise DatasetError(
+    folder = path if (path / "data").is_dir() else Path(minari.storage.get_dataset_path(name))
+    has_fields = (folder / "data" / FIELDS).is_file()
+    if options.instruction is None and not has_fields:
+        raise SentencesMissingError(
             f"{name}: a Minari data set has no sentences; say what its task is: "
             f'vlp-gym data convert minari:{name} --instruction "..." --out FOLDER'
         )
-    sentence = normalize_sentence(options.instruction)
+    if options.instruction is not None and has_fields:
+        raise DatasetError(f"--instruction: the episodes of {name} have sentences of their own")
+    sentence = "" if options.instruction is None else normalize_sentence(options.instruction)
     try:
-        data = minari.load_dataset(name, download=True)
+        if not (folder / "data").is_dir():
+            minari.download_dataset(name)
+        _check_spaces(folder / "data" / "metadata.json")
+        data = minari.MinariDataset(folder / "data")
     except Exception as error:  # of h5py, of its JSON, of the hub
         raise DatasetError(f"{name}: no Minari data set that can be read ({reason(error)})") from error
     if not len(data.episode_indices):
         raise DatasetError(f"{name}: expected episodes, found none")
     return Minari(name, data, sentence, options)
+
+
+def _check_spaces(path: Path) -> None:
+    """Without spaces in this file, `minari` would make the environment that it names, whatever that is."""
+    about = json.loads(read_file(path, MAX_DOCUMENT))
+    spaces = ("observation_space", "action_space")
+    if not isinstance(about, dict) or not all(isinstance(about.get(space), str) for space in spaces):
+        raise DatasetError(f"expected {' and '.join(spaces)} in {path}, found none")
+
+
+def dataset_id(name: str) -> str:
+    """A folder's name as Minari takes it, with a version.
+
+    >>> dataset_id("my clips"), dataset_id("drawer-v2")
+    ('my-clips-v0', 'drawer-v2')
+    """
+    plain = re.sub(r"[^-\w]+", "-", name).strip("-") or "data"
+    return plain if re.search(r"[-\w]-v\d+$", plain) else f"{plain}-v0"
 
 
 def remake(spec: Any, name: str) -> gym.Env[Any, Any]:

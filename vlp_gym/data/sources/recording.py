@@ -35,6 +35,15 @@ def kept_steps(last: int, rate: float, fps: float) -> NDArray[np.int64]:
     return kept if kept[-1] == last else np.append(kept, last)  # it shows how it ends
 
 
+def kept_rate(rate: float, fps: float) -> float:
+    """How many of the states of `kept_steps` come in a second.
+
+    >>> kept_rate(30, 12.5), kept_rate(4, 5)
+    (15.0, 4.0)
+    """
+    return rate / max(1, round(rate / fps))
+
+
 def make_trajectory(
     frames: NDArray[np.uint8],
     *,
@@ -67,9 +76,7 @@ def make_trajectory(
     Raises:
         DatasetError: it is too short, or breaks the contract of `Trajectory`.
     """
-    import torch
-
-    from vlp_gym.frames.resize import resize_frames
+    from vlp_gym.frames.resize import squares
 
     if len(frames) < 2:
         raise DatasetError(f"expected at least 2 frames, got {len(frames)}: the recording is too short")
@@ -92,5 +99,4 @@ def make_trajectory(
     }
     check_fields(fields, len(frames))
     check_size(fields, len(frames), size, size)
-    square = resize_frames(torch.from_numpy(np.array(frames)), (size, size)).numpy()
-    return Trajectory(frames=square, **fields)
+    return Trajectory(frames=squares(frames, size), **fields)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vlp_gym.data.sources import OnBroken, SourceOptions, give_up
+from vlp_gym.data.sources import OnBroken, SentencesMissingError, SourceOptions, give_up
 from vlp_gym.data.sources.recording import make_trajectory, task_name, tier_of
 from vlp_gym.data.trajectory import ALL_TIERS, Trajectory
 from vlp_gym.errors import DatasetError, did_you_mean, import_extra
@@ -109,7 +109,7 @@ def open_source(folder: Path, options: SourceOptions) -> Videos:
 
 def _all_videos(folder: Path, instruction: str | None) -> list[Clip]:
     if instruction is None:
-        raise DatasetError(
+        raise SentencesMissingError(
             f"{folder}: expected {CAPTIONS} with the columns file and sentence, found none; write it, or convert the "
             f'folder with one sentence: vlp-gym data convert videos:{folder} --instruction "..." --out FOLDER'
         )
