@@ -46,6 +46,16 @@ class TestRewardCurves:
         assert colours_near(image, "#07C74D") > 10_000  # the frames
         assert [file.name for file in path.parent.iterdir()] == ["curves.png"]
 
+    @pytest.mark.parametrize("shape", [(500, 2), (2000, 9)])
+    def test_a_strip_of_tall_frames_is_no_taller_than_a_page(self, tmp_path, shape):
+        video = np.full((3, *shape, 3), (7, 199, 77), np.uint8)
+        viz.plot_reward_curves(CURVES, tmp_path / "curves.png", frames={"expert": video})
+        viz.plot_examples({"expert": video}, tmp_path / "examples.png")
+        for name in ("curves.png", "examples.png"):
+            image = picture(tmp_path / name)
+            assert image.shape[0] < 8 * DPI
+            assert colours_near(image, "#07C74D") > 500  # the frames, smaller
+
     def test_dashed_curves_take_the_colours_again(self):
         assert viz._paired_colours(["a", "b", "a, wrong"], ["a, wrong"]) == {
             "a": viz.COLOURS[0],

@@ -21,6 +21,8 @@ from vlp_gym.figures import COLOURS, GREY, INK, figure_file, fitting_legend, mar
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+MOST_HEIGHT = 4.0  # inches of a strip of frames
+
 
 def plot_reward_curves(
     curves: Mapping[str, ArrayLike],
@@ -56,8 +58,8 @@ def plot_reward_curves(
     if not curves:
         raise ValueError("curves: expected at least one, got none")
     strips, width = dict(frames or {}), 7.2
-    first_strip = next(iter(strips.values()), np.zeros((1, 1, 1, 3)))
-    strip_height = width * 0.97 / num_shown * first_strip.shape[1] / first_strip.shape[2]
+    first_strip = next(iter(strips.values()), np.zeros((1, 1, 1, 3), np.uint8))
+    strip_height = _strip_height(first_strip, num_shown, width * 0.97)
     height = 2.9 + len(strips) * (strip_height + 0.06) + (0.25 if strips else 0.0)
     with figure_file(width, height, path, title=title) as figure:
         figure.get_layout_engine().set(hspace=0.0, h_pad=0.03)
@@ -224,7 +226,7 @@ def plot_examples(videos: Mapping[str, NDArray[np.uint8]], path: str | Path) -> 
         videos: label -> a few frames, uint8 ``[F, H, W, 3]``.
         path: ``.png``, ``.pdf`` or ``.svg``, replaced atomically.
     """
-    width, heights = 7.2, [7.0 * video.shape[1] / (video.shape[2] * len(video)) + 0.25 for video in videos.values()]
+    width, heights = 7.2, [_strip_height(video, len(video), 7.0) + 0.25 for video in videos.values()]
     with figure_file(width, sum(heights) + 0.1, path) as figure:
         rows = figure.subplots(len(videos), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
         for axes, (label, video) in zip(rows, videos.items(), strict=True):
@@ -273,6 +275,11 @@ def _legend_rows(axes: Axes, dashed: Sequence[str]) -> tuple[list[Any], list[int
         return handles, [4, 3, 2, 1]
     pairs = [handle for pair in zip(solid, other, strict=True) for handle in pair]
     return pairs, [columns for columns in range(len(solid), 0, -1) if len(solid) % columns == 0]
+
+
+def _strip_height(video: NDArray[np.uint8], count: int, width: float) -> float:
+    """Height of a strip of so many frames, in inches like its width; the frames of a tall video are drawn smaller."""
+    return min(width * video.shape[1] / (video.shape[2] * count), MOST_HEIGHT)
 
 
 def _strip(axes: Axes, video: NDArray[np.uint8], count: int, colour: str, label: str) -> None:
