@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,36 @@ def test_leftovers_of_killed_saves_are_deleted(tmp_path: Path) -> None:
         (tmp_path / name).write_text("")
     save(tmp_path, 1.0)
     assert sorted(os.listdir(tmp_path)) == sorted([*kept, ".lock", "it.json", "it.safetensors"])
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("at", range(1, 7))  # two files and their folder, each synced; the seventh is the last rename
+def test_an_interrupted_save_leaves_one_pair_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, before: bool
+) -> None:
+    save(tmp_path, 1.0)
+    calls = 0
+
+    def interrupted(function: Callable[..., None]) -> Callable[..., None]:
+        def call(*arguments: object) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == at and before:
+                raise KeyboardInterrupt
+            function(*arguments)
+            if calls == at:
+                raise KeyboardInterrupt
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("replace", "fsync"):
+            patch.setattr(os, name, interrupted(getattr(os, name)))
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, 2.0)
+    assert sorted(os.listdir(tmp_path)) == [".lock", "it.json", "it.safetensors"]
+    document, tensors = read_pair(tmp_path, stem="it")
+    assert tensors["value"].unique().tolist() == [document["value"]] == [1.0 if at < 5 or (at == 5 and before) else 2.0]
 
 
 def test_a_pair_renamed_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,10 +58,15 @@ def write_pair(folder: str | Path, document: Mapping[str, Any], tensors: Mapping
     text = json.dumps(signed, indent=2, sort_keys=True, allow_nan=False) + "\n"
     try:
         with locked(folder, wait_s=_WAIT_S):
-            staged = _staged(folder, stem, digest)
-            write_atomic(staged, data)
-            write_atomic(folder / document_name(stem), text.encode())
-            os.replace(staged, folder / f"{stem}.safetensors")
+            staged, written = _staged(folder, stem, digest), folder / document_name(stem)
+            try:
+                write_atomic(staged, data)
+                write_atomic(written, text.encode())
+            finally:  # an interrupt leaves the old pair or the new one, and no third file
+                if not (written.exists() and written.read_bytes() == text.encode()):
+                    staged.unlink(missing_ok=True)
+                elif staged.exists():
+                    os.replace(staged, folder / f"{stem}.safetensors")
             _clean(folder, rf"\.{{1,2}}{re.escape(stem)}-[0-9a-f]{{16}}\.safetensors(\..*\.tmp)?")
             _sync_folder(folder)
     except OSError as error:
