@@ -94,3 +94,14 @@ def test_data_without_sentences(tmp_path, capsys):
     for command in (("train", "staged", "--tasks-per-batch", "2"), ("eval", "--model", model)):
         assert run(*command, "--data", tmp_path, "--split", "data", "--out", tmp_path / command[0]) == 2
         assert capsys.readouterr().err.splitlines()[-1] == message
+
+
+def test_a_data_set_that_the_model_does_not_know(tmp_path, capsys):
+    write_tasks(tmp_path / "data", painted_tasks(["push-v3"], each=1, size=32))
+    assert run("score", "--dataset", tmp_path / "data", "--model", "vlp-compact", "--out", tmp_path / "out") == 0
+    assert (
+        f"{tmp_path / 'data'}: the reward model does not know such pictures: they are up to " in capsys.readouterr().err
+    )
+    rows = json.loads((tmp_path / "out" / "scores.json").read_text())["videos"]
+    assert len(rows) == 3
+    assert all(row["novelty"] > 2.5 for row in rows)

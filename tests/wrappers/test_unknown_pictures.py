@@ -25,17 +25,17 @@ OTHERS = ("CartPole-v1", "Pendulum-v1", "Acrobot-v1", "MountainCar-v0", "HalfChe
 class Knowing(PaintedModel):
     """Says how far pictures are; `asked` are the frames that it was asked about."""
 
-    def __init__(self, distance):
+    def __init__(self, *distances):
         super().__init__()
-        self.distance, self.asked = distance, []
+        self.distances, self.asked = distances, []
 
     def novelty(self, frames):
         self.asked.append(len(frames))
-        return torch.full((len(frames),), float(self.distance))
+        return torch.tensor([float(self.distances[number % len(self.distances)]) for number in range(len(frames))])
 
 
-def far(distance):
-    return f"^the reward model does not know such pictures: they are {re.escape(f'{distance:.1f}')} away "
+def far(distance, which="such pictures", most=""):
+    return f"^the reward model does not know {which}: they are {most}{re.escape(f'{distance:.1f}')} away "
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
@@ -54,8 +54,16 @@ def test_nothing_is_said_of_what_it_knows_or_before_training(distance):
         rollout(env)
 
 
-def test_one_warning_for_a_vector_of_environments():
-    model = Knowing(4)
+@pytest.mark.parametrize(
+    ("distances", "said"),
+    [
+        ((4, 9, 3), far(9, most="up to ")),
+        ((1, 9, 2), far(9, "1 of 3 pictures")),
+        ((1, 9, 3), far(9, "2 of 3 pictures", "up to ")),
+    ],
+)
+def test_one_warning_for_a_vector_of_environments(distances, said):
+    model = Knowing(*distances)
     venv = gym.vector.SyncVectorEnv(capture_frames([partial(PaintedEnv, [3])] * 3))
     env = VLPVectorRewardWrapper(venv, "press the button", model)
     with warnings.catch_warnings(record=True) as caught:
@@ -64,7 +72,7 @@ def test_one_warning_for_a_vector_of_environments():
         for _ in range(6):
             env.step(np.zeros(3, int))
     assert len(caught) == 1
-    assert re.match(far(4), str(caught[0].message))
+    assert re.match(said, str(caught[0].message))
     assert model.asked == [3]
 
 

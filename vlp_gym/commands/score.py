@@ -161,8 +161,11 @@ def _scorer(engine: QueryEngine, instruction: str) -> Callable[[int, Path, Path]
 def _score_dataset(
     folder: Path, tasks: tuple[str, ...], instruction: str | None, model: str, out: Path, threshold: float, tau: float
 ) -> None:
+    import torch
+
     from vlp_gym.commands.data import load_numbered
     from vlp_gym.data.sources import Numbered
+    from vlp_gym.engine.guard import unknown
     from vlp_gym.evaluation.demonstrations import plot_scores, score_dataset, summarize
     from vlp_gym.models.registry import best_device, load_reward_model
     from vlp_gym.storage import write_atomic
@@ -186,6 +189,9 @@ def _score_dataset(
     if annotate is not None:
         written.append(annotate(numbered, rows))
     print(table)
+    novelty = [row["novelty"] for row in rows if row["novelty"] is not None]
+    if (said := unknown(torch.tensor(novelty))) is not None:
+        print(f"{folder}: {said}", file=sys.stderr)
     print(f"written: {' '.join(map(str, written))}")
 
 

@@ -279,14 +279,16 @@ class GuardedModel:
 
 
 def unknown(novelty: Tensor | None) -> str | None:
-    """What to say of pictures so far from the training data, ``[N]``; None if they are near, or nobody knows."""
-    if novelty is None or not (distance := float(novelty.mean())) > NOVEL:
+    """What to say of pictures so far from the training data, ``[N]``; None if all are near, or nobody knows."""
+    if novelty is None or not (far := novelty > NOVEL).any():
         return None
+    which = "such pictures" if far.all() else f"{int(far.sum())} of {len(far)} pictures"
+    most = f"{'up to ' if far.sum() > 1 else ''}{float(novelty[far].max()):.1f}"
     return (
-        f"the reward model does not know such pictures: they are {distance:.1f} away from its training data, where 1 "
-        f"is usual and {NOVEL:g} is far. Its rewards may mean nothing here. Look at the reward of a good and of a bad "
-        "episode (vlp-gym score), train it on videos of your own (vlp-gym train --init), or take a model for any "
-        "picture (docs/models.md)"
+        f"the reward model does not know {which}: they are {most} away from its training data, where 1 is usual and "
+        f"{NOVEL:g} is far. Its rewards may mean nothing here. Look at the reward of a good and of a bad episode "
+        "(vlp-gym score), train it on videos of your own (vlp-gym train --init), or take a model for any picture "
+        "(docs/models.md)"
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from vlp_gym.data.trajectory import Trajectory
@@ -45,8 +46,9 @@ def score_dataset(
         progress_bar: show a progress bar.
 
     Returns:
-        One row per video: "task", "tier", "seed", "camera", "instruction", "step" and "value" ``[T]``, "voc"
-        (Spearman), "detected" (success by the values), "success" (by the environment), "weight" ``[T - 1]``, <= 100.
+        One row per video: "task", "tier", "seed", "camera", "instruction", "novelty" of its first frame (see
+        `KnowingModel`; None if the model cannot say), "step" and "value" ``[T]``, "voc" (Spearman), "detected" (success
+        by the values), "success" (by the environment), "weight" ``[T - 1]``, <= 100.
 
     Raises:
         ValueError: for a threshold or temperature out of range.
@@ -61,6 +63,7 @@ def score_dataset(
     for trajectory in tqdm(trajectories, desc="scoring", unit="video", disable=not progress_bar):
         index = np.linspace(0, len(trajectory.frames) - 1, min(FRAMES, len(trajectory.frames))).round().astype(np.int64)
         scorer.open(trajectory.frames[index], trajectory.name)
+        novelty = scorer.guard.novelty(torch.from_numpy(trajectory.frames[:1]), where=trajectory.name)
         sentence = instruction or trajectory.canonical
         values = scorer.together(sentence)
         if values is None:
@@ -71,6 +74,7 @@ def score_dataset(
             {
                 **{key: getattr(trajectory, key) for key in ("task", "tier", "seed", "camera")},
                 "instruction": sentence,
+                "novelty": None if novelty is None or novelty.isnan() else float(novelty),
                 "step": trajectory.step[index].tolist(),
                 "value": values.tolist(),
                 "voc": voc(values)["spearman"],

@@ -194,8 +194,8 @@ class RewardStream:
 
     def _meet(self, frames: Sequence[Sequence[NDArray[np.uint8]]], tickets: Sequence[Ticket]) -> None:
         """Warn once if the model does not know such pictures."""
-        self._met = True
         unknown = self.engine.unknown(np.concatenate([np.stack(views) for views in frames]), where=tickets[0])
+        self._met = True
         if unknown is not None:
             warnings.warn(unknown, stacklevel=3)
 
