@@ -218,7 +218,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
     What killed processes of this computer left of earlier writes is deleted.
     """
-    host = re.sub(r"\W", "_", os.uname().nodename)
+    host = _host()
     temporary = path.with_name(f".{path.name}.{host}-{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -252,14 +252,12 @@ def staged_folder(out: Path) -> Iterator[Path]:
     """
     out = out.resolve()
     check_new(out)
-    host = re.sub(r"\W", "_", os.uname().nodename)
+    host = _host()
     folder = out.with_name(f".{out.name}.{host}-{os.getpid()}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        for name in os.listdir(out.parent):
-            found = re.fullmatch(rf"\.{re.escape(out.name)}\.{host}-(?P<pid>\d+)\.tmp", name)
-            if found and (not _lives(found["pid"]) or int(found["pid"]) == os.getpid()):
-                shutil.rmtree(out.parent / name)
+        _clean(out.parent, rf"\.{re.escape(out.name)}\.{host}-(?P<pid>\d+)\.tmp")
+        shutil.rmtree(folder, ignore_errors=True)  # of a dead process that had our number
         folder.mkdir()
         yield folder
         os.replace(folder, out)
@@ -270,12 +268,21 @@ def staged_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _host() -> str:
+    """This computer, as the names of staged files have it."""
+    return re.sub(r"\W", "_", os.uname().nodename)
+
+
 def _clean(folder: Path, pattern: str) -> None:
-    """Delete the files whose whole names match; those of a process ("pid") only if it has died."""
+    """Delete the files and folders whose whole names match; those of a process ("pid") only if it has died."""
     for name in os.listdir(folder):
         found = re.fullmatch(pattern, name)
         if found and not _lives(found.groupdict().get("pid")):
-            (folder / name).unlink(missing_ok=True)
+            path = folder / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _lives(pid: str | None) -> bool:

@@ -117,6 +117,7 @@ def _scorer(engine: QueryEngine, instruction: str) -> Callable[[int, Path, Path]
     from tqdm import tqdm
 
     from vlp_gym.engine.tickets import Ticket
+    from vlp_gym.engine.unknown import unknown
     from vlp_gym.models.protocol import value_range
     from vlp_gym.rewards.shaping import Reward, score_of
     from vlp_gym.storage import write_atomic
@@ -130,8 +131,8 @@ def _scorer(engine: QueryEngine, instruction: str) -> Callable[[int, Path, Path]
 
     def score_one(episode: int, file: Path, folder: Path) -> str:
         frames = read_video(file)
-        if (unknown := engine.unknown(frames[:1], where=file)) is not None:
-            print(f"{file}: {unknown}", file=sys.stderr)
+        if (said := unknown(engine, frames[:1], where=file)) is not None:
+            print(f"{file}: {said}", file=sys.stderr)
         engine.begin(env, episode, text)
         rewards: list[float] = []
         for step, frame in enumerate(tqdm(frames, desc=f"scoring {file.name}", unit="frame", leave=False)):
@@ -165,7 +166,7 @@ def _score_dataset(
 
     from vlp_gym.commands.data import load_numbered
     from vlp_gym.data.sources import Numbered
-    from vlp_gym.engine.guard import unknown
+    from vlp_gym.engine.unknown import far_away
     from vlp_gym.evaluation.demonstrations import plot_scores, score_dataset, summarize
     from vlp_gym.models.registry import best_device, load_reward_model
     from vlp_gym.storage import write_atomic
@@ -190,7 +191,7 @@ def _score_dataset(
         written.append(annotate(numbered, rows))
     print(table)
     novelty = [row["novelty"] for row in rows if row["novelty"] is not None]
-    if (said := unknown(torch.tensor(novelty))) is not None:
+    if (said := far_away(torch.tensor(novelty))) is not None:
         print(f"{folder}: {said}", file=sys.stderr)
     print(f"written: {' '.join(map(str, written))}")
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vlp_gym.engine.batch import answer_batch, split_rows
 from vlp_gym.engine.book import QueryBook
-from vlp_gym.engine.guard import GuardedModel, unknown
+from vlp_gym.engine.guard import GuardedModel
 from vlp_gym.engine.settings import Mode, Policy, check_settings
 from vlp_gym.engine.tickets import Answer, Episode, FrameScore, Request, Ticket
 from vlp_gym.engine.windows import window_indices
@@ -320,10 +320,6 @@ class QueryEngine:
             text: text tokens, ``[L, D]``.
         """
         return split_rows(self.exclusively(lambda: self.model.probe(text)))[0]
-
-    def unknown(self, frames: NDArray[np.uint8], *, where: object) -> str | None:
-        """What to say of frames, uint8 ``[N, H, W, 3]``, if the model knows no such pictures; see `KnowingModel`."""
-        return unknown(self.exclusively(lambda: self.model.novelty(torch.from_numpy(frames), where=where)))
 
     def exclusively(self, function: Callable[[], Any]) -> Any:
         """Call a function that uses the model while nobody else does; some tokenizers cannot be used from two threads.

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from vlp_gym.errors import InstructionError, QueryError
 from vlp_gym.models.ambient import float_dtypes, usual_torch
 from vlp_gym.models.protocol import (
-    NOVEL,
     AnchoredModel,
     ContextualModel,
     GoalModel,
@@ -80,6 +79,7 @@ class GuardedModel:
         self.device = next((weight.device for weight in _weights(self.model)), torch.device("cpu"))
         self.contextual = isinstance(self.model, ContextualModel)
         self.pairwise = isinstance(self.model, PairwiseModel)
+        self.knowing = isinstance(self.model, KnowingModel)
         self.anchored = isinstance(self.model, AnchoredModel) and self.model.anchored
         self.max_batch = 256
         """Rows in one call of the model; halved, for good, when the memory does not suffice."""
@@ -200,12 +200,10 @@ class GuardedModel:
         return (self.prefer(a, b, text, where=where) + 1.0 - self.prefer(b, a, text, where=where)) / 2
 
     @_asking
-    def novelty(self, frames: Tensor, *, where: object) -> Tensor | None:
-        """How far N frames, uint8 ``[N, H, W, 3]``, are from the training data, ``[N]``; None if it cannot say."""
-        if not isinstance(self.model, KnowingModel):
-            return None
-        tokens = self.encode_frames(frames, where=where)
-        return self._check(self._call(where, self.model.novelty, tokens), "novelty", (len(frames),), "N", where)
+    def novelty(self, frames: Tensor, *, where: object) -> Tensor:
+        """How far N frames, tokens ``[N, K, D]``, are from the training data, ``[N]``; of a `KnowingModel`."""
+        assert isinstance(self.model, KnowingModel)
+        return self._check(self._call(where, self.model.novelty, frames), "novelty", (len(frames),), "N", where)
 
     @_asking
     def probe(self, text: Tensor) -> Scores:
@@ -276,20 +274,6 @@ class GuardedModel:
         finally:
             for part in changed:
                 part.truncate = False
-
-
-def unknown(novelty: Tensor | None) -> str | None:
-    """What to say of pictures so far from the training data, ``[N]``; None if all are near, or nobody knows."""
-    if novelty is None or not (far := novelty > NOVEL).any():
-        return None
-    which = "such pictures" if far.all() else f"{int(far.sum())} of {len(far)} pictures"
-    most = f"{'up to ' if far.sum() > 1 else ''}{float(novelty[far].max()):.1f}"
-    return (
-        f"the reward model does not know {which}: they are {most} away from its training data, where 1 is usual and "
-        f"{NOVEL:g} is far. Its rewards may mean nothing here. Look at the reward of a good and of a bad episode "
-        "(vlp-gym score), train it on videos of your own (vlp-gym train --init), or take a model for any picture "
-        "(docs/models.md)"
-    )
 
 
 HEADS = ("preference", "progress", "relevance")

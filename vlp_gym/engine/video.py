@@ -57,6 +57,13 @@ class VideoScorer:
         chunks = torch.from_numpy(np.ascontiguousarray(frames)).split(ENCODE_BATCH)
         self._tokens = torch.cat([self.guard.encode_frames(chunk, where=name) for chunk in chunks])
 
+    def novelty(self) -> float | None:
+        """How far the first frame is from the training data, see `KnowingModel`; None if the model cannot say."""
+        if not self.guard.knowing:
+            return None
+        found = float(self.guard.novelty(self._tokens[:1], where=self._name))
+        return None if np.isnan(found) else found
+
     def window(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """The frames that a segment is judged by, whatever the model's history: see `segment_window`."""
         return segment_window(start, stop, self.model.window, anchored=self.guard.anchored)

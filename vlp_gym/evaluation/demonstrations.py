@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from vlp_gym.data.trajectory import Trajectory
@@ -63,7 +62,6 @@ def score_dataset(
     for trajectory in tqdm(trajectories, desc="scoring", unit="video", disable=not progress_bar):
         index = np.linspace(0, len(trajectory.frames) - 1, min(FRAMES, len(trajectory.frames))).round().astype(np.int64)
         scorer.open(trajectory.frames[index], trajectory.name)
-        novelty = scorer.guard.novelty(torch.from_numpy(trajectory.frames[:1]), where=trajectory.name)
         sentence = instruction or trajectory.canonical
         values = scorer.together(sentence)
         if values is None:
@@ -74,7 +72,7 @@ def score_dataset(
             {
                 **{key: getattr(trajectory, key) for key in ("task", "tier", "seed", "camera")},
                 "instruction": sentence,
-                "novelty": None if novelty is None or novelty.isnan() else float(novelty),
+                "novelty": scorer.novelty(),
                 "step": trajectory.step[index].tolist(),
                 "value": values.tolist(),
                 "voc": voc(values)["spearman"],

@@ -145,10 +145,9 @@ class EnsembleModel(nn.Module, CheckpointMixin):
 
     def novelty(self, frames: Tensor) -> Tensor:
         """See `KnowingModel`: the farthest of the members that can say it."""
-        tokens = frames[:, 0].split([math.prod(shape) for shape in self._shapes], 1)
         found = [
-            model.novelty(own.unflatten(1, shape))
-            for model, own, shape in zip(self.members, tokens, self._shapes, strict=True)
+            model.novelty(own)
+            for model, own in zip(self.members, self._split(frames), strict=True)
             if isinstance(model, KnowingModel)
         ]
         return torch.stack(found).nan_to_num(0).amax(0) if found else frames.new_full((len(frames),), torch.nan)
@@ -172,15 +171,20 @@ class EnsembleModel(nn.Module, CheckpointMixin):
         sentences = tokens_to_sentences(text)
         encoded = [self._texts.get(sentence) or self._encode(sentence) for sentence in sentences]
         answers = []
-        tokens = frames[:, :, 0].split([math.prod(shape) for shape in self._shapes], 2)
-        for number, (score, own) in enumerate(zip(scorers, tokens, strict=True)):
+        for number, (score, own) in enumerate(zip(scorers, self._split(frames), strict=True)):
             padded = nn.utils.rnn.pad_sequence([texts[number].to(frames.device) for texts in encoded], batch_first=True)
-            scores = score(own.unflatten(2, self._shapes[number]), padded, mask)
+            scores = score(own, padded, mask)
             value = scores.preference[:, None].expand(mask.shape) if scores.progress is None else scores.progress
             if scores.progress is not None and scores.relevance is not None:
                 value = value * torch.sigmoid(scores.relevance)[:, None]
             answers.append((scores, value.float()))
         return answers
+
+    def _split(self, frames: Tensor) -> list[Tensor]:
+        """Each member's tokens ``[..., K, D]``, from `encode_frames`, ``[..., 1, sum of K * D]``."""
+        sizes = [math.prod(shape) for shape in self._shapes]
+        parts = frames.squeeze(-2).split(sizes, -1)
+        return [own.unflatten(-1, shape) for own, shape in zip(parts, self._shapes, strict=True)]
 
     def _encode(self, sentence: str) -> list[Tensor]:
         """A sentence's tokens, ``[L, D]`` for each member; cached."""

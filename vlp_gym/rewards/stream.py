@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from vlp_gym.engine.engine import QueryEngine
 from vlp_gym.engine.tickets import Answer, Ticket
+from vlp_gym.engine.unknown import unknown
 from vlp_gym.engine.worker import reopen
 from vlp_gym.errors import QueryError
 from vlp_gym.frames.check import validate_frame
@@ -194,10 +195,10 @@ class RewardStream:
 
     def _meet(self, frames: Sequence[Sequence[NDArray[np.uint8]]], tickets: Sequence[Ticket]) -> None:
         """Warn once if the model does not know such pictures."""
-        unknown = self.engine.unknown(np.concatenate([np.stack(views) for views in frames]), where=tickets[0])
+        said = unknown(self.engine, np.concatenate([np.stack(views) for views in frames]), where=tickets[0])
         self._met = True
-        if unknown is not None:
-            warnings.warn(unknown, stacklevel=3)
+        if said is not None:
+            warnings.warn(said, stacklevel=3)
 
     def env_is_stepping(self, on: bool) -> None:
         """Mark whether the environment is stepping; with `yield_to_learner` the engine runs only then."""

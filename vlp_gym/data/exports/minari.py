@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from vlp_gym.data.check import name_of
 from vlp_gym.data.exports import Survey, summed
 from vlp_gym.data.fields import FIELDS, FieldsWriter, own_fields
-from vlp_gym.data.sources.minari import RATE, dataset_id
+from vlp_gym.data.sources.minari import MAIN, RATE, dataset_id
 from vlp_gym.data.trajectory import Trajectory
 from vlp_gym.errors import DatasetError, import_extra
 
 PICTURES, STATE = "pixels", "state"
-MAIN = "main_data.hdf5"
 
 
 def write(folder: Path, trajectories: Iterable[Trajectory], rate: float, name: str) -> Survey:

@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 
 from vlp_gym.data.fields import FIELDS, FieldsReader, FieldsWriter
 from vlp_gym.data.sources import Numbered
-from vlp_gym.data.sources.minari import Minari, dataset_id
+from vlp_gym.data.sources.minari import MAIN, Minari, dataset_id
 from vlp_gym.data.trajectory import Trajectory
 from vlp_gym.errors import DatasetError, import_extra
 from vlp_gym.storage import staged_folder
 
 Curves = Mapping[int, tuple[NDArray[np.int64], NDArray[np.float64]]]
 """Number of an episode -> rows of it that have a score, and the scores; between them it is interpolated linearly."""
-HDF5 = "main_data.hdf5"
 
 
 def curves(
@@ -91,12 +90,12 @@ def write_rewards(source: Minari, scores: Curves, model: str, out: Path) -> None
     check_rewards_fit(source)
     with staged_folder(out) as folder:
         (data := folder / "data").mkdir()
-        shutil.copyfile(source.folder / HDF5, data / HDF5)
-        with h5py.File(data / HDF5, "r+") as file:
+        shutil.copyfile(source.folder / MAIN, data / MAIN)
+        with h5py.File(data / MAIN, "r+") as file:
             for number, length in lengths.items():
                 name = f"episode_{number}"
                 if not isinstance(file.get(name, getlink=True), h5py.HardLink):  # another one would change other files
-                    raise DatasetError(f"{source.folder / HDF5}: expected a group {name}, found a link or none")
+                    raise DatasetError(f"{source.folder / MAIN}: expected a group {name}, found a link or none")
                 del file[name]["rewards"]
                 progress = np.interp(np.arange(1, length), *scores[number]).astype(np.float32)
                 file[name].create_dataset("rewards", data=progress, chunks=True, maxshape=(None,))

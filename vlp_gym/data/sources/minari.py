@@ -25,6 +25,7 @@ from vlp_gym.storage import read_file
 from vlp_gym.text import normalize_sentence
 
 STEPS_PER_SECOND = 25.0  # only a data set that we exported says how long a step lasts
+MAIN = "main_data.hdf5"
 RATE = "fps"  # by this entry of its metadata
 MAX_DOCUMENT = 64 * 2**20  # bytes of a JSON file
 SAME = 1e-4  # by how much a replayed observation may differ
