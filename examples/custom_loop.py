@@ -3,19 +3,19 @@
     python examples/custom_loop.py
     python examples/custom_loop.py --task door-close-v3 --instruction "close the door" --model vlp-compact --seed 1
 
-The environment does not wait for the reward model: a step gives a ticket, and the reward comes some steps later in
-``info["vlp"]["delivered"]``. All that a loop of your own has to do about it stands in `ReplayBuffer`: put the reward
-where its ticket says, and sample only what has one. Everything lands in --out: TensorBoard logs, result.json,
-learning_curve.png, policy.safetensors. Ctrl-C keeps what was learned.
+The environment does not wait for the reward model: a reward comes some steps later. All that a loop of your own has to
+do about it are the three lines with `late` and `settled`: only transitions that have their reward are sampled. With
+--mode sync the same lines do nothing. Everything lands in --out: TensorBoard logs, result.json, learning_curve.png,
+policy.safetensors. Ctrl-C keeps what was learned.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from vlp_gym import VLPRewardWrapper, make_metaworld
+from vlp_gym import LateRewards, VLPRewardWrapper, make_metaworld
 from vlp_gym.viz import plot_learning_curve
 
 
@@ -40,6 +40,8 @@ class Options:
     """What the agent is told."""
     model: str = "vlp-compact-45"
     """Reward model: a name, a folder or a hub id. vlp-compact-45 never saw this task."""
+    mode: Literal["sync", "async"] = "async"
+    """"async" steps on while the reward model works."""
     steps: int = 5_000
     """Steps of the agent."""
     learning_starts: int = 1_000
@@ -73,22 +75,13 @@ class ReplayBuffer:
         self.terminated = np.zeros(capacity, np.float32)
         self.settled = np.zeros(capacity, bool)
         self.size = 0
-        self.rows: dict[tuple, int] = {}  # which row waits for the reward of which ticket
 
-    def add(self, observation, action, after, terminated, ticket) -> None:
-        """Store a transition without its reward."""
-        row = self.size
+    def add(self, observation, action, reward, after, terminated) -> int:
+        """Store a transition; returns its row."""
+        row, self.size = self.size, self.size + 1
         self.observations[row], self.actions[row], self.next_observations[row] = observation, action, after
-        self.terminated[row] = terminated
-        self.rows[ticket] = row
-        self.size += 1
-
-    def deliver(self, deliveries: Iterable) -> None:
-        """Put late rewards where they belong."""
-        for delivery in deliveries:
-            row = self.rows.pop(delivery.ticket)
-            self.rewards[row] = delivery.reward
-            self.settled[row] = True
+        self.rewards[row], self.terminated[row] = reward, terminated
+        return row
 
     def sample(self, batch_size: int, rng: np.random.Generator) -> tuple[Tensor, ...]:
         """Transitions whose rewards are there, uniformly."""
@@ -196,7 +189,8 @@ def main(options: Options) -> None:
     out = options.out or Path("runs") / f"custom-{options.task}-{options.seed}"
     out.mkdir(parents=True, exist_ok=True)
     env = make_metaworld(options.task, seed=options.seed, max_episode_steps=150)
-    env = VLPRewardWrapper(env, options.instruction, options.model, mode="async")
+    env = VLPRewardWrapper(env, options.instruction, options.model, mode=options.mode)
+    late = LateRewards(env)
     observation_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
     agent = Agent(options, observation_dim, action_dim)
     buffer = ReplayBuffer(options.steps, observation_dim, action_dim)
@@ -218,9 +212,11 @@ def main(options: Options) -> None:
             while step < options.steps:
                 random = step < options.learning_starts
                 action = rng.uniform(-1, 1, action_dim) if random else agent.act(observation, explore=True)
-                after, _, terminated, truncated, info = env.step(action.astype(np.float32))
-                buffer.add(observation, action, after, terminated, info["vlp"]["ticket"])
-                buffer.deliver(info["vlp"]["delivered"])
+                after, reward, terminated, truncated, info = env.step(action.astype(np.float32))
+                row = buffer.add(observation, action, reward, after, terminated)
+                buffer.settled[row] = not late.step(row, info)
+                rows, rewards = late.ready()
+                buffer.rewards[rows], buffer.settled[rows] = rewards, True
                 observation = env.reset()[0] if terminated or truncated else after
                 step += 1
                 bar.update()
@@ -233,7 +229,8 @@ def main(options: Options) -> None:
                     look(step)
         except KeyboardInterrupt:
             print("\nstopped: keeping what was learned")
-        buffer.deliver(delivery for delivery in env.flush() if delivery.ticket in buffer.rows)
+        rows, rewards = late.ready(wait=True)
+        buffer.rewards[rows], buffer.settled[rows] = rewards, True
         if not history or history[-1]["step"] != step:
             look(step)
     env.close()

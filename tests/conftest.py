@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from collections.abc import Iterator
@@ -14,11 +15,18 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import pytest
 import torch
 
+from vlp_gym.engine import tickets
 from vlp_gym.frames.gl import choose_gl_backend
 
 choose_gl_backend()  # before anything imports mujoco
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would the tests
+
+
+@pytest.fixture(autouse=True)
+def first_tickets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environments of each test are numbered from 0; within a process no number comes twice."""
+    monkeypatch.setattr(tickets, "_numbers", itertools.count())
 
 
 @pytest.fixture

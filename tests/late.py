@@ -86,7 +86,7 @@ def late_env(env=None, model=None, mode="async", **options):
     return VLPRewardWrapper(env or SeenEnv(), SENTENCE, model or SlowModel(), mode=mode, **options)
 
 
-def late_venv(kind="separate", n_envs=2, mode="async", model=None, **options):
+def late_venv(kind="separate", n_envs=2, mode="async", model=None, untaken="warn", **options):
     """A `DummyVecEnv` of wrappers with an engine each, or with one engine, or a `VLPVecReward` around it."""
 
     def bare(index):
@@ -94,11 +94,13 @@ def late_venv(kind="separate", n_envs=2, mode="async", model=None, **options):
 
     if kind == "vector":
         venv = DummyVecEnv(capture_frames([bare(index) for index in range(n_envs)]))
-        return VLPVecReward(venv, SENTENCE, model or SlowModel(), mode=mode)
+        return VLPVecReward(venv, SENTENCE, model or SlowModel(), mode=mode, untaken=untaken)
     if kind == "shared":
         engine = QueryEngine(model or SlowModel(), mode=mode)
-        return DummyVecEnv([lambda k=k: VLPRewardWrapper(bare(k)(), SENTENCE, engine) for k in range(n_envs)])
-    return DummyVecEnv([lambda k=k: late_env(bare(k)(), model, mode=mode) for k in range(n_envs)])
+        return DummyVecEnv(
+            [lambda k=k: VLPRewardWrapper(bare(k)(), SENTENCE, engine, untaken=untaken) for k in range(n_envs)]
+        )
+    return DummyVecEnv([lambda k=k: late_env(bare(k)(), model, mode=mode, untaken=untaken) for k in range(n_envs)])
 
 
 def rewards_fit(buffer) -> bool:

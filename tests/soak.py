@@ -23,6 +23,7 @@ from vlp_gym.integrations.sb3.buffers import VLPReplayBuffer
 from vlp_gym.integrations.sb3.source import RewardSource
 from vlp_gym.models.protocol import Scores
 from vlp_gym.rewards.delivery import Delivery
+from vlp_gym.rewards.info import ticket_in
 from vlp_gym.testing import PaintedModel
 from vlp_gym.wrappers import VLPRewardWrapper
 
@@ -94,8 +95,8 @@ class SoakModel(PaintedModel):
             codes = (frames[:, -1, 0, 0] * (1 << 24)).long().tolist()
             for code in codes if raises else codes[:1]:
                 env, painted = code >> 20, code >> 10 & EPISODES - 1
-                newest = self.wrappers[env].ticket.episode
-                self.world.spoiled.add((env, newest - (newest - painted) % EPISODES))
+                number, newest, _ = self.wrappers[env].ticket
+                self.world.spoiled.add((number, newest - (newest - painted) % EPISODES))
         if raises:
             raise ZeroDivisionError("division by zero")
         if nan:
@@ -107,20 +108,21 @@ class SoakModel(PaintedModel):
 class Judge:
     """Compares what is delivered with what was given out."""
 
-    def __init__(self, num_envs: int) -> None:
+    def __init__(self) -> None:
         self.open: dict[Ticket, float] = {}
-        self.newest = [Ticket(env, -1, 0) for env in range(num_envs)]
+        self.newest: dict[int, Ticket] = {}
         self.counts = dict.fromkeys(("given out", "delivered", "never stored", "doubled", "misattributed"), 0)
 
-    def given(self, ticket: Ticket, painted: float) -> None:
+    def given(self, ticket: Ticket | None, painted: float) -> None:
         """A transition has got to the agent."""
+        assert ticket is not None
         self.open[ticket] = painted
         self.counts["given out"] += 1
 
     def delivered(self, index: int, delivery: Delivery) -> None:
         """A reward has come."""
         ticket = delivery.ticket
-        if ticket <= self.newest[ticket.env]:
+        if ticket <= self.newest.get(ticket.env, Ticket(ticket.env, -1, 0)):
             self.counts["doubled"] += 1
         self.newest[ticket.env] = ticket
         if ticket not in self.open:
@@ -159,7 +161,7 @@ def soak(
     model.wrappers += wrappers
     venv = DummyVecEnv([lambda wrapper=wrapper: wrapper for wrapper in wrappers])
     buffer = VLPReplayBuffer(500 * num_envs, venv.observation_space, venv.action_space, "cpu", n_envs=num_envs)
-    judge = Judge(num_envs)
+    judge = Judge()
     sampled = wrong = rows = 0
     observation = venv.reset()
     source = RewardSource(venv, judge.delivered)
@@ -175,7 +177,7 @@ def soak(
                     for info, done, row in zip(infos, dones, after, strict=True)
                 ]
                 for info, row in zip(infos, seen, strict=True):
-                    judge.given(info["vlp"]["ticket"], float(row[0]))
+                    judge.given(ticket_in(info["vlp"]), float(row[0]))
                 buffer.add(observation, np.stack(seen), actions, rewards, dones, infos)
                 observation = after
                 rows += 1

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from painted import frame
 
-from vlp_gym.engine import QueryEngine
+from vlp_gym.engine import QueryEngine, tickets
 from vlp_gym.engine.tickets import FrameScore, Ticket
 from vlp_gym.engine.token_cache import TokenCache
 from vlp_gym.engine.windows import window_indices
@@ -18,6 +19,8 @@ from vlp_gym.testing import FaultyModel, PaintedModel, painted_value
 
 
 def begun(model, envs: int = 1, **options) -> QueryEngine:
+    """An engine whose environments are numbered from 0, as those of the engines before."""
+    tickets._numbers = itertools.count()
     engine = QueryEngine(model, **options)
     for env in range(envs):
         assert engine.add_env() == env

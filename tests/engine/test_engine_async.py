@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import logging
 import os
 import re
@@ -17,7 +18,7 @@ import pytest
 import torch
 from painted import frame
 
-from vlp_gym.engine import QueryEngine
+from vlp_gym.engine import QueryEngine, tickets
 from vlp_gym.engine.tickets import Answer, Ticket
 from vlp_gym.errors import QueryError, QueryTimeout
 from vlp_gym.models.protocol import Scores
@@ -39,8 +40,10 @@ class GatedModel(PaintedModel):
         return super().encode_frames(frames)
 
 
-def begun(model, envs: int = 1, **options) -> QueryEngine:
-    engine = QueryEngine(model, mode="async", **options)
+def begun(model, envs: int = 1, mode="async", **options) -> QueryEngine:
+    """An engine whose environments are numbered from 0, as those of the engines before."""
+    tickets._numbers = itertools.count()
+    engine = QueryEngine(model, mode=mode, **options)
     for _ in range(envs):
         env = engine.add_env()
         engine.begin(env, 0, engine.encode_text("press the button"))
@@ -158,9 +161,7 @@ def test_async_equals_sync_with_the_shipped_architecture():  # fault 67
     model = StagedRewardModel().eval()
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (24, 32, 32, 3), np.uint8)
-    late, now = begun(model, envs=2), QueryEngine(model)
-    for _ in range(2):
-        now.begin(now.add_env(), 0, now.encode_text("press the button"))
+    late, now = begun(model, envs=2), begun(model, envs=2, mode="sync")
     exact = {}
     for step in range(12):
         tickets = [Ticket(env, 0, step) for env in range(2)]
@@ -497,8 +498,9 @@ class Hung(PaintedModel):
         time.sleep(60)
 engines = [QueryEngine(Hung(), mode="async") for _ in range(3)]
 for engine in engines:
-    engine.begin(engine.add_env(), 0, engine.encode_text("go"))
-    engine.submit([Ticket(0, 0, 0)], [np.zeros((8, 8, 3), np.uint8)])
+    env = engine.add_env()
+    engine.begin(env, 0, engine.encode_text("go"))
+    engine.submit([Ticket(env, 0, 0)], [np.zeros((8, 8, 3), np.uint8)])
 print("ready", flush=True)
 """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:

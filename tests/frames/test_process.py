@@ -27,7 +27,6 @@ def make(model="vlp-compact", mode="sync"):
     return vlp_gym.VLPRewardWrapper(PaintedEnv(), "press the button", model, mode=mode, device="cpu")
 
 def work(env):
-    env.deliver_by_poll()
     env.reset(seed=0)
     paid = env.step(0)[1]
     paid = next((delivery.reward for delivery in env.flush()), paid)

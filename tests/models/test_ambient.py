@@ -39,7 +39,6 @@ class Pictures(PaintedEnv):
 def rewards(model, mode: str = "sync") -> list[float]:
     """What one episode pays."""
     env = VLPRewardWrapper(Pictures([6]), SENTENCE, model, mode=mode)
-    env.deliver_by_poll()
     env.reset()
     paid = [env.step(0)[1] for _ in range(6)]
     if mode == "async":

@@ -20,6 +20,7 @@ from vlp_gym.models.protocol import Scores
 from vlp_gym.preferences import PreferenceLearner
 from vlp_gym.preferences.labelers import ModelLabeler, RecordedLabeler, ScriptedLabeler, as_labels, decide
 from vlp_gym.preferences.segment_store import SegmentStore
+from vlp_gym.rewards.info import ticket_in
 from vlp_gym.testing import PaintedEnv, PaintedModel
 
 SENTENCE = "press the button"
@@ -94,7 +95,7 @@ def played():
     engine = QueryEngine(model, mode="async")
     store = SegmentStore(5, frame_size=64)
     engine.on_answer = store.on_answer
-    late = VLPRewardWrapper(PaintedEnv([9, 7]), SENTENCE, engine)
+    late = VLPRewardWrapper(PaintedEnv([9, 7]), SENTENCE, engine, untaken="wait")
     known = VLPRewardWrapper(PaintedEnv([9, 7]), SENTENCE, model, mode="sync")
     frames, rewards = [], []
     for _ in range(2):
@@ -107,7 +108,7 @@ def played():
             _, _, over, _, info = late.step(0)
             frames[-1].append(late.render())
             rewards[-1].append(known.step(0)[1])
-            store.add(0, np.zeros(2), np.zeros(1), 0.0, info["vlp"]["ticket"])
+            store.add(0, np.zeros(2), np.zeros(1), 0.0, ticket_in(info["vlp"]))
         store.end(0)
     late.flush()
     yield engine, store, [np.stack(video) for video in frames], rewards

@@ -222,7 +222,8 @@ def test_a_reward_model_labels_what_its_engine_scored():
     for step in range(1, 41):
         following, _, terminated, truncated, info = env.step(0)
         own = info["vlp"]["env_reward"]
-        new.add_step(0, state, np.zeros(1), own, terminated or truncated, info["vlp"]["ticket"])
+        new.add_step(0, state, np.zeros(1), own, terminated or truncated, env.ticket)
+        env.poll()
         state = env.reset()[0] if terminated or truncated else following
         if new.due(step):
             env.engine.wait()

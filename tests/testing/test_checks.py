@@ -147,11 +147,11 @@ def random_reward(observation, reward, *rest):
         ),
         (
             lambda o, r, te, tr, info: (o, r, te, tr, {}),
-            "info[\"vlp\"] of step must have ['env_reward', 'progress', 'relevance', 'score', 'success'], got []",
+            "info[\"vlp\"] of step must have ['env_reward', 'score', 'success'], got []",
         ),
         (
             lambda o, r, te, tr, info: (o, r, te, tr, {"vlp": {**info["vlp"], "frame": np.zeros(3)}}),
-            "info[\"vlp\"]['frame'] must be a number or None, got ndarray",
+            "info[\"vlp\"]['frame'] must be a number, got ndarray",
         ),
         (random_reward, "reset or step drew from a global random generator"),
     ],

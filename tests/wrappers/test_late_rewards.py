@@ -19,6 +19,7 @@ from vlp_gym.engine.tickets import Ticket
 from vlp_gym.errors import FrameError, QueryError
 from vlp_gym.models.protocol import Scores
 from vlp_gym.rewards.delivery import Delivery
+from vlp_gym.rewards.info import ticket_in
 from vlp_gym.testing import FaultyEnv, FaultyModel, PaintedEnv, PaintedModel, check_wrapper, painted_value
 from vlp_gym.wrappers import VLPRewardWrapper
 
@@ -49,13 +50,13 @@ def wrap(env=None, model=None, **options) -> VLPRewardWrapper:
 
 
 def episode(env: gym.Env, steps: int = 1000) -> tuple[list[Ticket], list[Delivery]]:
-    """The tickets of one episode, and what was delivered in its infos."""
+    """The tickets of one episode, and what was delivered meanwhile."""
     env.reset()
     tickets, deliveries, over = [], [], False
     while not over and len(tickets) < steps:
         _, _, terminated, truncated, info = env.step(0)
-        tickets.append(info["vlp"]["ticket"])
-        deliveries += info["vlp"]["delivered"]
+        tickets.append(ticket_in(info["vlp"]))
+        deliveries += env.poll()
         over = terminated or truncated
     return tickets, deliveries
 
@@ -82,14 +83,14 @@ def wait_until(done) -> None:
 def test_late_rewards_equal_those_of_sync(  # faults 10, 11, 26, 67
     lengths, stops, every, reward, history, truncate, max_batch, slots, pause_s
 ):
-    def paid(env: VLPRewardWrapper) -> tuple[dict[Ticket, float], list[Delivery]]:
+    def paid(env: VLPRewardWrapper) -> tuple[dict[tuple, float], list[Delivery]]:
         now, late = {}, []
         for stop in stops:
             env.reset()
             for _ in range(min(stop, lengths[min(env.ticket.episode, len(lengths) - 1)])):
-                _, value, _, _, info = env.step(0)
-                now[env.ticket] = value
-                late += info["vlp"].get("delivered", [])
+                value = env.step(0)[1]
+                now[env.ticket[1:]] = value
+                late += env.poll() if env.late else []
         late += env.flush()
         env.close()
         return now, late
@@ -101,8 +102,8 @@ def test_late_rewards_equal_those_of_sync(  # faults 10, 11, 26, 67
     engine = QueryEngine(model, mode="async", max_batch=max_batch, slots=slots)
     _, late = paid(VLPRewardWrapper(PaintedEnv(lengths, truncate=truncate), SENTENCE, engine, **shaped))
     engine.close()
-    assert [delivery.ticket for delivery in late] == sorted(exact)
-    assert {delivery.ticket: delivery.reward for delivery in late} == exact
+    assert [delivery.ticket[1:] for delivery in late] == sorted(exact)
+    assert {delivery.ticket[1:]: delivery.reward for delivery in late} == exact
 
 
 def test_a_step_returns_at_once_with_the_newest_reward_that_came():
@@ -114,8 +115,8 @@ def test_a_step_returns_at_once_with_the_newest_reward_that_came():
     start = time.monotonic()
     _, paid, _, _, info = env.step(0)
     assert time.monotonic() - start < 0.8
-    assert (paid, info["vlp"]["delivered"]) == (0.0, [])
-    assert info["vlp"]["ticket"] == (0, 0, 1)
+    assert paid == 0.0
+    assert ticket_in(info["vlp"]) == (0, 0, 1)
     (delivery,) = env.poll(timeout_s=5)
     assert delivery == (
         Ticket(0, 0, 1),
@@ -167,7 +168,6 @@ def test_a_model_that_leaves_out_its_progress_once(mode):
     with pytest.raises(ResetNeeded):
         env.step(0)
     env.reset()
-    env.deliver_by_poll()
     rewards = [env.step(0)[1] for _ in range(3)]
     rewards = rewards if mode == "sync" else [delivery.reward for delivery in env.flush()]
     assert rewards[-1] == painted_value(0, 1, 3)
@@ -211,9 +211,8 @@ def test_rewards_are_right_after_an_interrupt_anywhere(mode):  # fault 39
         episode_now = env.ticket.episode
         deliveries, paid = [], []
         for _ in range(4):
-            _, reward, _, _, info = env.step(0)
-            paid.append(reward)
-            deliveries += info["vlp"].get("delivered", [])
+            paid.append(env.step(0)[1])
+            deliveries += env.poll() if env.late else []
         deliveries += env.flush()
         right = [painted_value(0, env.unwrapped.episode, step) for step in range(1, 5)]
         if mode == "async":
@@ -227,14 +226,12 @@ def test_rewards_are_right_after_an_interrupt_anywhere(mode):  # fault 39
         count += 3
 
 
-def test_infos_carry_numbers_only():
+def test_deliveries_carry_numbers_only():
     env = wrap()
     env.reset()
     env.step(0)
-    wait_until(lambda: env.stats()["pending"] == 0)
-    _, _, _, _, info = env.step(0)
-    assert pickle.loads(pickle.dumps(info)) == info  # noqa: S301 (our own)
-    delivery = info["vlp"]["delivered"][0]  # the second may have come too
+    (delivery,) = env.flush()
+    assert pickle.loads(pickle.dumps(delivery)) == delivery  # noqa: S301 (our own)
     flat = [*delivery.ticket, *delivery[1:]]
     assert all(value is None or type(value) in (int, float, bool) for value in flat)
     env.close()
@@ -317,8 +314,8 @@ def test_an_error_of_the_model_comes_with_the_next_step(fault, error):  # faults
     with pytest.raises(error, match=r" \(env 0, episode 0, step 2\)$"):  # noqa: PT012
         env.reset()
         for _ in range(5):
-            env.flush()  # so that each query is a call of the model
-            deliveries += env.step(0)[4]["vlp"]["delivered"]
+            deliveries += env.flush()  # so that each query is a call of the model
+            env.step(0)
             deliveries += env.flush()
     with pytest.raises(ResetNeeded):
         env.step(0)
@@ -454,7 +451,6 @@ def test_several_cameras_are_averaged():
             model=model, render_fn=[into_one_buffer(lambda env: env.render()), into_one_buffer(other)], mode=mode
         )
         env.reset()
-        env.deliver_by_poll()
         rewards = [env.step(0)[1] for _ in range(3)]
         if mode == "async":
             rewards = [delivery.reward for delivery in env.flush()]
@@ -519,11 +515,11 @@ class LateRewards(RuleBasedStateMachine):
                 now = painted_value(number, painter.episode, painter.elapsed)
             else:
                 now = env.score
-            ticket = info["vlp"]["ticket"]
+            ticket = ticket_in(info["vlp"])
             assert ticket == env.ticket
             self.given[ticket] = now - env.score if self.options["reward"] == "delta" else now
             env.score, env.live = now, not over
-            self.take(info["vlp"]["delivered"])
+            self.take(env.poll())
         except ZeroDivisionError:
             env.live = False
         except QueryError:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import time
 
 import gymnasium as gym
 import pytest
 from late import SENTENCE, GatedModel, SlowModel
 
-from vlp_gym.rewards.delivery import Deliveries, Delivery, Receipt
+from vlp_gym.engine.tickets import Ticket
+from vlp_gym.errors import VLPError
+from vlp_gym.rewards.delivery import Delivery
+from vlp_gym.rewards.info import ticket_in
 from vlp_gym.rewards.stream import NOBODY_TAKES
 from vlp_gym.testing import PaintedEnv, PaintedModel, painted_value
-from vlp_gym.wrappers import VLPRewardWrapper, VLPVectorRewardWrapper, capture_frames
+from vlp_gym.wrappers import LateRewards, VLPRewardWrapper, VLPVectorRewardWrapper, capture_frames
 
 LENGTHS = (5, 1, 3)
 
@@ -50,48 +54,30 @@ def paid(env, episodes=3, after=lambda info: None):
     ],
 )
 def test_a_loop_that_takes_nothing_gets_exact_rewards(outer, caplog):  # fault 67
-    env = outer(make())
+    env = outer(make(untaken="wait"))
     with caplog.at_level("WARNING", "vlp_gym"):
         assert paid(env) == exact()
-    assert caplog.messages == [NOBODY_TAKES]
+    assert caplog.messages == []
     env.close()
 
 
-@pytest.mark.parametrize(
-    "look",
-    [
-        lambda info: copy.deepcopy(info),  # as DummyVecEnv does
-        lambda info: copy.copy(info["vlp"]["delivered"]),
-        lambda info: pickle.dumps(info),  # as worker processes do
-        lambda info: str(info),
-        lambda info: info["vlp"]["delivered"] == [],
-    ],
-)
-def test_carrying_an_info_on_is_no_taking(look):
-    env = make()
+@pytest.mark.parametrize("look", [copy.deepcopy, pickle.dumps, str, lambda info: [*info["vlp"].values()]])
+def test_reading_an_info_is_no_taking(look):
+    env = make(untaken="wait")
     assert paid(env, after=look) == exact()
     env.close()
 
 
-TAKE = {
-    "reads": lambda env, info: list(info["vlp"]["delivered"]),
-    "reads a copy": lambda env, info: len(copy.deepcopy(info)["vlp"]["delivered"]),
-    "indexes": lambda env, info: info["vlp"]["delivered"][:1],
-    "polls": lambda env, info: env.poll(),
-}
-
-
-@pytest.mark.parametrize("way", TAKE)
+@pytest.mark.parametrize("way", ["poll", "flush"])
 def test_whoever_takes_late_rewards_does_not_wait(way, caplog):
     model = GatedModel()
     env = VLPRewardWrapper(PaintedEnv((200,)), SENTENCE, model, mode="async")
-    _, info = env.reset()
-    env.flush()
+    env.reset()
+    getattr(env, way)()
+    env.engine.wait()
     model.open = False
     for _ in range(150):
-        TAKE[way](env, info)
-        _, reward, _, _, info = env.step(0)
-        assert reward == 0.0  # the placeholder
+        assert env.step(0)[1] == 0.0  # the placeholder
     model.open = True
     rewards = [delivery.reward for delivery in env.flush()]
     assert rewards == [painted_value(0, 0, step) for step in range(1, 151)]
@@ -99,14 +85,120 @@ def test_whoever_takes_late_rewards_does_not_wait(way, caplog):
     env.close()
 
 
-def test_one_that_stops_taking_waits_from_then_on():
+def test_who_has_taken_nothing_of_a_whole_episode_is_told_what_to_do(caplog):
     env = make()
-    assert paid(env, 1, after=lambda info: list(info["vlp"]["delivered"])) != exact(1)
-    env.reset()
-    env.step(0)
-    assert env.reset()[1]["vlp"]["ticket"].episode == 2  # nothing was read since
-    assert env.step(0)[1] == painted_value(0, 2, 1)
+    with caplog.at_level("WARNING", "vlp_gym"):
+        assert paid(env) == exact()
+    assert caplog.messages == [NOBODY_TAKES]
     env.close()
+
+
+def test_who_has_taken_nothing_of_a_whole_episode_is_stopped_on_request():
+    env = make(untaken="raise")
+    env.reset()
+    assert [env.step(0)[1] for _ in range(5)] == exact(1)
+    env.reset()
+    for _ in range(2):
+        with pytest.raises(VLPError, match=f"^{re.escape(NOBODY_TAKES)}$"):
+            env.step(0)
+    assert env.unwrapped.elapsed == 0, "the environment moved"
+    assert [delivery.reward for delivery in env.flush()] == exact(1)  # not too late
+    assert env.step(0)[1:3] != (None, None)
+    assert [delivery.ticket for delivery in env.flush()] == [Ticket(0, 1, 1)]
+    env.close()
+
+
+def test_a_part_of_an_episode_tells_nothing():
+    env = VLPRewardWrapper(PaintedEnv((5,)), SENTENCE, PaintedModel(), mode="async", untaken="raise")
+    for _ in range(3):
+        env.reset()
+        env.step(0)
+    env.close()
+
+
+SAYS = {
+    "polls": lambda env: env.poll(),
+    "flushes": lambda env: env.flush(),
+    "says that it takes them": lambda env: env.take_late_rewards(),
+    "says that it does not": lambda env: env.take_late_rewards(False),
+    "uses LateRewards": lambda env: LateRewards(env).step(0, env.reset()[1] and env.step(0)[4]),
+}
+
+
+@pytest.mark.parametrize("way", SAYS)
+def test_who_has_ever_said_something_is_not_told(way):
+    env = make(untaken="raise")
+    env.reset()
+    SAYS[way](env)
+    paid(env, 3)
+    env.close()
+
+
+def test_the_end_of_an_episode_is_early_enough():
+    """A loop that stores whole episodes."""
+    env, got = make(untaken="raise"), []
+    for _ in range(3):
+        paid(env, 1)
+        got += env.flush()
+    assert [delivery.reward for delivery in got] == exact()
+    env.close()
+
+
+def test_what_the_steps_have_paid_does_not_fill_the_memory():
+    env = VLPRewardWrapper(PaintedEnv((5,)), SENTENCE, PaintedModel(), mode="async", untaken="wait")
+    for _ in range(10):
+        paid(env, 1)
+        assert len(env._stream._states[0].ready) <= 5
+    env.close()
+
+
+def test_an_evaluation_loses_no_reward_of_the_training():
+    model = GatedModel()
+    env = VLPRewardWrapper(PaintedEnv((9, 3)), SENTENCE, model, mode="async")
+    env.reset()
+    env.flush()
+    model.open = False
+    for _ in range(4):
+        env.step(0)
+    model.open = True
+    assert paid(env, 3) == [painted_value(0, e, t) for e in (1, 2, 3) for t in (1, 2, 3)]
+    got = [delivery for delivery in env.flush() if delivery.ticket.episode == 0]
+    assert [delivery.reward for delivery in got] == [painted_value(0, 0, step) for step in range(1, 5)]
+    env.close()
+
+
+@pytest.mark.parametrize("kind", ["one process", "captured"])
+def test_in_a_vector_who_has_taken_nothing_is_told(kind):
+    fns, options = [lambda: PaintedEnv((2,)), lambda: PaintedEnv((9,), env=1)], {"mode": "async", "untaken": "raise"}
+    if kind == "captured":
+        venv = VLPVectorRewardWrapper(
+            gym.vector.SyncVectorEnv(capture_frames(fns)), SENTENCE, PaintedModel(), **options
+        )
+    else:
+        venv = gym.vector.SyncVectorEnv(
+            [lambda fn=fn: VLPRewardWrapper(fn(), SENTENCE, PaintedModel(), **options) for fn in fns]
+        )
+    venv.reset(seed=0)
+    for _ in range(2 if kind == "captured" else 3):  # the third is a reset
+        venv.step(venv.action_space.sample())
+    with pytest.raises(VLPError, match=f"^{re.escape(NOBODY_TAKES)}$"):
+        venv.step(venv.action_space.sample())
+    venv.close()
+
+
+def test_a_long_episode_is_logged(caplog):
+    env = VLPRewardWrapper(PaintedEnv((300,)), SENTENCE, PaintedModel(), mode="async")
+    env.reset()
+    with caplog.at_level("WARNING", "vlp_gym"):
+        for _ in range(250):
+            env.step(0)
+    assert caplog.messages == [NOBODY_TAKES]
+    env.close()
+
+
+def test_untaken_is_one_of_three_words():
+    with pytest.raises(ValueError, match=r"^untaken must be one of \['warn', 'raise', 'wait'\], got 'ignore'$"):
+        make(untaken="ignore")
 
 
 def test_a_reset_in_mid_episode_ends_what_was_said_once_and_for_all():
@@ -163,13 +255,11 @@ def test_the_vector_wrapper(takes):
     model = GatedModel()
     venv = gym.vector.SyncVectorEnv(capture_frames([lambda: PaintedEnv((9,)), lambda: PaintedEnv((9,), env=1)]))
     venv = VLPVectorRewardWrapper(venv, SENTENCE, model, mode="async")
-    _, infos = venv.reset(seed=0)
+    venv.reset(seed=0)
     venv.flush() if takes else None
     model.open = not takes
     for step in range(1, 7):
-        if takes:
-            assert [len(deliveries) for deliveries in infos["vlp"]["delivered"]] == [0, 0]
-        _, rewards, _, _, infos = venv.step(venv.action_space.sample())
+        _, rewards, *_ = venv.step(venv.action_space.sample())
         assert list(rewards) == ([0.0, 0.0] if takes else [painted_value(env, 0, step) for env in range(2)])
     model.open = True
     venv.close()
@@ -185,9 +275,8 @@ def test_numbers_stay_numbers_where_infos_become_tensors():
     import torch
 
     for _ in range(6):
-        info = env.step(torch.tensor(0))[4]["vlp"]
-        tickets.append(info["ticket"])
-        late += info["delivered"]
+        tickets.append(ticket_in(env.step(torch.tensor(0))[4]["vlp"]))
+        late += env.get_wrapper_attr("poll")()
     late += env.get_wrapper_attr("flush")()
     assert [delivery.ticket for delivery in late] == tickets
     assert {type(number) for ticket in tickets for number in ticket} == {int}
@@ -196,13 +285,5 @@ def test_numbers_stay_numbers_where_infos_become_tensors():
     env.close()
 
 
-def test_deliveries_are_a_list_that_notes_its_readers():
-    receipt = Receipt()
-    one = Delivery._make([None, 1, 2, None, 3, 0])
-    assert one == (None, 1.0, 2.0, None, 3.0, False)
-    deliveries = Deliveries([one], receipt)
-    twin = copy.deepcopy(deliveries)
-    assert (twin, type(pickle.loads(pickle.dumps(deliveries)))) == (deliveries, list)  # noqa: S301  # our own
-    assert not receipt.signed
-    assert [*twin] == [one]
-    assert receipt.signed
+def test_a_delivery_made_anew_is_of_pythons_numbers():
+    assert Delivery._make([None, 1, 2, None, 3, 0]) == (None, 1.0, 2.0, None, 3.0, False)

@@ -30,7 +30,9 @@ from painted import (
 )
 
 from vlp_gym.engine import QueryEngine
+from vlp_gym.engine.tickets import Ticket
 from vlp_gym.errors import FrameError, InstructionError, QueryError, VLPError
+from vlp_gym.rewards.info import ours_in, ticket_in
 from vlp_gym.testing import FaultyEnv, FaultyModel, PaintedEnv, PaintedModel, painted_value
 from vlp_gym.wrappers import VLPVectorRewardWrapper, capture_frames
 from vlp_gym.wrappers.capture import FrameCapture
@@ -64,7 +66,7 @@ def drive(env, lanes, steps, *, late=False):
     expected, got = {}, {}
     _, infos = env.reset(seed=0)
     assert infos["vlp"]["_score"].all()
-    assert not infos["vlp"]["_env_reward"].any()
+    assert np.isnan(infos["vlp"]["env_reward"]).all()
     for _ in range(steps):
         over = np.array([lane.over for lane in lanes])
         if autoreset == DISABLED and over.any():
@@ -78,23 +80,24 @@ def drive(env, lanes, steps, *, late=False):
         for index, lane in enumerate(lanes):
             if lane.over and autoreset == NEXT_STEP:  # this step was a reset
                 lane.begin()
-                assert (rewards[index], vlp["_env_reward"][index]) == (0.0, False)
-                assert not (late and vlp["_ticket"][index])
+                assert (rewards[index], np.isnan(vlp["env_reward"][index])) == (0.0, True)
+                assert not (late and vlp["step"][index])
             else:
                 reward = lane.move()
                 assert (terminated[index], truncated[index]) == lane.ends
                 assert (vlp["env_reward"][index], vlp["_env_reward"][index]) == (-1.0, True)
                 if late:
-                    assert vlp["_ticket"][index]
-                    assert tuple(vlp["ticket"][index]) == lane.ticket
-                    expected[lane.ticket] = reward
+                    assert (vlp["episode"][index], vlp["step"][index]) == lane.ticket[1:]
+                    expected[(vlp["env"][index], *lane.ticket[1:])] = reward
                 else:
                     assert rewards[index] == reward
             if not late:
-                assert (vlp["score"][index], vlp["progress"][index]) == (lane.said, lane.said)
+                scored = lane.reward != "final" or lane.over
+                assert (vlp["score"][index], scored) == (lane.said, not np.isnan(vlp["progress"][index]))
             if lane.over and autoreset == SAME_STEP:
                 lane.begin()
-        take(vlp.get("delivered", ()), got)
+        if late:
+            take(env.poll(), got)
     take(env.flush(), got)
     assert got == expected
     stats = env.stats()
@@ -103,9 +106,8 @@ def drive(env, lanes, steps, *, late=False):
 
 def take(delivered, got):
     """Collect late rewards; none may come twice."""
-    for index, deliveries in enumerate(delivered):
+    for deliveries in delivered:
         for delivery in deliveries:
-            assert delivery.ticket.env == index
             assert delivery.ticket not in got
             got[delivery.ticket] = delivery.reward
 
@@ -156,8 +158,9 @@ def test_skipped_frames_of_a_crowded_engine_lose_no_ticket():
     tickets, got = [], {}
     for _ in range(30):
         vlp = env.step(noop(env))[4]["vlp"]
-        tickets += [tuple(ticket) for ticket in vlp["ticket"][vlp["_ticket"]].tolist()]
-        take(vlp["delivered"], got)
+        each = zip(vlp["env"].tolist(), vlp["episode"].tolist(), vlp["step"].tolist(), strict=True)
+        tickets += [ticket for ticket in each if ticket[2]]
+        take(env.poll(), got)
     take(env.flush(), got)
     assert sorted(got) == sorted(tickets)
     for (index, episode, step), reward in got.items():  # held from an earlier step of the episode, or exact
@@ -477,7 +480,7 @@ def test_gymnasiums_own_wrappers_around_it():
     env.reset()
     for _ in range(2):
         infos = env.step(noop(env))[4]
-    assert [tuple(info["vlp"]["ticket"]) for info in infos] == [(0, 0, 2), (1, 0, 2)]
+    assert list(map(ticket_in, map(ours_in, infos))) == [Ticket(0, 0, 2), Ticket(1, 0, 2)]
     assert infos[0]["episode"]["l"] == 2
     env.close()
 

@@ -17,7 +17,7 @@ class QueryBook:
     """
 
     def __init__(self) -> None:
-        self.episodes: list[Episode | None] = []
+        self.episodes: dict[int, Episode | None] = {}
         """The running one of each environment."""
         self.pending: dict[Ticket, Request] = {}
         """What has no answer yet, oldest first."""
@@ -44,7 +44,7 @@ class QueryBook:
         Raises:
             RuntimeError: if the ticket was already used, or its episode does not run.
         """
-        episode = self.episodes[ticket.env]
+        episode = self.episodes.get(ticket.env)
         if episode is None or ticket.episode != episode.number or ticket.step <= episode.step:
             raise RuntimeError(f"the ticket was already used or belongs to no running episode ({ticket})")
         return episode

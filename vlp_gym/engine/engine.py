@@ -25,7 +25,7 @@ from vlp_gym.engine.batch import answer_batch, split_rows
 from vlp_gym.engine.book import QueryBook
 from vlp_gym.engine.guard import GuardedModel
 from vlp_gym.engine.settings import Mode, Policy, check_settings
-from vlp_gym.engine.tickets import Answer, Episode, FrameScore, Request, Ticket
+from vlp_gym.engine.tickets import Answer, Episode, FrameScore, Request, Ticket, next_env
 from vlp_gym.engine.windows import window_indices
 from vlp_gym.engine.worker import start_worker, stopped
 from vlp_gym.errors import QueryError, QueryTimeout
@@ -125,8 +125,9 @@ class QueryEngine:
     def add_env(self) -> int:
         """Take in one more environment; returns the `env` of its tickets."""
         with self._lock:
-            self._book.episodes.append(None)
-            return len(self._book.episodes) - 1
+            env = next_env()
+            self._book.episodes[env] = None
+            return env
 
     def encode_text(self, instruction: str) -> Tensor:
         """Encode one checked instruction as tokens, ``[L, D]``; each instruction is encoded once.

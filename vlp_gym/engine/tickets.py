@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -12,6 +13,13 @@ from torch import Tensor
 
 from vlp_gym.engine.token_cache import TokenCache
 
+_numbers = itertools.count()
+
+
+def next_env() -> int:
+    """A number for one more environment: no other of this process has it, whichever engine it belongs to."""
+    return next(_numbers)
+
 
 class _Ticket(NamedTuple):
     env: int
@@ -20,7 +28,7 @@ class _Ticket(NamedTuple):
 
 
 class Ticket(_Ticket):
-    """Identifier of one transition, by the step that led to its frame; step 0 is the reset frame."""
+    """Identifier of one transition, unique in its process, by the step that led to its frame; step 0 is the reset."""
 
     __slots__ = ()
 

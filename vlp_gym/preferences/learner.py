@@ -15,8 +15,8 @@ The loop reports each step, holds a session when one is due, and reads the learn
     >>> row["labels"], learner.reward(torch.zeros(3, 1), torch.zeros(3, 1)).shape
     (12, torch.Size([3]))
 
-To label with a reward model, set ``env.engine.on_answer = learner.segments.on_answer``, give `add_step` the ticket in
-``info["vlp"]``, and call ``env.engine.wait()`` before a session.
+To label with a reward model, set ``env.engine.on_answer = learner.segments.on_answer``, give `add_step` the wrapper's
+``env.ticket``, call ``env.poll()`` after each step, and ``env.engine.wait()`` before a session.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, NamedTuple
 
 from vlp_gym.engine.tickets import Ticket
 
@@ -35,59 +35,33 @@ class Delivery(_Delivery):
 class Receipt:
     """Whether somebody takes the late rewards of a stream."""
 
-    signed: bool = False
-    """Since the newest step or reset, somebody has read an info's deliveries: the next step need not wait."""
     polled: bool = False
     """Since the newest call of ``reset``, somebody has polled."""
     always: bool = False
     """No other sign is needed, see `Streaming.take_late_rewards`."""
+    known: bool = False
+    """Somebody has polled, or has said whether late rewards are taken, at any time."""
     waited: int = 0
     """Steps in a row for which nobody took rewards."""
 
+    def poll(self) -> None:
+        """Somebody polls."""
+        self.polled = self.known = True
+
+    def say(self, *, always: bool) -> None:
+        """Somebody says whether late rewards are taken from now on."""
+        self.known, self.always = True, always
+        self.polled &= always
+
     def restart(self) -> None:
         """Somebody calls the wrapper's ``reset``: it may not be who has taken the rewards before."""
-        self.waited *= not self.signed
-        self.polled = self.signed = False
+        self.polled = False
+
+    def taken(self) -> bool:
+        """Whether the next step may be late."""
+        return self.always or self.polled
 
     def used(self) -> bool:
-        """Whether the step being made may be late; asked once a step."""
-        taken = self.always or self.polled or self.signed
-        self.signed = False
-        self.waited = 0 if taken else self.waited + 1
-        return taken
-
-
-class Deliveries(list[Delivery]):
-    """The late rewards in an info. Reading them signs the receipt: the next step need not wait for its reward.
-
-    Copying and pickling do not: vector environments do both to every info.
-
-    Args:
-        deliveries: oldest first.
-        receipt: what reading signs.
-    """
-
-    def __init__(self, deliveries: Iterable[Delivery] = (), receipt: Receipt | None = None) -> None:
-        super().__init__(deliveries)
-        self.receipt = receipt or Receipt()
-
-    def __iter__(self) -> Iterator[Delivery]:
-        self.receipt.signed = True
-        return super().__iter__()
-
-    def __len__(self) -> int:
-        self.receipt.signed = True
-        return super().__len__()
-
-    def __getitem__(self, index: Any) -> Any:
-        self.receipt.signed = True
-        return super().__getitem__(index)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Deliveries:
-        return Deliveries(super().__iter__(), self.receipt)
-
-    def __copy__(self) -> Deliveries:
-        return Deliveries(super().__iter__(), self.receipt)
-
-    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
-        return list, (list(super().__iter__()),)
+        """The same for the step being made, asked once a step."""
+        self.waited = 0 if self.taken() else self.waited + 1
+        return self.waited == 0

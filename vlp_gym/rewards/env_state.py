@@ -50,6 +50,8 @@ class EnvState:
     """The newest score that came, and the number that rewards are made of."""
     answered: Ticket | None = None
     """The newest ticket that was answered."""
+    paid_from: Ticket | None = None
+    """Since this step, each has waited for its own reward; None: the newest has not."""
     ready: list[Delivery] = field(default_factory=list)
     """Rewards that were not taken yet."""
     watch: FirstEpisode = field(default_factory=FirstEpisode)
@@ -103,6 +105,11 @@ class EnvState:
         """The newest step has not come back to the agent: it has no reward."""
         self.waiting = deque(step for step in self.waiting if step[0] != self.ticket)
         self.ready = [delivery for delivery in self.ready if delivery.ticket != self.ticket]
+
+    def drop_paid(self) -> None:
+        """Forget the rewards that steps have returned and nobody took: kept, they would fill the memory."""
+        if self.paid_from is not None:
+            self.ready = [delivery for delivery in self.ready if delivery.ticket < self.paid_from]
 
     def settle(self, shaping: Shaping) -> None:
         """Turn the scores that are there into rewards, oldest first, up to the first that is missing."""

@@ -94,12 +94,24 @@ class RewardLedger:
         self._counts["submitted"] += 1
         return True
 
+    def knows(self, index: int, ticket: Ticket) -> bool:
+        """Whether a ticket was announced, and its reward is still to come."""
+        return ticket in self._open[index]
+
     def close(self, row: int) -> None:
         """Close a row before it is written; tickets of its old transitions become stale."""
         for index, ticket in self.missing.pop(row, {}).items():
             if ticket is not None:
                 self._abandon(index, ticket)
         self.missing[row] = dict.fromkeys(range(len(self._open)))
+
+    def overwrite(self, row: int, index: int) -> None:
+        """The transition of one environment is given up: its late reward will be dropped."""
+        ticket = self.missing[row].pop(index)
+        if not self.missing[row]:
+            del self.missing[row]
+        if ticket is not None:
+            self._abandon(index, ticket)
 
     def bind(self, row: int, tickets: Sequence[Ticket | None], write: Callable[[int, int, float], None]) -> None:
         """Open a written row for those environments whose rewards are known.

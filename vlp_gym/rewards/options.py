@@ -11,7 +11,7 @@ from vlp_gym.engine.engine import QueryEngine
 from vlp_gym.engine.settings import Mode, check_mode
 from vlp_gym.models.protocol import History, RewardModel
 from vlp_gym.rewards.shaping import Reward, Shaping
-from vlp_gym.rewards.stream import RewardStream
+from vlp_gym.rewards.stream import RewardStream, Untaken, check_untaken
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +32,8 @@ class Shorthand(TypedDict, total=False):
     device: str | torch.device
     mode: Mode
     truncate: bool
+    flat_info: bool
+    untaken: Untaken
 
 
 def make_stream(
@@ -51,6 +53,8 @@ def make_stream(
     device: str | torch.device = "auto",
     mode: Mode = "sync",
     truncate: bool = False,
+    flat_info: bool = False,
+    untaken: Untaken = "warn",
 ) -> RewardStream:
     """The stream of a wrapper; arguments and errors are those of `VLPRewardWrapper`, with one instruction for each env.
 
@@ -58,6 +62,7 @@ def make_stream(
         ValueError: also for an option beside an object that brings it: `Shaping` or `QueryEngine`.
     """
     check_mode(mode)
+    check_untaken(untaken)
     if not (isinstance(every, int) and every >= 1):
         raise ValueError(f"every must be a number of steps, at least 1, got {every!r}")
     given = (scale, gamma, env_reward_weight, success_threshold, success_bonus, terminate_on_success)
@@ -67,7 +72,7 @@ def make_stream(
         raise ValueError("a Shaping brings its own scale, gamma, env_reward_weight, success_* and terminate_on_success")
     if not isinstance(model, QueryEngine):
         engine = QueryEngine(model, window=window, history=history, device=device, truncate=truncate, mode=mode)
-        return RewardStream(instructions, engine, reward, every=every)
+        return RewardStream(instructions, engine, reward, every=every, flat=flat_info, untaken=untaken)
     if (history, window, device, truncate) != (None, None, "auto", False) or mode == "async" != model.mode:
         raise ValueError("a QueryEngine brings its own history, window, device, truncate and mode")
-    return RewardStream(instructions, model, reward, every=every, owned=False)
+    return RewardStream(instructions, model, reward, every=every, owned=False, flat=flat_info, untaken=untaken)

@@ -2,7 +2,7 @@
 
 Every wrapper is a `RewardStream` with an environment around it, in both modes. So the same ticket gets the same reward
 whether its score was waited for or came ten steps later. A reward comes late only to those who take late rewards: who
-reads them from an info signs a receipt for the next step, who polls does so until the next reset. All others wait.
+polls does so until the next reset. All others wait, and after a whole episode are told why.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import time
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,23 +20,32 @@ from vlp_gym.engine.engine import QueryEngine
 from vlp_gym.engine.tickets import Answer, Ticket
 from vlp_gym.engine.unknown import unknown
 from vlp_gym.engine.worker import reopen
-from vlp_gym.errors import QueryError
+from vlp_gym.errors import QueryError, VLPError
 from vlp_gym.frames.check import validate_frame
-from vlp_gym.rewards.delivery import Deliveries, Delivery, Receipt
+from vlp_gym.rewards.delivery import Delivery, Receipt
 from vlp_gym.rewards.env_state import EnvState
 from vlp_gym.rewards.env_state import Transition as Transition
+from vlp_gym.rewards.info import HEADS, TAKERS, numbers
 from vlp_gym.rewards.shaping import Shaping, score_of
 from vlp_gym.text import normalize_instruction
 
 logger = logging.getLogger("vlp_gym")
 
+Untaken = Literal["warn", "raise", "wait"]
+
 LONG = 100
-"""So many steps that wait in a row are logged even if the episode goes on."""
+"""So many steps that wait in a row are logged if the episode does not end."""
 NOBODY_TAKES = (
-    'mode="async", but nobody takes the late rewards: each step waits for its own, as with mode="sync". With '
-    "Stable-Baselines3 give learn() a VLPRewardCallback; in a loop of your own read info['vlp']['delivered'] or call "
-    'poll() after each step. Where rewards are only added up, as in an evaluation, mode="sync" says the same'
+    'mode="async", but nobody takes the late rewards: each step waits for its own. With Stable-Baselines3 give learn() '
+    "a VLPRewardCallback, and an off-policy model replay_buffer_class=VLPReplayBuffer; in a loop of your own use "
+    'vlp_gym.LateRewards(env); where waiting is right, as in an evaluation, set mode="sync" or untaken="wait"'
 )
+
+
+def check_untaken(untaken: Untaken) -> None:
+    """Raise ValueError unless it is one of the words."""
+    if untaken not in get_args(Untaken):
+        raise ValueError(f"untaken must be one of {list(get_args(Untaken))}, got {untaken!r}")
 
 
 class RewardStream:
@@ -48,22 +57,35 @@ class RewardStream:
         shaping: from a score to a reward.
         every: steps between two scored frames.
         owned: no other stream uses the engine: it is closed with this one.
+        flat: the infos have keys such as "vlp/score".
+        untaken: what a step does after a whole episode whose late rewards nobody took.
 
     Raises:
         ValueError, InstructionError: as `VLPRewardWrapper` describes.
     """
 
     def __init__(
-        self, instructions: Sequence[str], engine: QueryEngine, shaping: Shaping, *, every: int = 1, owned: bool = True
+        self,
+        instructions: Sequence[str],
+        engine: QueryEngine,
+        shaping: Shaping,
+        *,
+        every: int = 1,
+        owned: bool = True,
+        flat: bool = False,
+        untaken: Untaken = "warn",
     ) -> None:
+        self.flat, self._untaken = flat, untaken
         self.engine, self.shaping, self.every, self._owned = engine, shaping, every, owned
         self.late = engine.mode == "async"
         """Whether rewards may come late."""
         self.receipt = Receipt()
         """Who takes late rewards: if nobody does, a step waits for its own."""
         self._told = self._told_of_no_end = self._met = False
-        self.by_poll = False
-        """Late rewards come by `poll` and `flush` alone, see `Streaming.deliver_by_poll`."""
+        self._ended = False
+        """The newest step has ended an episode."""
+        self.raises_in_poll = False
+        """See `Streaming.raise_in_poll`."""
         self.yields = False
         """The engine works while the environment steps, and rests while the agent learns."""
         self._errors: list[Exception] = []
@@ -72,7 +94,10 @@ class RewardStream:
                 raise ValueError("terminate_on_success needs the score at once; use mode='sync'")
             sentences = [normalize_instruction(instruction) for instruction in instructions]
             texts = [engine.encode_text(sentence) for sentence in sentences]
-            score_of(shaping.kind, *engine.probe(texts[0]))  # a model that cannot pay this must not fail in training
+            probed = engine.probe(texts[0])
+            score_of(shaping.kind, *probed)  # a model that cannot pay this must not fail in training
+            self._heads = [head for head in HEADS if getattr(probed, head) is not None]
+            self.info_keys = ["env_reward", "score", *self._heads, "success", *(Ticket._fields if self.late else ())]
         except BaseException:
             if owned:
                 engine.close()
@@ -82,6 +107,7 @@ class RewardStream:
             env = engine.add_env()
             self._states.append(EnvState(env, sentence, (sentence, text), Ticket(env, -1, 0)))
         self._by_env = {state.env: state for state in self._states}
+        TAKERS.update(dict.fromkeys(self._by_env, self))
 
     def __len__(self) -> int:
         return len(self._states)
@@ -115,10 +141,7 @@ class RewardStream:
 
     def take_late_rewards(self, on: bool) -> None:
         """See the wrappers' method of this name."""
-        self._told = True
-        self.receipt.always = on
-        if not on:
-            self.receipt.polled = self.receipt.signed = False
+        self.receipt.say(always=on)
 
     def advance(self, index: int) -> Ticket:
         """The ticket of the next step."""
@@ -149,6 +172,7 @@ class RewardStream:
         for place, views, terminated, truncated, env_reward in transitions:
             state = self._states[place]
             state.over = terminated or truncated
+            self._ended |= state.over
             if state.ticket.step > 0:
                 steps = True
                 self.shaping.check_env_reward(env_reward, where=state.ticket)
@@ -167,9 +191,13 @@ class RewardStream:
                 kept = transition if transition.views is None else transition._replace(views=())  # frames are not kept
                 state.waiting.append((state.ticket, kept))
             self.engine.submit(tickets, frames, scored=scored)
-            if self.late and steps and not self._taken(over=any(self._states[step.place].over for step in transitions)):
-                self._settle(self.engine.flush(self._by_env))
-                self.raise_errors()
+            if self.late and steps:
+                taken = self._taken()
+                for state in (self._states[transition.place] for transition in transitions):
+                    state.paid_from = None if taken else state.paid_from or state.ticket
+                if not taken:
+                    self._settle(self.engine.flush(self._by_env))
+                    self.raise_errors()
         except BaseException:  # these steps never get back to the agent
             for transition in transitions:
                 self._states[transition.place].forget_newest()
@@ -221,21 +249,28 @@ class RewardStream:
             raise errors[0]
 
     def settle(self) -> None:
-        """Before a step: turn scores that have come into rewards, unless `poll` does that, and raise errors."""
-        if self.late and not self.by_poll:
-            self._settle(self.engine.poll(self._by_env))
+        """Before a step: turn scores that have come into rewards, unless `poll` does that, and raise errors.
+
+        Raises:
+            VLPError: after a whole episode, if nobody has taken late rewards since the stream was made.
+        """
+        if self.late:
+            if self._ended and not self.receipt.taken():
+                self._tell_of_untaken(raises=self._untaken == "raise")
+                for state in self._states:
+                    state.drop_paid()
+            self._ended = False
+            if not self.raises_in_poll:
+                self._settle(self.engine.poll(self._by_env))
         self.raise_errors()
 
     def collect(self) -> list[list[Delivery]]:
-        """Take what goes into the infos."""
-        if not self.late:
-            return self._take()
-        taken = [[] for _ in self._states] if self.by_poll else self._take()
-        return [Deliveries(each, self.receipt) for each in taken]
+        """Take what the steps have paid ("sync")."""
+        return self._take()
 
-    def poll(self, timeout_s: float = 0.0) -> list[list[Delivery]]:
+    def poll(self, timeout_s: float = 0.0, *, raises: bool = True) -> list[list[Delivery]]:
         """For each environment what `VLPRewardWrapper.poll` returns; an error of the model loses no reward."""
-        self.receipt.polled = True
+        self.receipt.poll()
         self._settle(self.engine.poll(self._by_env))
         if timeout_s > 0.0:
             deadline = time.monotonic() + timeout_s
@@ -244,12 +279,20 @@ class RewardStream:
                 if not answers:
                     break
                 self._settle(answers)
-        self.raise_errors()
+        if raises:
+            self.raise_errors()
         return self._take()
+
+    def take(self, env: int) -> list[Delivery]:
+        """What has come for one environment; what the model has raised comes with its next step."""
+        self.receipt.poll()
+        self._settle(self.engine.poll(self._by_env))
+        taken, self._by_env[env].ready = self._by_env[env].ready, []
+        return taken
 
     def flush(self, timeout_s: float | None = None) -> list[list[Delivery]]:
         """For each environment what `VLPRewardWrapper.flush` returns."""
-        self.receipt.polled = True
+        self.receipt.poll()
         self._settle(self.engine.flush(self._by_env, timeout_s))
         self.raise_errors()
         return self._take()
@@ -257,13 +300,14 @@ class RewardStream:
     def info(self, index: int, env_reward: float | None) -> dict[str, Any]:
         """The ``info["vlp"]`` of an environment: the newest settled score."""
         state = self._states[index]
-        return {
-            "env_reward": env_reward,
-            "score": state.score,
-            "progress": None if state.scored is None else state.scored.progress,
-            "relevance": None if state.scored is None else state.scored.relevance,
-            "success": self.shaping.success(state.score),
-        }
+        return numbers(
+            env_reward,
+            state.score,
+            state.scored,
+            heads=self._heads,
+            success=self.shaping.success(state.score),
+            ticket=state.ticket if self.late else None,
+        )
 
     def success(self, index: int) -> dict[str, bool]:
         """``is_success`` of an environment's newest step, which Stable-Baselines3 counts, where that is known."""
@@ -280,13 +324,22 @@ class RewardStream:
         for state in self._states:
             self.engine.cancel(state.env)
 
-    def _taken(self, *, over: bool) -> bool:
-        """Whether somebody takes late rewards; asked once a step. If nobody does for an episode, that is logged."""
+    def _taken(self) -> bool:
+        """Whether somebody takes late rewards; asked once a step. If nobody does for long, that is logged."""
         taken = self.receipt.used()
-        if not self._told and ((over and self.receipt.waited > 1) or self.receipt.waited == LONG):
+        if self.receipt.waited == LONG:
+            self._tell_of_untaken()
+        return taken
+
+    def _tell_of_untaken(self, *, raises: bool = False) -> None:
+        """If nobody has ever said anything about late rewards, raise, or log it once."""
+        if self._untaken == "wait" or self.receipt.known:
+            return
+        if raises:
+            raise VLPError(NOBODY_TAKES)
+        if not self._told:
             self._told = True
             logger.warning(NOBODY_TAKES)
-        return taken
 
     def _warn_of_no_end(self, state: EnvState) -> None:
         """With "final" an episode without an end pays nothing at all."""

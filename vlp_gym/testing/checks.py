@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vlp_gym.engine.guard import GuardedModel
 from vlp_gym.models.protocol import ContextualModel, RewardModel, Scores, value_range
+from vlp_gym.rewards.info import ours_in, ticket_in
 
 SENTENCES = ("press the button", "close the door and then open the drawer, please")
 
@@ -205,9 +206,10 @@ def _rollout(env: gym.Env[Any, Any], steps: int, seed: int) -> tuple[list[float]
         assert not (terminated and truncated), "a step that terminates must not say that it was truncated too"
         rewards.append(reward)
         over = terminated or truncated
-        if "ticket" in info["vlp"]:
-            tickets.append(info["vlp"]["ticket"])
-            late += info["vlp"]["delivered"]
+        ticket = ticket_in(ours_in(info))
+        if ticket is not None:
+            tickets.append(ticket)
+            late += env.get_wrapper_attr("poll")()
     if tickets:
         late += env.get_wrapper_attr("flush")()
         assert [delivery.ticket for delivery in late] == tickets, "each step must be delivered once, in order"
@@ -217,12 +219,12 @@ def _rollout(env: gym.Env[Any, Any], steps: int, seed: int) -> tuple[list[float]
 
 
 def _check_info(info: dict[str, Any], call: str) -> None:
-    expected = {"env_reward", "score", "progress", "relevance", "success"}
-    found = info.get("vlp", {})
+    expected = {"env_reward", "score", "success"}
+    found = ours_in(info) or {}
     assert expected <= set(found), f'info["vlp"] of {call} must have {sorted(expected)}, got {sorted(found)}'
     for name, value in found.items():
-        fits = name in ("ticket", "delivered") or value is None or isinstance(value, (bool, int, float))
-        assert fits, f'info["vlp"][{name!r}] must be a number or None, got {type(value).__name__}'
+        fits = isinstance(value, (bool, int, float, np.number, np.bool_))
+        assert fits, f'info["vlp"][{name!r}] must be a number, got {type(value).__name__}'
 
 
 def _check_float(tensor: Any, name: str, shape: tuple[int | None, ...], words: str) -> None:

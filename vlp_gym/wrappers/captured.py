@@ -20,7 +20,7 @@ from vlp_gym.engine.engine import QueryEngine
 from vlp_gym.engine.tickets import Ticket
 from vlp_gym.errors import VLPError
 from vlp_gym.models.protocol import RewardModel
-from vlp_gym.rewards.delivery import Deliveries, Delivery
+from vlp_gym.rewards.delivery import Delivery
 from vlp_gym.rewards.options import Shorthand, make_stream
 from vlp_gym.rewards.shaping import Reward, Shaping, own_number
 from vlp_gym.rewards.stream import Transition
@@ -105,9 +105,9 @@ class CapturedRewards(Streaming):
         for each in range(len(self._stream)) if index is None else [index]:
             self._stream.set_instruction(each, instruction)
 
-    def poll(self, timeout_s: float = 0.0) -> list[list[Delivery]]:
+    def poll(self, timeout_s: float = 0.0, *, raises: bool = True) -> list[list[Delivery]]:
         """For each environment what `VLPRewardWrapper.poll` returns."""
-        return self._stream.poll(timeout_s)
+        return self._stream.poll(timeout_s, raises=raises)
 
     def flush(self, timeout_s: float | None = None) -> list[list[Delivery]]:
         """For each environment what `VLPRewardWrapper.flush` returns."""
@@ -196,23 +196,17 @@ class CapturedRewards(Streaming):
             successes.append(stream.success(index))
             if stepped[index]:
                 rewards[index] = stream.placeholder(index)
-                if stream.late:
-                    infos[index]["ticket"] = stream.ticket(index)
         again = [index for index in range(num_envs) if stepped[index] and self._block.events[index, BEGUN]]
         first = self._begin_those(again)
-        for info, delivered in zip(infos, stream.collect(), strict=True):  # last: nothing can fail any more
-            if stream.late:
-                info["delivered"] = delivered
+        if not stream.late:
+            stream.collect()
         return Settled(rewards, infos, successes, first)
 
     def _begin_those(self, indices: Sequence[int]) -> dict[int, dict[str, Any]]:
         stream = self._stream
         if indices:
             stream.observe([self._first(index) for index in indices])
-        infos = {index: stream.info(index, None) for index in indices}
-        for index, info in infos.items() if stream.late else ():
-            info |= {"ticket": stream.ticket(index), "delivered": Deliveries(receipt=stream.receipt)}
-        return infos
+        return {index: stream.info(index, None) for index in indices}
 
     def _first(self, index: int) -> Transition:
         """Begin an episode with the frame of the reset."""

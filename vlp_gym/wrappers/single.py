@@ -20,10 +20,11 @@ from vlp_gym.errors import add_note
 from vlp_gym.frames.check import RenderFn, check_cameras
 from vlp_gym.frames.rendering import reset_env
 from vlp_gym.models.protocol import History, RewardModel
-from vlp_gym.rewards.delivery import Deliveries, Delivery
+from vlp_gym.rewards.delivery import Delivery
+from vlp_gym.rewards.info import put
 from vlp_gym.rewards.options import make_stream
 from vlp_gym.rewards.shaping import Reward, Shaping, own_number
-from vlp_gym.rewards.stream import Transition
+from vlp_gym.rewards.stream import Transition, Untaken
 from vlp_gym.wrappers.streaming import NO_RELABELLING, RESET_IN_SB3, Streaming
 
 logger = logging.getLogger("vlp_gym")
@@ -36,18 +37,18 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
 
     The reset frame and the frame after each step are rendered inside the environment's own ``reset`` and ``step``,
     so the terminal frame belongs to the episode that it ends. ``info["vlp"]`` carries ``env_reward`` (the
-    environment's own reward, None at a reset), ``score``, ``progress``, ``relevance`` (a logit) and ``success``.
+    environment's own reward), ``score``, ``progress``, ``relevance`` (a logit) and ``success``: always the same keys,
+    numbers only, NaN where there is none (the environment's own reward at a reset, a head that the model lacks).
     Put a time limit inside this wrapper, not around it. Where a step both terminates and truncates, ``truncated`` is
     False, so that no agent bootstraps from a terminal state. Any error in a step ends the episode; `reset` goes on.
 
-    With ``mode="async"`` a step does not wait for the model, if somebody takes late rewards: has read
-    ``info["vlp"]["delivered"]`` of the step or reset before, or called `poll` or `flush` since the reset. It returns a
-    placeholder, the newest reward that was delivered (0.0 at first), and names its transition in
-    ``info["vlp"]["ticket"]``. The rewards that came meanwhile are in ``info["vlp"]["delivered"]`` of the steps that
-    follow, a list of `Delivery`, and what is not there when the run ends comes by `poll` or `flush`: each exactly once,
-    in the order of the steps, and equal to what "sync" pays. ``score``, ``progress``, ``relevance`` and ``success`` are
-    those of the newest delivery. An error of the model is raised by the next step. Where nobody takes late rewards, as
-    in an evaluation, each step waits and returns its own, as with "sync". `vlp_gym.integrations.sb3` puts late rewards
+    With ``mode="async"`` a step does not wait for the model, if somebody takes late rewards: has called `poll` or
+    `flush` since the reset. It returns a placeholder, the newest reward that has come (0.0 at first), and
+    ``info["vlp"]`` names its transition: ``env``, ``episode`` and ``step``, the parts of its ticket. The rewards come
+    by `poll` and `flush`: each exactly once, in the order of the steps, and equal to what "sync" pays. ``score``,
+    ``progress``, ``relevance`` and ``success`` are those of the newest of them. An error of the model is raised by the
+    next step. Where nobody takes late rewards, each step waits and returns its own, as with "sync"; the step after the
+    first whole episode raises. `vlp_gym.LateRewards`, in any loop, and `vlp_gym.integrations.sb3` put late rewards
     where they belong.
 
     Args:
@@ -74,6 +75,9 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
         device: where the model runs; "auto" takes CUDA if there is one, and leaves a live model where it is.
         mode: "sync": `step` returns the exact reward; "async": it comes later, as described above.
         truncate: cut an instruction that is over the model's token limit, instead of raising.
+        flat_info: put the numbers into ``info`` itself, as ``"vlp/score"`` etc., for code that reads no dictionary.
+        untaken: what happens with "async" after a whole episode, if nobody has ever taken late rewards, so that each
+            step has waited for its own: "warn" says once what to do, "raise" raises that, "wait" says nothing.
 
     Raises:
         ValueError: for an invalid argument, an environment that does not render arrays, or a model without progress
@@ -111,6 +115,8 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
         device: str | torch.device = "auto",
         mode: Mode = "sync",
         truncate: bool = False,
+        flat_info: bool = False,
+        untaken: Untaken = "warn",
     ) -> None:
         options = {name: value for name, value in locals().items() if name not in ("self", "env", "__class__")}
         recorded = {name: record(value) for name, value in options.items()}
@@ -146,16 +152,17 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
         """
         self._stream.set_instruction(0, instruction)
 
-    def poll(self, timeout_s: float = 0.0) -> list[Delivery]:
-        """Take the late rewards that are there and were not in an ``info["vlp"]["delivered"]``, oldest first.
+    def poll(self, timeout_s: float = 0.0, *, raises: bool = True) -> list[Delivery]:
+        """Take the late rewards that are there, oldest first.
 
         Args:
             timeout_s: how long to wait for the first one.
+            raises: False leaves what the model has raised to the next step, or to the next call.
 
         Raises:
             QueryError, TypeError: what the model raised for an earlier step.
         """
-        return self._stream.poll(timeout_s)[0]
+        return self._stream.poll(timeout_s, raises=raises)[0]
 
     def flush(self, timeout_s: float | None = None) -> list[Delivery]:
         """Wait until every reward is there, and take them as `poll` does.
@@ -183,7 +190,7 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
         logger.debug("%s: instruction %s", ticket, self.instruction)
         self._stream.observe([Transition(0, views)])
         self._running = True
-        return observation, {**info, "vlp": self._info(None, Deliveries(receipt=self._stream.receipt))}
+        return observation, put(info, self._stream.info(0, None), flat=self._stream.flat)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Step the environment; the reward, a Python float, is the sentence's, or the placeholder of a late one."""
@@ -206,12 +213,12 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
         self._stream.env_is_stepping(False)
         env_reward = own_number(own)
         self._stream.observe([Transition(0, views, bool(terminated), bool(truncated), env_reward)])
-        delivered = self._stream.collect()[0]
         if not self._stream.late:
+            (delivered,) = self._stream.collect()
             terminated = terminated or (self._stream.shaping.terminate_on_success and delivered[-1].success)
         terminated, truncated = bool(terminated), bool(truncated and not terminated)
         self._running = not (terminated or truncated)
-        info = {**self._stream.success(0), **info, "vlp": self._info(env_reward, delivered)}
+        info = put({**self._stream.success(0), **info}, self._stream.info(0, env_reward), flat=self._stream.flat)
         return observation, self._stream.placeholder(0), terminated, truncated, info
 
     def compute_reward(self, *args: Any, **kwargs: Any) -> NoReturn:
@@ -240,10 +247,6 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
         """One frame for each camera; all but the last are copied: the next camera may draw into the same buffer."""
         *others, last = self._cameras
         return [*(copy.copy(camera(self.env)) for camera in others), last(self.env)]
-
-    def _info(self, env_reward: float | None, delivered: Sequence[Delivery] = ()) -> dict[str, Any]:
-        info = self._stream.info(0, env_reward)
-        return {**info, "ticket": self.ticket, "delivered": delivered} if self._stream.late else info
 
 
 def record(value: Any) -> Any:

@@ -44,20 +44,18 @@ class Streaming:
         """
         self._stream.yield_to_learner(on)
 
-    def deliver_by_poll(self, on: bool = True) -> None:
-        """From now on late rewards come by `poll` and `flush` alone, and no longer in infos.
+    def raise_in_poll(self, on: bool = True) -> None:
+        """From now on `poll` and `flush` raise what the model has raised, and a step does not.
 
-        For code that may lose an info, as a vector environment does when one of its environments raises. Call `poll`
-        after each step: it also raises what the model has raised.
+        For code that polls after each step, and loses the steps of the other environments of a vector where one raises.
         """
-        self._stream.by_poll = on
+        self._stream.raises_in_poll = on
 
     def take_late_rewards(self, on: bool = True) -> None:
         """Let rewards come late until a reset in mid-episode, whether or not anybody is seen to take them.
 
-        A step waits for its reward unless somebody has read ``info["vlp"]["delivered"]`` of the step or reset before,
-        or has called `poll` or `flush` since the reset. Where that cannot be seen, as with a wrapper in a worker
-        process, call this after each reset of your own.
+        A step waits for its reward unless somebody has called `poll` or `flush` since the reset. Where that comes too
+        late, as with rewards that are taken at the end of a rollout, call this after each reset of your own.
         """
         self._stream.take_late_rewards(on)
 

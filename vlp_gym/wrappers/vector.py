@@ -15,6 +15,7 @@ from typing_extensions import Unpack
 
 from vlp_gym.engine.engine import QueryEngine
 from vlp_gym.models.protocol import RewardModel
+from vlp_gym.rewards.info import FLAT, KEY, put
 from vlp_gym.rewards.options import Shorthand
 from vlp_gym.rewards.shaping import Reward, Shaping
 from vlp_gym.wrappers.capture import CAPTURED
@@ -23,6 +24,7 @@ from vlp_gym.wrappers.single import record
 
 KINDS: dict[str, type] = {
     "env_reward": np.float64, "score": np.float64, "progress": np.float64, "relevance": np.float64, "success": np.bool_,
+    "env": np.int64, "episode": np.int64, "step": np.int64,
 }  # fmt: skip
 
 
@@ -36,11 +38,11 @@ class VLPVectorRewardWrapper(
     float64 ``[num_envs]``; where there was a reset in place of a step (``NEXT_STEP``), the reward is 0.0.
 
     ``infos["vlp"]`` has Gymnasium's form: arrays of length num_envs, each with a mask of valid entries, named with a
-    `_` in front. ``env_reward``, ``score``, ``progress`` and ``relevance`` are float64 and ``success`` is bool; they
-    describe the transition, also where a reset came in the same step. With ``mode="async"`` there are ``ticket``, int64
-    ``[num_envs, 3]``, whose mask is False where there is no transition, and ``delivered``, for each environment a list
-    of `Delivery`. Any error in a step ends all episodes; `reset` goes on. If a worker process dies, all are stopped,
-    and the wrapper is closed.
+    `_` in front. ``env_reward``, ``score``, and ``progress`` and ``relevance`` if the model has them, are float64, NaN
+    where there is none yet, and ``success`` is bool; they describe the transition, also where a reset came in the same
+    step. With ``mode="async"`` ``env``, ``episode`` and ``step``, int64, are the parts of its ticket; 0 is a reset.
+    Any error in a step ends all episodes; `reset` goes on. If a worker process dies, all are stopped; the wrapper is
+    closed.
 
     Args:
         env: made from `capture_frames`.
@@ -123,17 +125,14 @@ class VLPVectorRewardWrapper(
 
     def _join(self, infos: dict[str, Any], each: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
         """Put the ``info["vlp"]`` of each environment into the infos, as arrays with masks."""
-        joined: dict[str, Any] = {}
+        names = self._stream.info_keys
         present = np.array([info is not None for info in each])
-        for name, kind in KINDS.items():
-            values = [None if info is None else info[name] for info in each]
-            joined[f"_{name}"] = np.array([value is not None for value in values])
-            joined[name] = np.array([0 if value is None else value for value in values], kind)
-        if self._stream.late:
-            tickets = [(0, 0, 0) if info is None else info.get("ticket", (0, 0, 0)) for info in each]
-            joined["ticket"] = np.array(tickets, np.int64)
-            joined["_ticket"] = joined["ticket"][:, 2] > 0  # step 0 is a reset
-            joined["delivered"], joined["_delivered"] = np.empty(len(each), object), present
-            for index, info in enumerate(each):  # one by one: numpy makes a matrix of a list of lists
-                joined["delivered"][index] = [] if info is None else info.get("delivered", [])
-        return {**infos, "vlp": joined, "_vlp": present}
+        if self._stream.flat:
+            names = [FLAT + name for name in names]
+            each = [None if info is None else put({}, info, flat=True) for info in each]
+        joined: dict[str, Any] = {}
+        for name in names:
+            kind = KINDS[name.removeprefix(FLAT)]
+            joined[name] = np.array([0 if info is None else info[name] for info in each], kind)
+            joined[f"_{name}"] = present.copy()
+        return {**infos, **joined} if self._stream.flat else {**infos, KEY: joined, f"_{KEY}": present}

@@ -40,7 +40,7 @@ class Wrappers:
     """
 
     late = True
-    by_poll = False
+    local = True
 
     def __init__(self, n_envs=1, lengths=(5, 2)):
         self.venv, self.lengths = self, lengths
@@ -86,8 +86,7 @@ class Wrappers:
             dones.append(done)
             value = self.paint(index, now)
             self.asked[index].append(Delivery(now, value, value, value, None, False))
-            came, self.ready[index] = self.ready[index], []
-            infos.append({"TimeLimit.truncated": False, "vlp": {"ticket": now, "delivered": came}} if tickets else {})
+            infos.append({"TimeLimit.truncated": False, "vlp": now._asdict()} if tickets else {})
             self.at[index] = Ticket(0, now.episode + 1, 0) if done else now
         actions = np.array(before) * 2 - 1
         rewards = [PLACEHOLDER if tickets else value for (value,) in after]

@@ -22,11 +22,13 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnvW
 
 from vlp_gym import VLPReplayBuffer, VLPRewardCallback, VLPRewardWrapper, VLPVecReward, capture_frames
 from vlp_gym.engine.tickets import Ticket
+from vlp_gym.errors import VLPError
 from vlp_gym.integrations.sb3 import PreferenceCallback, PreferenceReplayBuffer
 from vlp_gym.integrations.sb3.outside import meddling
 from vlp_gym.integrations.sb3.source import MEDDLING
 from vlp_gym.preferences import Queries, RecordedLabeler
 from vlp_gym.rewards.ledger import STEPS_OF_ITS_OWN, RewardLedger
+from vlp_gym.rewards.stream import NOBODY_TAKES
 from vlp_gym.testing import PaintedModel, painted_value
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -108,12 +110,17 @@ def trained(name, env, *callbacks, **options):
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_without_the_callback_what_is_stored_is_exact(name):
     """Actions do not matter to what is painted, so that every algorithm sees the same steps."""
-    assert trained(name, late_env()) == trained(name, late_env(mode="sync"))
+    assert trained(name, late_env(untaken="wait")) == trained(name, late_env(mode="sync"))
+
+
+def test_without_the_callback_the_model_is_told_what_to_do():
+    with pytest.raises(VLPError, match=f"^{re.escape(NOBODY_TAKES)}$"):
+        trained("PPO", late_env(untaken="raise"))
 
 
 @pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
 def test_without_the_callback_in_worker_processes(start_method):
-    venv = SubprocVecEnv([late_env, late_env], start_method=start_method)
+    venv = SubprocVecEnv([partial(late_env, untaken="wait")] * 2, start_method=start_method)
     model = sb3.PPO("MlpPolicy", venv, n_steps=12, batch_size=8)
     model.learn(24)
     expected = trained("PPO", late_env(mode="sync"))[:12]
@@ -211,7 +218,7 @@ def evaluated(env, episodes=3):
 
 @pytest.mark.parametrize("kind", ["separate", "shared", "vector"])
 def test_an_evaluation_adds_up_exact_rewards(kind):
-    returns = [evaluated(late_venv(kind, 2, mode)) for mode in ("sync", "async")]
+    returns = [evaluated(late_venv(kind, 2, mode, untaken="wait")) for mode in ("sync", "async")]
     assert returns[0] == returns[1]
     assert len(returns[0]) == 3
 
@@ -228,7 +235,7 @@ def test_an_evaluation_on_the_environment_of_a_training(kind, ends):
     except KeyboardInterrupt:
         assert ends != "well"
     returns, _ = evaluate_policy(model, venv, n_eval_episodes=4, return_episode_rewards=True, warn=False)
-    newest = [venv.reset_infos[index]["vlp"]["ticket"].episode for index in range(2)]
+    newest = [venv.reset_infos[index]["vlp"]["episode"] for index in range(2)]
     painted = {
         np.float32(sum(np.float32(painted_value(env, episode, step)) for step in range(1, length + 1)))
         for env in range(2)
@@ -245,9 +252,8 @@ def test_the_best_model_is_chosen_by_exact_rewards(tmp_path):
     model = sb3.PPO("MlpPolicy", late_env(), n_steps=16, batch_size=8, n_epochs=1)
     means = []
     for mode in ("sync", "async"):
-        evaluation = EvalCallback(
-            Monitor(late_env(mode=mode)), eval_freq=16, n_eval_episodes=2, log_path=str(tmp_path / mode), verbose=0
-        )
+        env = Monitor(late_env(mode=mode, untaken="wait"))
+        evaluation = EvalCallback(env, eval_freq=16, n_eval_episodes=2, log_path=str(tmp_path / mode), verbose=0)
         model.learn(32, callback=[VLPRewardCallback(), evaluation])
         means.append(evaluation.evaluations_results)
     assert means[0] == means[1]
@@ -258,7 +264,6 @@ def test_the_worker_rests_no_longer_when_a_training_is_broken_off():
     model = ALGORITHMS["SAC"](env, replay_buffer_class=VLPReplayBuffer)
     with pytest.raises(KeyboardInterrupt):
         model.learn(60, callback=VLPRewardCallback())
-    env.deliver_by_poll()
     env.reset()
     env.take_late_rewards()
     env.step(env.action_space.sample())
@@ -328,9 +333,10 @@ class Goals(SeenEnv):
 @pytest.mark.parametrize("kind", ["single", "vector"])
 def test_her_without_the_callback(kind, mode):  # fault 48
     if kind == "single":
-        env = Monitor(late_env(Goals(), mode=mode))
+        env = Monitor(late_env(Goals(), mode=mode, untaken="wait"))
     else:
-        env = VLPVecReward(DummyVecEnv(capture_frames([Goals])), SENTENCE, PaintedModel(), mode=mode)
+        venv = DummyVecEnv(capture_frames([Goals]))
+        env = VLPVecReward(venv, SENTENCE, PaintedModel(), mode=mode, untaken="wait")
     model = sb3.SAC("MultiInputPolicy", env, replay_buffer_class=sb3.HerReplayBuffer, **SMALL)
     with pytest.raises(ValueError, match="asks the environment's compute_reward for their rewards"):
         model.learn(40)

@@ -29,6 +29,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMoni
 
 from vlp_gym import VLPVecReward, capture_frames
 from vlp_gym.errors import FrameError, MissingExtraError, VLPError
+from vlp_gym.rewards.info import ticket_in
 from vlp_gym.testing import FaultyEnv, PaintedEnv, PaintedModel, painted_value
 from vlp_gym.wrappers.streaming import RESET_IN_SB3
 
@@ -60,7 +61,7 @@ def test_every_reward_is_what_the_painted_frame_says(kind, mode, truncate, rewar
     lanes = [Expected(i, each, truncate=truncate, every=2, reward=reward) for i, each in enumerate(UNEQUAL)]
     expected, got = {}, {}
     env.reset()
-    keys = {"env_reward", "score", "progress", "relevance", "success", *(["ticket", "delivered"] if late else [])}
+    keys = {"env_reward", "score", "progress", "success", *(["env", "episode", "step"] if late else [])}
     assert [set(info["vlp"]) for info in env.reset_infos] == [keys] * 3
     for _ in range(25):
         _, rewards, dones, infos = env.step(noop(env))
@@ -71,16 +72,16 @@ def test_every_reward_is_what_the_painted_frame_says(kind, mode, truncate, rewar
             assert info["TimeLimit.truncated"] == lane.ends[1]
             assert info["vlp"]["env_reward"] == -1.0
             if late:
-                assert info["vlp"]["ticket"] == lane.ticket
+                assert ticket_in(info["vlp"]) == lane.ticket
                 expected[lane.ticket] = paid
-                take(info["vlp"]["delivered"], got)
             else:
                 assert (rewards[index], info["vlp"]["score"]) == (np.float32(paid), lane.score)
             if lane.over:
                 lane.begin()
                 begun = env.reset_infos[index]["vlp"]
-                assert begun.get("delivered", []) == []
-                assert begun["ticket"] == lane.ticket if late else begun["score"] == lane.score
+                assert ticket_in(begun) == lane.ticket if late else begun["score"] == lane.score
+        for deliveries in env.poll() if late else ():
+            take(deliveries, got)
     for deliveries in env.flush():
         take(deliveries, got)
     assert got == expected
@@ -93,7 +94,7 @@ def test_every_reward_is_what_the_painted_frame_says(kind, mode, truncate, rewar
 
 
 def test_infos_are_new_and_of_plain_numbers():
-    env = wrap(mode="async")
+    env = wrap(model=PaintedModel(relevance=1.0), mode="async")
     env.reset()
     _, _, _, first = env.step(noop(env))
     kept = pickle.loads(pickle.dumps(first))  # noqa: S301 (what SubprocVecEnv does)

@@ -16,6 +16,7 @@ from torch import Tensor
 from vlp_gym.frames.rendering import reset_env
 from vlp_gym.integrations.sb3 import VLPVecReward
 from vlp_gym.models.protocol import Scores
+from vlp_gym.rewards.info import ticket_in
 from vlp_gym.wrappers import VLPRewardWrapper, VLPVectorRewardWrapper
 
 SENTENCE = "press the button"
@@ -128,20 +129,23 @@ class Checked(VLPRewardWrapper):
     def __init__(self, env: Any, mode: Any, index: int = 0) -> None:
         self.owed: dict[Any, float] = {}
         super().__init__(
-            Painter(env, index), SENTENCE, Model(), reward="preference", render_fn=Painter.camera, mode=mode
+            Painter(env, index),
+            SENTENCE,
+            Model(),
+            reward="preference",
+            render_fn=Painter.camera,
+            mode=mode,
+            untaken="wait",
         )
 
     def step(self, action: Any) -> Any:
         """Compare what comes at once, and remember what is owed."""
         result = super().step(action)
         reward, info = result[1], result[4]
-        ticket = info["vlp"].get("ticket")
+        ticket = ticket_in(info["vlp"])
         if ticket is not None:
             self.owed[ticket] = info[PAINTED]
-            # Not read in the usual way: who reads says that late rewards are taken.
-            delivered = self._settle(list(list.__iter__(info["vlp"]["delivered"])))
-            at_once = bool(delivered) and delivered[-1].ticket == ticket
-        if ticket is None or at_once:
+        if ticket is None or not self._stream.receipt.taken():  # then the step has waited for its reward
             ORACLE.compare(reward, info[PAINTED], self.ticket)
         return result
 
@@ -163,13 +167,13 @@ class CheckedVec(VLPVecReward):
     """The wrapper of Stable-Baselines3's vectors under test."""
 
     def __init__(self, venv: Any, mode: Any) -> None:
-        super().__init__(venv, SENTENCE, Model(), reward="preference", mode=mode)
+        super().__init__(venv, SENTENCE, Model(), reward="preference", mode=mode, untaken="wait")
 
     def step_wait(self) -> Any:
         """Compare what comes at once; the buffers are compared where it comes late."""
         result = super().step_wait()
         for reward, info in zip(result[1], result[3], strict=True):
-            if "ticket" not in info["vlp"]:
+            if ticket_in(info["vlp"]) is None:
                 ORACLE.compare(reward, info[PAINTED], "VLPVecReward")
         return result
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -18,22 +17,21 @@ from stable_baselines3.common import buffers as sb3
 from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
 
 from vlp_gym.engine.tickets import Ticket
-from vlp_gym.errors import QueryError, QueryTimeout
+from vlp_gym.errors import QueryError
 from vlp_gym.integrations.sb3.source import RewardSource
 from vlp_gym.rewards.delivery import Delivery
+from vlp_gym.rewards.info import ours_in, ticket_in
 from vlp_gym.rewards.ledger import RewardLedger
 from vlp_gym.rewards.normalizer import RewardNormalizer
+from vlp_gym.rewards.waiting import wait_for_rewards
 
 NO_SHARED_ROWS = (
     "optimize_memory_usage=True is not supported with late rewards: neighbouring rows share an observation, and rows "
     "are drawn in another way; set optimize_memory_usage=False"
 )
 
-SLICE_S = 0.05
-"""One wait for one environment, before the others are asked too."""
 
-
-class LateRewards:
+class LateBuffer:
     """Base of all buffers for late rewards: the ledger, the source, and waiting."""
 
     n_envs: int
@@ -86,14 +84,13 @@ class LateRewards:
             ValueError: a wrapper outside the reward wrapper makes steps of its own.
         """
         before, known = self._announced
-        if infos is before and known and infos[0].get("vlp", {}).get("ticket") == known[0]:
+        if infos is before and known and ticket_in(ours_in(infos[0])) == known[0]:
             return known
         exact = self._source is not None and not self._source.late
-        tickets = [None if exact else info.get("vlp", {}).get("ticket") for info in infos]
+        tickets = [None if exact else ticket_in(ours_in(info)) for info in infos]
         for index, ticket in enumerate(tickets):
             if ticket is not None and self._ledger.announce(index, ticket):
                 self._on_ticket(index, rewards)
-                self._receive(index, infos[index]["vlp"]["delivered"])
         self._announced = infos, tickets
         return tickets
 
@@ -126,27 +123,16 @@ class LateRewards:
             QueryTimeout: if no reward comes for too long.
             QueryError: what the reward model raised.
         """
-        deadline = time.monotonic() + self._timeout_s
-        while self._source is not None and not done():
+
+        def take(timeout_s: float) -> bool:
             waiting = self._ledger.waiting()
-            indices = [*waiting, *(index for index in range(self.n_envs) if index not in waiting)]
-            if self._take(indices, SLICE_S):
-                deadline = time.monotonic() + self._timeout_s
-            elif self._source.idle():
-                if not self._take(indices):  # what came between the two questions
-                    self._ledger.give_up(unstored=False)
-                    return
-            elif time.monotonic() > deadline:
-                oldest, pending = self._ledger.oldest(), self.stats()["pending"]
-                raise QueryTimeout(
-                    f"no reward came for {self._timeout_s:g} s; {pending} are pending"
-                    + (f", the oldest: {oldest}" if oldest is not None else "")
-                )
-            else:
-                time.sleep(0.001)  # a poll returns at once where what is pending is not of that environment
+            return self._take([*waiting, *(each for each in range(self.n_envs) if each not in waiting)], timeout_s)
+
+        if self._source is not None:
+            wait_for_rewards(self._ledger, done, take, self._source.idle, self._timeout_s)
 
 
-class VLPReplayBuffer(LateRewards, ReplayBuffer):
+class VLPReplayBuffer(LateBuffer, ReplayBuffer):
     """A `ReplayBuffer` for ``mode="async"``: a row is sampled only when the rewards of all its environments are there.
 
     ``SAC("MlpPolicy", env, replay_buffer_class=VLPReplayBuffer)``, and ``learn(..., callback=VLPRewardCallback())``.
@@ -173,7 +159,7 @@ class VLPReplayBuffer(LateRewards, ReplayBuffer):
     """The share of the rows that may wait for their rewards: more, and `add` waits."""
 
     def add(self, obs: Any, next_obs: Any, action: Any, reward: Any, done: Any, infos: list[dict[str, Any]]) -> None:
-        """Store one step of all environments; late rewards that ``infos`` bring go where they belong.
+        """Store one step of all environments, and take the late rewards that have come.
 
         The environments may run ahead of the model by a tenth of the rows (`run_ahead`): then this waits.
 
@@ -276,7 +262,7 @@ class VLPNStepReplayBuffer(VLPReplayBuffer, sb3.NStepReplayBuffer):
         return self.n_steps
 
 
-class VLPRolloutBuffer(LateRewards, RolloutBuffer):
+class VLPRolloutBuffer(LateBuffer, RolloutBuffer):
     """A `RolloutBuffer` for ``mode="async"``: the returns are computed when all rewards of the rollout are there.
 
     `VLPRewardCallback` puts it in the place of the model's own; ``rollout_buffer_class=VLPRolloutBuffer`` does too.
@@ -314,7 +300,7 @@ class VLPRolloutBuffer(LateRewards, RolloutBuffer):
         super().add(*args, **kwargs)
         self._tickets.append(tickets)
         self._ledger.bind(row, tickets, self._write)
-        if self._source.by_poll:
+        if self._source.local:
             self._take(self._ledger.waiting())
 
     def compute_returns_and_advantage(self, last_values: torch.Tensor, dones: np.ndarray) -> None:

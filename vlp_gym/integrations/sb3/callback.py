@@ -12,13 +12,14 @@ from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from vlp_gym.engine.tickets import Ticket
 from vlp_gym.integrations.sb3.buffers import (
     NO_SHARED_ROWS,
-    LateRewards,
+    LateBuffer,
     VLPReplayBuffer,
     VLPRolloutBuffer,
     late_rollout_buffer,
 )
 from vlp_gym.integrations.sb3.source import RewardSource
 from vlp_gym.rewards.delivery import Delivery
+from vlp_gym.rewards.info import ours_in, ticket_in
 from vlp_gym.rewards.normalizer import RewardNormalizer as RewardNormalizer
 from vlp_gym.wrappers.streaming import NO_RELABELLING
 
@@ -56,7 +57,7 @@ class VLPRewardCallback(BaseCallback):
             raise ValueError(f"timeout_s must be seconds, got {timeout_s}")
         self.timeout_s, self.normalize_reward = timeout_s, normalize_reward
         self._source: RewardSource | None = None
-        self._buffer: LateRewards | None = None
+        self._buffer: LateBuffer | None = None
         self._returns: list[float] = []
         self._ends: set[tuple[int, Ticket]] = set()  # last steps of episodes whose success is not known yet
 
@@ -84,7 +85,7 @@ class VLPRewardCallback(BaseCallback):
         if rollouts is not None and self._source.late and not isinstance(rollouts, VLPRolloutBuffer):
             model.rollout_buffer = rollouts = late_rollout_buffer(rollouts)
         buffer = rollouts or getattr(model, "replay_buffer", None)
-        if isinstance(buffer, LateRewards):
+        if isinstance(buffer, LateBuffer):
             if self.normalize_reward and buffer.normalizer is None:
                 buffer.normalizer = RewardNormalizer(venv.num_envs, model.gamma)
             buffer.attach(self._source, self.timeout_s)
@@ -98,15 +99,16 @@ class VLPRewardCallback(BaseCallback):
         if self._source is None:
             raise RuntimeError("VLPRewardCallback was not started: give it to learn(), which calls on_training_start")
         for index, (info, done) in enumerate(zip(infos, self.locals["dones"], strict=True)):
-            ours = info["vlp"]
-            if "ticket" not in ours:
+            ours = ours_in(info)
+            assert ours is not None
+            ticket = ticket_in(ours)
+            if ticket is None:
                 self._log("reward", float(self.locals["rewards"][index]))
                 self._log("score", ours["score"])
-            own = ours["env_reward"]
-            self._returns[index] += float("nan") if own is None else own
+            self._returns[index] += float(ours["env_reward"])
             if done:
-                if self._source.judges and "is_success" not in info:
-                    self._ends.add((index, ours["ticket"]))
+                if ticket is not None and self._source.judges and "is_success" not in info:
+                    self._ends.add((index, ticket))
                 if np.isfinite(self._returns[index]):
                     self._log("env_return", self._returns[index])
                 self._returns[index] = 0.0

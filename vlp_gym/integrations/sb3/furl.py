@@ -25,6 +25,7 @@ from vlp_gym.engine.engine import QueryEngine
 from vlp_gym.engine.tickets import Answer, Ticket
 from vlp_gym.integrations.sb3.source import SegmentSource
 from vlp_gym.models.furl import FuRLModel, FuRLTrainer
+from vlp_gym.rewards.info import ours_in, ticket_in
 from vlp_gym.rewards.ledger import STEPS_OF_ITS_OWN
 
 
@@ -99,7 +100,9 @@ class FuRLCallback(BaseCallback):
         for env, (info, done) in enumerate(zip(self.locals["infos"], self.locals["dones"], strict=True)):
             if self.success_key not in info:
                 raise ValueError(f"expected info[{self.success_key!r}] of every step, got {sorted(info)}")
-            self._episodes.step(info["vlp"]["ticket"]._replace(env=env), bool(info[self.success_key]), over=bool(done))
+            ticket = ticket_in(ours_in(info))
+            assert ticket is not None
+            self._episodes.step(ticket._replace(env=env), bool(info[self.success_key]), over=bool(done))
         self._take_in()
         if self.num_timesteps > getattr(self.model, "learning_starts", 0):
             losses = [exclusively(list(self._source.engines), self.trainer.update) for _ in range(self.updates)]

@@ -1,38 +1,15 @@
-"""Wrappers around the reward wrapper: which of them may make steps, or change rewards, that a late reward passes by.
-
-A wrapper that skips frames or clips rewards sees what a step returns, and no reward that comes later. Around such a one
-rewards must not come late. Wrappers are known by their `step`: one that is not in the list may do anything.
-"""
+"""Wrappers around the reward wrapper in a `VecEnv`: which of them a late reward passes by, see `vlp_gym.wrappers`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import gymnasium as gym
-from gymnasium import wrappers
 from stable_baselines3.common import vec_env
 from stable_baselines3.common.monitor import Monitor
 
+from vlp_gym.wrappers.outside import inside, may_meddle
 from vlp_gym.wrappers.single import VLPRewardWrapper
 
-_HARMLESS = (
-    gym.Wrapper,
-    gym.ObservationWrapper,
-    gym.ActionWrapper,
-    Monitor,
-    wrappers.AddRenderObservation,
-    wrappers.FrameStackObservation,
-    wrappers.HumanRendering,
-    wrappers.NormalizeObservation,
-    wrappers.OrderEnforcing,
-    wrappers.PassiveEnvChecker,
-    wrappers.RecordEpisodeStatistics,
-    wrappers.RecordVideo,
-    wrappers.RenderCollection,
-    wrappers.TimeAwareObservation,
-    wrappers.TimeLimit,
-)
 _HARMLESS_VEC = (
     vec_env.VecEnvWrapper,
     vec_env.VecCheckNan,
@@ -43,13 +20,13 @@ _HARMLESS_VEC = (
     vec_env.VecTransposeImage,
     vec_env.VecVideoRecorder,
 )
-_STEPS = {kind.step for kind in _HARMLESS}
 _WAITS = {kind.step_wait for kind in _HARMLESS_VEC}
 
 
 class _Outside(type):
     def __instancecheck__(cls, wrapper: Any) -> bool:
-        return type(wrapper).step not in _STEPS and any(isinstance(env, VLPRewardWrapper) for env in _inside(wrapper))
+        meddles = may_meddle(wrapper) and type(wrapper).step is not Monitor.step
+        return meddles and any(isinstance(env, VLPRewardWrapper) for env in inside(wrapper))
 
 
 class Outside(metaclass=_Outside):
@@ -72,11 +49,5 @@ def meddling(venv: vec_env.VecEnv, inner: vec_env.VecEnv | None) -> str:
         venv = venv.venv
     if inner is not None or not any(venv.env_is_wrapped(Outside)):  # type: ignore[arg-type]
         return ""
-    each = (wrapper for env in getattr(venv, "envs", ()) for wrapper in (env, *_inside(env)))
+    each = (wrapper for env in getattr(venv, "envs", ()) for wrapper in (env, *inside(env)))
     return next((type(wrapper).__name__ for wrapper in each if isinstance(wrapper, Outside)), "a wrapper")
-
-
-def _inside(wrapper: Any) -> Iterator[Any]:
-    while isinstance(wrapper, gym.Wrapper):
-        wrapper = wrapper.env
-        yield wrapper

@@ -31,6 +31,7 @@ from vlp_gym.preferences.reward import RewardEnsemble
 from vlp_gym.preferences.saved import SavedLearner, check_settings
 from vlp_gym.preferences.schedule import Queries
 from vlp_gym.preferences.segment_store import SegmentStore
+from vlp_gym.rewards.info import ours_in, ticket_in
 from vlp_gym.schema import Count, below
 from vlp_gym.storage import document_name, read_pair, write_pair
 
@@ -127,13 +128,14 @@ class PreferenceCallback(BaseCallback):
         model: Any = self.model
         states = model._last_obs if model._vec_normalize_env is None else model._last_original_obs
         for env in range(model.n_envs):
-            info = step["infos"][env].get("vlp")
+            info = ours_in(step["infos"][env])
             own = step["rewards"][env] if info is None else info["env_reward"]
-            ticket = None if info is None else info.get("ticket")
+            ticket = ticket_in(info)
             if ticket is not None:
                 ticket = ticket._replace(env=env)
-            own = np.nan if own is None else own
             self.learner.add_step(env, states[env], step["buffer_actions"][env], own, step["dones"][env], ticket)
+        if self._source is not None:
+            self._source.discard_rewards()  # the buffer has those that are learned
         if self.learner.due(self.num_timesteps) and model.replay_buffer.size():
             self.session()
         return True

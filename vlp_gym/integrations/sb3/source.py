@@ -17,14 +17,10 @@ from vlp_gym.engine.tickets import Answer
 from vlp_gym.integrations.sb3.outside import meddling
 from vlp_gym.integrations.sb3.vec import VLPVecReward
 from vlp_gym.rewards.delivery import Delivery
+from vlp_gym.wrappers.outside import MEDDLING as MEDDLING
 from vlp_gym.wrappers.single import VLPRewardWrapper
 
 logger = logging.getLogger("vlp_gym")
-
-MEDDLING = (
-    "%s lies outside VLPRewardWrapper or VLPVecReward, and may make steps or change rewards: each step waits for its "
-    'reward, as with mode="sync". Put it inside to have late rewards'
-)
 
 OnAnswer = Callable[[Answer, NDArray[np.uint8], Tensor], None]
 """Called in any thread with one answer, the frames ``[C, H, W, 3]`` and their tokens ``[C, K, D]``."""
@@ -51,11 +47,12 @@ class RewardWrappers:
         """Whether rewards come late: the mode is "async" somewhere."""
         self.ticketed = all(late) and all(self.wrapped)
         """Whether every step has a ticket: the mode is "async" everywhere."""
-        self._local = self.vector is not None or not isinstance(venv.unwrapped, SubprocVecEnv)
+        self.local = self.vector is not None or not isinstance(venv.unwrapped, SubprocVecEnv)
+        """Whether the wrappers live in this process; elsewhere each poll is a round trip."""
 
     def yield_to_learner(self, on: bool) -> None:
         """Whether the models run only while the environments step, and pause while the agent learns."""
-        if self._local:
+        if self.local:
             self._each("yield_to_learner", on)
 
     def _each(self, name: str, *args: Any) -> list[Any]:
@@ -90,16 +87,14 @@ class RewardSource(RewardWrappers):
         thresholds = self.venv.get_attr("success_threshold") if self.vector is None else [self.vector.success_threshold]
         self.judges = any(threshold is not None for threshold in thresholds)
         """Whether some scores count as success."""
-        self.by_poll = self.late and self._local
-        """Rewards come by `poll` alone; other processes, where a poll is a round trip, put them into the infos too."""
 
     def take_late_rewards(self, on: bool = True) -> None:
         """Let rewards come late from now on, or let every step wait for its own again."""
         if self.late:
             self._each("take_late_rewards", on)
             self.yield_to_learner(on)
-        if self.by_poll:
-            self._each("deliver_by_poll", on)
+        if self.late and self.local:
+            self._each("raise_in_poll", on)
 
     def poll(self, indices: Sequence[int], timeout_s: float) -> Iterator[tuple[int, list[Delivery]]]:
         """Take the rewards that have come, one environment at a time: an error in one loses no reward of another.
@@ -174,6 +169,10 @@ class SegmentSource(RewardWrappers):
         for engine, places in self.engines.items():
             engine.on_answer = partial(by_place, places)
         self._each("take_late_rewards")
+
+    def discard_rewards(self) -> None:
+        """Drop the late rewards that have come: only the scores are wanted."""
+        self._each("poll")
 
     def wait(self) -> None:
         """Wait for all pending answers."""

@@ -14,6 +14,7 @@ from typing_extensions import Unpack
 
 from vlp_gym.engine.engine import QueryEngine
 from vlp_gym.models.protocol import RewardModel
+from vlp_gym.rewards.info import put
 from vlp_gym.rewards.options import Shorthand
 from vlp_gym.rewards.shaping import Reward, Shaping
 from vlp_gym.wrappers.captured import CapturedRewards
@@ -25,7 +26,7 @@ class VLPVecReward(CapturedRewards, VecEnvWrapper):
 
     The twin of `VLPVectorRewardWrapper`, with its arguments and errors, for a `DummyVecEnv` or `SubprocVecEnv` made
     from `capture_frames`. The rewards are float32 ``[num_envs]``. ``infos[i]["vlp"]`` is what `VLPRewardWrapper` has in
-    its info, in the mode "async" with ``ticket`` and ``delivered``. Where SB3 has reset an environment in the same
+    its info. Where SB3 has reset an environment in the same
     step, it describes the transition that ended the episode, and ``reset_infos[i]["vlp"]`` describes the reset.
     """
 
@@ -77,7 +78,7 @@ class VLPVecReward(CapturedRewards, VecEnvWrapper):
         self._put(settled.first)
         self._running[:] = True
         each = zip(settled.successes, infos, settled.infos, strict=True)
-        infos = [{**success, **info, "vlp": vlp} for success, info, vlp in each]
+        infos = [put({**success, **info}, vlp, flat=self._stream.flat) for success, info, vlp in each]
         rewards = settled.rewards.astype(np.float32)
         if self._normalized is not None:
             self._normalized.old_reward = rewards  # off-policy algorithms store this, and not what `step` returns
@@ -95,7 +96,7 @@ class VLPVecReward(CapturedRewards, VecEnvWrapper):
 
     def _put(self, begun: dict[int, dict[str, Any]]) -> None:
         for index, info in begun.items():
-            self.reset_infos[index] = {**self._inner_reset_infos()[index], "vlp": info}
+            self.reset_infos[index] = put(self._inner_reset_infos()[index], info, flat=self._stream.flat)
 
     def _inner_reset_infos(self) -> list[dict[str, Any]]:
         """An older `VecEnv` has none."""
