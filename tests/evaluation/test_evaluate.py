@@ -81,6 +81,13 @@ class Oracle:
         return Scores(preference, progress, relevance) if self.heads else Scores(preference)
 
 
+class Knowing(Oracle):
+    """Knows the first task alone; brightness is how far a picture is."""
+
+    def novelty(self, frames):
+        return 1.0 + 3.0 * frames[:, 0, 0]
+
+
 def run(model, data=None, **kwargs):
     settings = {"tasks": TASKS, "split_name": "painted", "pairs_per_task": 40, "progress_bar": False, **kwargs}
     return evaluate(model, rollouts() if data is None else data, **settings)
@@ -281,8 +288,13 @@ class TestOtherData:
             if t.task in TASKS
         ]
 
+    def test_pictures_that_the_model_does_not_know(self, result):
+        far = run(Knowing())["per_task"]
+        assert [far[task]["novelty"] for task in TASKS] == [1.0, 4.0]
+        assert result["mean"]["novelty"] is None
+
     def test_figures_that_the_data_cannot_give_are_none(self):
-        figures = run(Oracle(), self.data(), tasks=self.TASKS)
+        figures = run(Knowing(), self.data(), tasks=self.TASKS)
         own = run(Oracle(), [t for t in rollouts() if t.task in TASKS])
         for one, other in zip(self.TASKS, TASKS, strict=True):
             assert {name for name, value in figures["per_task"][one].items() if value is None} == set(self.UNKNOWN)

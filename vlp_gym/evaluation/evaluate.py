@@ -138,7 +138,7 @@ def _curves(scorer: VideoScorer, trajectory: Trajectory, plan: TaskPlan, rng: np
     n = len(trajectory.frames)
     frames = trajectory.frames.astype(np.float32)
     pixel = np.abs(frames - frames[:1]).mean(axis=(1, 2, 3), dtype=np.float64)
-    curves = Curves(value=scorer.values(plan.sentence), pixel=pixel)
+    curves = Curves(value=scorer.values(plan.sentence), pixel=pixel, novelty=scorer.novelty())
     if trajectory.tier == "expert" and n >= 3:
         shuffled = np.concatenate([[0], 1 + rng.permutation(n - 1)])
         curves.frozen = scorer.values(plan.sentence, np.full(n, n // 2))

@@ -24,6 +24,7 @@ class Curves:
 
     value: Floats
     pixel: Floats
+    novelty: float | None = None  # of the first frame, see `KnowingModel`; None where the model does not know
     frozen: Floats | None = None
     shuffled: tuple[Floats, NDArray[np.int64]] | None = None  # values as shown, true index of each shown frame
     reversed: Floats | None = None
@@ -58,6 +59,8 @@ def measure(
     figures.update(_measure_progress(plan, curves, seed))
     figures.update(_measure_near(plan, curves))
     figures.update(_measure_controls(plan, curves))
+    far = [curves[i].novelty for i in plan.watched]
+    figures["novelty"] = _mean([each for each in far if each is not None])
     return {name: finite(value) for name, value in figures.items()}
 
 

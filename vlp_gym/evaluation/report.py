@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlp_gym.evaluation.verdict import verdict
+from vlp_gym.models.protocol import NOVEL
 from vlp_gym.storage import write_atomic
 
 # group -> name in the result -> title
@@ -56,6 +57,7 @@ FIGURES: dict[str, dict[str, str]] = {
         "control_wrong_instruction": "Reward at the end, wrong over right sentence",
         "control_wrong_sibling": "Reward at the end, opposite task's over right sentence",
         "control_after_success": "Value after success minus value at success",
+        "novelty": f"Distance of the first frames from the training data (1 is usual, over {NOVEL:g} is far)",
     },
 }
 
