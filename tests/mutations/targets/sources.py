@@ -44,7 +44,7 @@ def mutate(folder: Path, rng: np.random.Generator) -> str:
         lines[at] = json.dumps(changed)
         file.write_text("\n".join(lines))
     elif file.suffix == ".parquet" and rng.integers(4):
-        what = _cell(file, rng)
+        what = cell(file, rng)
     elif file.suffix == ".csv" and rng.integers(4):
         cells = [line.split(",") for line in CAPTIONS.split("\n")[:2]]
         row, column = int(rng.integers(2)), int(rng.integers(7))
@@ -58,7 +58,7 @@ def mutate(folder: Path, rng: np.random.Generator) -> str:
     return f"{name}, {file.name}: {what}"
 
 
-def _cell(file: Path, rng: np.random.Generator) -> str:
+def cell(file: Path, rng: np.random.Generator) -> str:
     """Another value in one place of a table, or none."""
     rows = pq.read_table(file).to_pylist()
     row = rows[rng.integers(len(rows))]
