@@ -107,7 +107,7 @@ class TestErrors:
         line = self.error(capsys, "rewnd", "--data", "none")
         assert line == (
             "unknown system 'rewnd': expected one of staged, vlp, joint, rewind, embedding, siglip2-lora, "
-            "spur; did you mean 'rewind'?"
+            "spur; did you mean rewind?"
         )
 
     @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ def test_siblings_go_both_ways() -> None:
 @pytest.mark.parametrize(
     ("task", "hint"),
     [
-        ("window-opens-v3", "did you mean window-open-v3, window-close-v3"),
+        ("window-opens-v3", "did you mean window-open-v3 or window-close-v3"),
         ("faucet-close", "did you mean faucet-close-v3"),
         ("", "train_tasks('all') lists the tasks"),
     ],

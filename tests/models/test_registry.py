@@ -73,11 +73,11 @@ def test_unknown_name_suggests_a_near_one() -> None:
     expected = (
         "unknown reward model 'vlp-compct': expected one of ['vlp-compact', 'vlp-compact-45', 'clip:...', "
         "'vlm-rm:...', 'gvl:...', 'rl-vlm-f:...', 'topreward:...', 'furl:...', 'ensemble:...'], a folder with "
-        "config.json and model.safetensors, or a hub id 'org/name'. Did you mean 'vlp-compact' or 'vlp-compact-45'?"
+        "config.json and model.safetensors, or a hub id 'org/name'; did you mean vlp-compact or vlp-compact-45?"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
         load_reward_model("vlp-compct")
-    expected = expected.replace("vlp-compct", "zzz").partition(" Did you")[0]
+    expected = expected.replace("vlp-compct", "zzz").partition("; did you")[0]
     with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
         load_reward_model("zzz")
 
@@ -184,7 +184,7 @@ def test_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == registry.ENTRY_POINT_GROUP else [])
     assert load_reward_model("theirs", device="cpu") == ("built on", "cpu")
     assert available_models()[-1] == ("theirs", "third_party:build", "entry point")
-    with pytest.raises(ValueError, match=r"Did you mean 'theirs'\?$"):
+    with pytest.raises(ValueError, match=r"did you mean theirs\?$"):
         load_reward_model("their")
 
 

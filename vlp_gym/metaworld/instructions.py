@@ -6,7 +6,6 @@ object share nouns, so the training tasks contain every word of VLP's five test 
 
 from __future__ import annotations
 
-import difflib
 import json
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from vlp_gym.assets_path import asset_path
 from vlp_gym.data.trajectory import VARIANT_KINDS
-from vlp_gym.errors import DatasetError, InstructionError
+from vlp_gym.errors import DatasetError, InstructionError, did_you_mean
 from vlp_gym.text import normalize_instruction
 
 NUM_TASKS = 50
@@ -119,9 +118,8 @@ def instructions_for(task: str) -> list[str]:
     """
     sentences = _book().sentences
     if task not in sentences:
-        near = difflib.get_close_matches(str(task), sentences, n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else "train_tasks('all') lists the tasks"
-        raise ValueError(f"unknown Meta-World task {task!r}; {hint}")
+        hint = did_you_mean(str(task), sentences) or "; train_tasks('all') lists the tasks"
+        raise ValueError(f"unknown Meta-World task {task!r}{hint}")
     return list(sentences[task])
 
 

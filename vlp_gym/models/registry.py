@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable
 from contextvars import ContextVar
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from vlp_gym.assets_path import asset_path
-from vlp_gym.errors import CheckpointError
+from vlp_gym.errors import CheckpointError, did_you_mean
 from vlp_gym.models.ambient import usual_torch
 from vlp_gym.models.checkpoint import fetch_folder, is_hub_id, load_checkpoint, read_model_config
 from vlp_gym.models.protocol import RewardModel
@@ -141,11 +140,9 @@ def load_reward_model(name: str | os.PathLike[str], *, device: str | torch.devic
     if looks_like_path or is_hub_id(text):
         return load_folder(fetch_folder(text), device=device)
     known = [*_SHIPPED, *sorted(extensions), *(f"{name}:..." for name in _FAMILIES)]
-    near = difflib.get_close_matches(text, known, n=2)
-    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     raise ValueError(
         f"unknown reward model {text!r}: expected one of {known}, a folder with config.json and model.safetensors, "
-        f"or a hub id 'org/name'.{hint}"
+        f"or a hub id 'org/name'{did_you_mean(text, known)}"
     )
 
 

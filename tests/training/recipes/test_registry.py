@@ -55,7 +55,7 @@ def test_unknown():
         load_options("siglip2")
     assert str(caught.value) == (
         "unknown system 'siglip2': expected one of staged, vlp, joint, rewind, embedding, siglip2-lora, spur; "
-        "did you mean 'siglip2-lora'?"
+        "did you mean siglip2-lora?"
     )
     with pytest.raises(ValueError, match=r"^unknown system 'xyz': expected one of staged, .*, spur$"):
         load_options("xyz")

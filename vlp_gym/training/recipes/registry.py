@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING
+
+from vlp_gym.errors import did_you_mean
 
 if TYPE_CHECKING:
     from vlp_gym.training.options import TrainOptions
@@ -41,9 +42,9 @@ def load_options(system: str) -> type[TrainOptions]:
     """
     points = {name: EntryPoint(name, path, ENTRY_POINT_GROUP) for name, (path, _) in _RECIPES.items()} | _extensions()
     if system not in points:
-        near = difflib.get_close_matches(system, points, n=2)
-        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-        raise ValueError(f"unknown system {system!r}: expected one of {', '.join(points)}{hint}")
+        raise ValueError(
+            f"unknown system {system!r}: expected one of {', '.join(points)}{did_you_mean(system, points)}"
+        )
     options: type[TrainOptions] = points[system].load()
     return options
 
