@@ -27,7 +27,7 @@ from vlp_gym import VLPReplayBuffer, VLPRewardCallback
 from vlp_gym.engine import QueryEngine
 from vlp_gym.errors import MissingExtraError, QueryError, QueryTimeout
 from vlp_gym.integrations.sb3.buffers import VLPRolloutBuffer
-from vlp_gym.testing import FaultyModel, painted_value
+from vlp_gym.testing import FaultyModel, PaintedModel, painted_value
 
 TINY = {"net_arch": [8]}
 KINDS = ["separate", "shared", "vector"]
@@ -74,7 +74,10 @@ def logged(model, steps, callback, **options):
     return written.values
 
 
-NAMES = {"reward", "score", "env_return", "latency_p50", "latency_p99", "queue_depth", "stale", "failed", "ready_share"}
+NAMES = {
+    "reward", "score", "progress", "env_return", "latency_p50", "latency_p99", "queue_depth", "stale", "failed",
+    "ready_share",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -98,7 +101,7 @@ def test_the_means_are_those_of_what_was_delivered():
     lengths = [7, 3, 1, *[9] * 9]
     steps = [(episode, step) for episode, length in enumerate(lengths) for step in range(1, length + 1)][:16]
     mean = np.mean([painted_value(env, *step) for env in range(2) for step in steps])
-    assert values["vlp/reward"] == values["vlp/score"] == pytest.approx(mean)
+    assert values["vlp/reward"] == values["vlp/score"] == values["vlp/progress"] == pytest.approx(mean)
     assert values["vlp/env_return"] == pytest.approx(-11 / 3)
 
 
@@ -117,6 +120,15 @@ def test_with_punctual_rewards_it_only_logs(kind):
     model.learn(20, callback=VLPRewardCallback())
     venv.close()
     assert model.replay_buffer.stats()["submitted"] == 0
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_every_head_of_the_model_is_logged(mode):
+    venv = late_venv("shared", 2, mode, PaintedModel(relevance=1.5))
+    values = logged(ppo(venv), 32, VLPRewardCallback())[0]
+    venv.close()
+    assert values["vlp/relevance"] == 1.5
+    assert 0 < values["vlp/reward"] < values["vlp/progress"] < 1  # progress * sigmoid(relevance)
 
 
 def test_no_wrapper():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from vlp_gym.integrations.sb3.buffers import (
 )
 from vlp_gym.integrations.sb3.source import RewardSource
 from vlp_gym.rewards.delivery import Delivery
-from vlp_gym.rewards.info import ours_in, ticket_in
+from vlp_gym.rewards.info import HEADS, ours_in, ticket_in
 from vlp_gym.rewards.normalizer import RewardNormalizer as RewardNormalizer
 from vlp_gym.wrappers.streaming import NO_RELABELLING
 
@@ -31,12 +32,12 @@ class VLPRewardCallback(BaseCallback):
     of an on-policy model by a `VLPRolloutBuffer` with the same settings. At the end it waits for pending rewards. With
     ``mode="sync"`` it only logs.
 
-    Logged are ``vlp/reward`` and ``vlp/score`` (means over deliveries), ``vlp/env_return`` (mean of the environments'
-    own returns of finished episodes), ``vlp/latency_p50`` and ``vlp/latency_p99`` (seconds), and the buffer's
-    ``vlp/queue_depth``, ``vlp/stale``, ``vlp/failed`` and, of a replay buffer, ``vlp/ready_share`` (the share of
-    the rows whose rewards are there). With late rewards, Stable-Baselines3's own ``rollout/ep_rew_mean`` adds up
-    placeholders; ``rollout/success_rate`` is that of the last steps of episodes under ``success_threshold``, or the
-    environment's own.
+    Logged are ``vlp/reward``, ``vlp/score`` and, if the model has them, ``vlp/progress`` and ``vlp/relevance`` (means
+    over deliveries), ``vlp/env_return`` (mean of the environments' own returns of finished episodes),
+    ``vlp/latency_p50`` and ``vlp/latency_p99`` (seconds), and the buffer's ``vlp/queue_depth``, ``vlp/stale``,
+    ``vlp/failed`` and, of a replay buffer, ``vlp/ready_share`` (the share of the rows whose rewards are there). With
+    late rewards, Stable-Baselines3's own ``rollout/ep_rew_mean`` adds up placeholders; ``rollout/success_rate`` is that
+    of the last steps of episodes under ``success_threshold``, or the environment's own.
 
     Where a wrapper outside may make steps or change rewards, as for a frame skip, every step waits for its reward.
 
@@ -103,8 +104,7 @@ class VLPRewardCallback(BaseCallback):
             assert ours is not None
             ticket = ticket_in(ours)
             if ticket is None:
-                self._log("reward", float(self.locals["rewards"][index]))
-                self._log("score", ours["score"])
+                self._log_scores(float(self.locals["rewards"][index]), ours)
             self._returns[index] += float(ours["env_reward"])
             if done:
                 if ticket is not None and self._source.judges and "is_success" not in info:
@@ -131,8 +131,13 @@ class VLPRewardCallback(BaseCallback):
             self._ends.remove((index, delivery.ticket))
             successes: Any = self.model.ep_success_buffer
             successes.append(delivery.success)
-        self._log("reward", delivery.reward)
-        self._log("score", delivery.score)
+        self._log_scores(delivery.reward, delivery._asdict())
+
+    def _log_scores(self, reward: float, scores: Mapping[str, Any]) -> None:
+        self._log("reward", reward)
+        for name in ("score", *HEADS):
+            if (value := scores.get(name)) is not None and np.isfinite(value):
+                self._log(name, float(value))
 
     def _log(self, name: str, value: float) -> None:
         self.logger.record_mean(f"vlp/{name}", value)
