@@ -1,4 +1,4 @@
-"""Find files of ``assets/``: inside an installed package, or beside it in the repository."""
+"""Find files of ``assets/``, and the examples: inside an installed package, or beside it in the repository."""
 
 from __future__ import annotations
 
@@ -15,11 +15,20 @@ def asset_path(name: str) -> Path:
     Raises:
         FileNotFoundError: no such asset.
     """
+    return _find(f"assets/{name}", name)
+
+
+def examples_path() -> Path:
+    """The folder of the example programs; raises FileNotFoundError if it is not there."""
+    return _find("examples", "examples")
+
+
+def _find(place: str, name: str) -> Path:
     package = Path(str(resources.files("vlp_gym")))
-    candidates = [package / "assets" / name]
-    # Only a checkout has pyproject.toml here; site-packages may hold another package's "assets" folder.
+    candidates = [package / place]
+    # Only a checkout has pyproject.toml here; site-packages may hold another package's folder of this name.
     if (package.parent / "pyproject.toml").is_file():
-        candidates.append(package.parent / "assets" / name)
+        candidates.append(package.parent / place)
     for path in candidates:
         if path.exists():
             return path

@@ -49,6 +49,7 @@ WRONG = [
     (["scor"], f"unknown command 'scor': expected one of {', '.join(cli.COMMANDS)}; did you mean score?"),
     (["x"], f"unknown command 'x': expected one of {', '.join(cli.COMMANDS)}"),
     (["train", "stagd"], f"unknown system 'stagd': expected one of {SYSTEMS}; did you mean staged?"),
+    (["examples", "--ut", "x"], unknown("--ut", "examples", "--out")),
     ([*COLLECT, "--taks", "x"], unknown("--taks", "collect", "--tasks")),
     ([*COLLECT, "--per_teir=3"], unknown("--per-teir", "collect", "--per-tier")),
     ([*COLLECT, "--qqqq"], unknown("--qqqq", "collect")),

@@ -11,6 +11,7 @@ from typing import Any
 from vlp_gym.commands.collect import collect
 from vlp_gym.commands.datasets import data
 from vlp_gym.commands.evaluate import evaluate
+from vlp_gym.commands.examples import examples
 from vlp_gym.commands.label import label
 from vlp_gym.commands.models import calibrate, convert, models
 from vlp_gym.commands.policy import policy
@@ -31,6 +32,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "convert": convert,
     "calibrate": calibrate,
     "models": models,
+    "examples": examples,
 }
 KEPT = {
     "collect": "finished shards are kept, and the same command goes on from there",
