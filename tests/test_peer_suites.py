@@ -1,6 +1,7 @@
 """Other projects' tests over the wrappers: the script finds what is ours, and an agent learns the same under both."""
 
 import json
+import shutil
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -108,6 +109,18 @@ def test_a_finished_run_is_read_and_not_run_again(suite, tmp_path):
     (tmp_path / "done").touch()
     (tmp_path / "results.jsonl").write_text(json.dumps({"test": "a", "outcome": "passed"}) + "\n")
     assert run_suite(suite, "sync", tmp_path) == {"a": {"outcome": "passed"}}
+
+
+@pytest.mark.parametrize("test", ["import os\n\n\ndef test_ends():\n    os._exit(3)\n", ""])
+def test_a_run_that_was_broken_off_is_not_done(test, suite, tmp_path):
+    """Killed in mid-run, or without tests."""
+    folder = tmp_path / "sources"
+    shutil.copytree(suite.folder, folder)
+    for path in (folder / "tests").rglob("test_*.py"):
+        path.write_text(test)
+    with pytest.raises(RuntimeError, match="plain: the run was broken off"):
+        run_suite(replace(suite, folder=folder), "plain", tmp_path / "run")
+    assert not (tmp_path / "run" / "done").exists()
 
 
 def result(outcome="passed", wrong=0):

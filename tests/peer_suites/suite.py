@@ -72,6 +72,9 @@ def run_suite(
     Returns:
         For each test that ran: its ``outcome``, the last line of its error as ``message``, how many rewards were
         ``checked`` and ``wrong``, and hashes of the parameters that were ``trained``.
+
+    Raises:
+        RuntimeError: if the run was broken off, or pytest could not begin it.
     """
     results, done = workplace / "results.jsonl", workplace / "done"
     if not done.exists():
@@ -105,4 +108,6 @@ def _run(
         *("--continue-on-collection-errors", f"--timeout={timeout_s}", "--rootdir=.", "-k", only, *tests),
     ]
     with open(workplace / "log.txt", "w") as log:
-        subprocess.run(command, cwd=workplace, env=environ, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        run = subprocess.run(command, cwd=workplace, env=environ, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+    if run.returncode not in (0, 1):  # all have run; some may have failed
+        raise RuntimeError(f"{suite.name} {mode}: the run was broken off (status {run.returncode}); see {log.name}")
