@@ -23,6 +23,7 @@ import numpy as np
 import psutil
 
 TIME_S, MEMORY = 20.0, 2**30
+PAGE = resource.getpagesize()
 BAD = ("wrong", "foreign", "executed", "hang", "memory", "died")
 
 
@@ -140,14 +141,21 @@ def _memory(pid: int) -> int:
     """Resident bytes of a process and its children; what they share counts once where there is much of it."""
     total = 0
     try:
-        process = psutil.Process(pid)
-        family = [process, *process.children(recursive=True)]
-        total = sum(one.memory_info().rss for one in family)
+        family = list(_family(pid))
+        total = sum(int(Path(f"/proc/{one}/statm").read_text().split()[1]) * PAGE for one in family)
         if len(family) > 1 and total > MEMORY:  # a child that starts shares all of its parent
-            total = sum(one.memory_full_info().pss for one in family)
-    except psutil.Error:
+            total = sum(psutil.Process(one).memory_full_info().pss for one in family)
+    except (psutil.Error, OSError, IndexError):
         pass
     return total
+
+
+def _family(pid: int) -> Iterator[int]:
+    """A process and its children, and theirs; many times faster than psutil, which looks at every process there is."""
+    yield pid
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        for child in (thread / "children").read_text().split():
+            yield from _family(int(child))
 
 
 def _kill(pid: int) -> None:
