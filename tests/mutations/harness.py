@@ -93,6 +93,7 @@ def _watch(pipe: Connection, pid: int, case: int) -> Outcome:
                 word, value = pipe.recv()
                 if word == "mutated":
                     mutation, base, deadline = value, _memory(pid), time.monotonic() + TIME_S
+                    peak = base  # what it took to make the mutation does not count
                 elif word == "outcome":
                     kind, detail = value
                     grown = max(peak, _memory(pid)) - base

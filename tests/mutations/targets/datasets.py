@@ -56,9 +56,11 @@ def mutate(folder: Path, rng: np.random.Generator) -> str:
         _bomb,
         _file,
     )
+    before = file.read_bytes()
     try:
         what = kinds[rng.integers(len(kinds))](file, rng)
     except pa.ArrowException:  # parquet has no place for it, as for an empty struct
+        file.write_bytes(before)
         what = _bytes(file, rng)
     return f"{file.name}: {what}"
 
