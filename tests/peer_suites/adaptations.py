@@ -38,7 +38,7 @@ ADAPTATIONS: tuple[Adaptation, ...] = (
     Adaptation(
         ("gymnasium",),
         ("*::test_vector_env_equal*", "*::test_vector_wrapper_equivalence*", STATISTICS),
-        "compares infos by ==; env_reward is None at a reset, Gymnasium's vector makes it NaN, and NaN equals nothing",
+        "compares infos by ==; env_reward is NaN at a reset, and NaN equals nothing",
         ("sync", "inner"),
     ),
     Adaptation(
@@ -142,6 +142,13 @@ ADAPTATIONS: tuple[Adaptation, ...] = (
         "has a VecEnv of its own, in which nothing can be wrapped; VLPRewardCallback refuses it",
         LATE,
         "^ValueError: expected an environment with VLPVecReward",
+    ),
+    Adaptation(
+        ("stable_baselines3",),
+        ("tests/test_utils.py::test_make_atari_env?True-*",),
+        "expects no reward of the first step; ClipRewardEnv, outside ours, makes 1 of any reward that is painted",
+        ("inner",),
+        r"^AssertionError: assert np\.float32\(1\.0\) < 1\.0",
     ),
     Adaptation(
         ("stable_baselines3",),
