@@ -15,6 +15,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -140,23 +141,28 @@ def _read(target: Target, folder: Path) -> tuple[str, str]:
 
 def _memory(pid: int) -> int:
     """Resident bytes of a process and its children; what they share counts once where there is much of it."""
-    total = 0
-    try:
-        family = list(_family(pid))
-        total = sum(int(Path(f"/proc/{one}/statm").read_text().split()[1]) * PAGE for one in family)
-        if len(family) > 1 and total > MEMORY:  # a child that starts shares all of its parent
+    family = list(_family(pid))
+    total = sum(_resident(one) for one in family)
+    if len(family) > 1 and total > MEMORY:  # a child that starts shares all of its parent
+        with suppress(psutil.Error):
             total = sum(psutil.Process(one).memory_full_info().pss for one in family)
-    except (psutil.Error, OSError, IndexError):
-        pass
     return total
 
 
 def _family(pid: int) -> Iterator[int]:
     """A process and its children, and theirs; many times faster than psutil, which looks at every process there is."""
     yield pid
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        for child in (thread / "children").read_text().split():
-            yield from _family(int(child))
+    with suppress(OSError):  # it has ended
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            for child in (thread / "children").read_text().split():
+                yield from _family(int(child))
+
+
+def _resident(pid: int) -> int:
+    """Bytes; 0 of a process that has ended."""
+    with suppress(OSError, IndexError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
+    return 0
 
 
 def _kill(pid: int) -> None:
