@@ -99,6 +99,7 @@ def test_a_wrong_sentence_pays_little():
 def test_preference_pays_f_of_a_model_without_progress():
     (paid, info), *_ = rollout(wrap(model=PaintedModel(progress=False), reward="preference"))
     assert paid == info["score"] == painted_value(0, 0, 1)
+    assert not {"progress", "relevance"} & set(info)
     assert np.isnan([info["progress"], info["relevance"]]).all()
 
 

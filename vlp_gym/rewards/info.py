@@ -1,7 +1,7 @@
 """What a wrapper puts into ``info``: the same keys at every reset and step, and numbers only.
 
 So the infos can be stacked, sent and stored by anything. `env_reward`, `score`, `progress` and `relevance` are NumPy's
-float64, NaN where there is none yet; a head that the model lacks has no key. `success` is a bool, because Gymnasium's
+float64, 0 where there is none yet; a head that the model lacks has no key. `success` is a bool, because Gymnasium's
 vectors make object arrays of NumPy's. Where rewards may come late, `env`, `episode` and `step`, int64, name the
 transition.
 """
@@ -69,15 +69,16 @@ def numbers(
     """The ``info["vlp"]`` of one environment.
 
     Args:
-        env_reward: the environment's own; None at a reset.
+        env_reward: the environment's own; None where it gave none, which becomes NaN.
         score: the number that the reward is made of.
         scored: the model's scores behind it; None before the first.
         heads: those of `HEADS` that the model has.
         success: whether the score is over the threshold.
         ticket: names the transition where rewards may come late; None elsewhere.
     """
-    values = {"env_reward": env_reward, "score": score, **{head: getattr(scored, head, None) for head in heads}}
-    info = Numbers((name, np.float64(np.nan if value is None else value)) for name, value in values.items())
+    own = np.nan if env_reward is None else env_reward
+    values = {"env_reward": own, "score": score, **{head: getattr(scored, head, None) or 0.0 for head in heads}}
+    info = Numbers(zip(values, map(np.float64, values.values()), strict=True))
     info["success"] = bool(success)
     if ticket is not None:
         info.update(zip(ticket._fields, map(np.int64, ticket), strict=True))

@@ -192,7 +192,7 @@ class CapturedRewards(Streaming):
         stream.observe(asked)
         rewards, infos, successes = np.zeros(num_envs), [], []
         for index in range(num_envs):
-            infos.append(stream.info(index, own_rewards[index] if stepped[index] else None))
+            infos.append(stream.info(index, own_rewards[index] if stepped[index] else 0.0))
             successes.append(stream.success(index))
             if stepped[index]:
                 rewards[index] = stream.placeholder(index)
@@ -206,7 +206,7 @@ class CapturedRewards(Streaming):
         stream = self._stream
         if indices:
             stream.observe([self._first(index) for index in indices])
-        return {index: stream.info(index, None) for index in indices}
+        return {index: stream.info(index, 0.0) for index in indices}
 
     def _first(self, index: int) -> Transition:
         """Begin an episode with the frame of the reset."""

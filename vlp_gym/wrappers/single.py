@@ -38,7 +38,7 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
     The reset frame and the frame after each step are rendered inside the environment's own ``reset`` and ``step``,
     so the terminal frame belongs to the episode that it ends. ``info["vlp"]`` carries ``env_reward`` (the
     environment's own reward), ``score``, ``progress``, ``relevance`` (a logit) and ``success``: always the same keys,
-    numbers only, NaN where there is none (the environment's own reward at a reset, a head that the model lacks).
+    numbers only, 0 where there is none yet (the environment's own reward at a reset, any before the first score).
     Put a time limit inside this wrapper, not around it. Where a step both terminates and truncates, ``truncated`` is
     False, so that no agent bootstraps from a terminal state. Any error in a step ends the episode; `reset` goes on.
 
@@ -190,7 +190,7 @@ class VLPRewardWrapper(Streaming, gym.Wrapper[Any, Any, Any, Any], gym.utils.Rec
         logger.debug("%s: instruction %s", ticket, self.instruction)
         self._stream.observe([Transition(0, views)])
         self._running = True
-        return observation, put(info, self._stream.info(0, None), flat=self._stream.flat)
+        return observation, put(info, self._stream.info(0, 0.0), flat=self._stream.flat)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Step the environment; the reward, a Python float, is the sentence's, or the placeholder of a late one."""

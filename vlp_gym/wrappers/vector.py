@@ -38,7 +38,7 @@ class VLPVectorRewardWrapper(
     float64 ``[num_envs]``; where there was a reset in place of a step (``NEXT_STEP``), the reward is 0.0.
 
     ``infos["vlp"]`` has Gymnasium's form: arrays of length num_envs, each with a mask of valid entries, named with a
-    `_` in front. ``env_reward``, ``score``, and ``progress`` and ``relevance`` if the model has them, are float64, NaN
+    `_` in front. ``env_reward``, ``score``, and ``progress`` and ``relevance`` if the model has them, are float64, 0
     where there is none yet, and ``success`` is bool; they describe the transition, also where a reset came in the same
     step. With ``mode="async"`` ``env``, ``episode`` and ``step``, int64, are the parts of its ticket; 0 is a reset.
     Any error in a step ends all episodes; `reset` goes on. If a worker process dies, all are stopped; the wrapper is
