@@ -26,7 +26,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(*arguments: object, example: str = "sac_button_press") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(EXAMPLES / f"{example}.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=280)
+    return subprocess.run(command, capture_output=True, text=True, timeout=580)
 
 
 @pytest.mark.slow
@@ -79,6 +79,30 @@ def test_pebble_stops_and_goes_on(model_folder, tmp_path):
     assert [session["step"] for session in second["sessions"]] == [30, 45, 60, 75, 90]
     assert second["sessions"][:3] == first["sessions"]
     assert second["labels"] == 20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_own_videos(tmp_path):
+    """From recording to the agent; the videos are what the report is about."""
+    pytest.importorskip("gymnasium_robotics")
+    few = ["--videos", 2, "--train-steps", 2, "--patience", 1, "--steps", 24, "--eval-every", 12, "--eval-episodes", 1]
+    done = run(*few, "--task", "FetchReach", "--instruction", "poke it", "--out", tmp_path, example="own_videos")
+    assert done.returncode == 0, done.stderr
+    for name in (
+        "examples.png",
+        "learning_curve.png",
+        "policy.zip",
+        "model/held-out/results.png",
+        "model/training.png",
+    ):
+        assert (tmp_path / name).stat().st_size > 1_000, name
+    assert len(list((tmp_path / "videos").glob("*.mp4"))) == 16  # of two tasks and four tiers
+    report = json.loads((tmp_path / "model" / "held-out" / "results.json").read_text())
+    assert report["tasks"] == ["FetchPush", "FetchReach"]
+    assert "$ vlp-gym train staged --init vlp-compact " in done.stdout
+    history = json.loads((tmp_path / "result.json").read_text())["history"]
+    assert [row["step"] for row in history] == [12, 24]
 
 
 def test_help_says_what_there_is():

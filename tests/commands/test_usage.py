@@ -66,7 +66,7 @@ WRONG = [
     (["models", "--all"], unknown("--all", "models")),
     (["models", "x"], "Unrecognized options: x; see `vlp-gym models --help`"),
     # choices
-    (["collect", "metawrld", "--out", "new"], choice("metawrld", "source", ("metaworld",), "collect")),
+    (["collect", "metawrld", "--out", "new"], choice("metawrld", "source", ("metaworld", "fetch"), "collect")),
     ([*COLLECT, "--tiers", "exprt"], choice("exprt", "--tiers", ("expert", "medium", "random"), "collect")),
     (
         [*COLLECT, "--camera", "cornr2"],
@@ -194,6 +194,7 @@ NEEDED = [
         {"metaworld": "metaworld", "mujoco": "metaworld", "datasets": "train", "PIL": "train"},
     ),
     ([*COLLECT, "--agent", "1"], "collecting rollouts needs", {"stable_baselines3": "sb3"}),
+    (["collect", "fetch", "--out", "new"], "collecting rollouts needs", {"gymnasium_robotics": "fetch"}),
     (DATA, "reading a data set needs", {"datasets": "train", "PIL": "viz", "matplotlib": "viz", "av": "viz"}),
     (["data", "inspect", "minari:a/b", "--instruction", "x"], "reading Minari data sets needs", {"minari": "minari"}),
     (TRAIN, "training needs", dict.fromkeys(("accelerate", "datasets", "PIL", "matplotlib", "scipy"), "train")),

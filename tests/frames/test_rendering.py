@@ -49,6 +49,13 @@ class TestFastRender:
         default = FastRender(pendulum, 64, 80, quality="default").render()
         assert np.abs(default - own_picture.astype(float)).mean() < 0.5
 
+    def test_what_the_environment_puts_in_its_place_before_a_picture(self, pendulum):
+        """Gymnasium-Robotics moves the goal's mark there."""
+        fast = FastRender(pendulum, 64, 80)
+        before, inner = fast.render(), pendulum.unwrapped
+        inner._render_callback = lambda: inner.set_state(np.array([1.0, 0.5]), np.zeros(2))
+        assert (fast.render() != before).any()
+
     def test_not_after_close(self):
         env = FastRender(gym.make("InvertedPendulum-v5", render_mode="rgb_array"), 16, 16)
         env.reset(seed=0)

@@ -30,7 +30,7 @@ def make(**options):
 
 def test_the_config_is_its_share_of_them():
     changed = {"steps": 3, "learning_rate": 0.5, "weight_decay": 0.25, "warmup": 0.75, "seed": 9, "precision": "bf16"}
-    changed |= {"save_every": 2, "half": True, "hold_out": 0.25}
+    changed |= {"save_every": 2, "half": True, "hold_out": 0.25, "patience": 4}
     assert make(**changed).config() == TrainConfig(**changed)
     assert {field.name for field in fields(TrainConfig)} == changed.keys()
     assert make().config() == TrainConfig()
@@ -43,6 +43,8 @@ def test_the_config_is_its_share_of_them():
         ({"save_every": 0}, "--save-every: expected at least 1, got 0"),
         ({"weight_decay": -1.0}, "--weight-decay: expected at least 0, got -1.0"),
         ({"weight_decay": float("nan")}, "--weight-decay: expected at least 0, got nan"),
+        ({"hold_out": 0.5, "patience": -1}, "--patience: expected at least 0, got -1"),
+        ({"patience": 2}, "--patience: expected with --hold-out, whose episodes it looks at"),
         ({"warmup": 1.1}, "--warmup: expected a share from 0 to 1, got 1.1"),
     ],
 )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from vlp_gym.data.trajectory import Trajectory
     from vlp_gym.training.options import TrainOptions
+    from vlp_gym.training.recipe import Recipe
 
 
 def train(arguments: Sequence[str]) -> Callable[[], None]:
@@ -81,11 +82,24 @@ def _train(system: str, options: TrainOptions) -> None:
     model, recipe = options.build(trajectories)
     if start is not None:
         _start_from(model, start, f"{options.init}")
-    run_training(model, recipe, out, options.config())
+    run_training(model, recipe, out, options.config(), held_out=_held_out_recipe(model, held, options))
     if held:
         _judge(held, out, options)
     print(f"checkpoint: {out}")
     print(f"evaluate it: vlp-gym eval --model {out} --data {options.data[0]} --split {options.split}")
+
+
+def _held_out_recipe(model: nn.Module, held: Sequence[Trajectory], options: TrainOptions) -> Recipe | None:
+    """What the held-out loss is measured with, where early stopping is asked for."""
+    if not options.patience:
+        return None
+    try:
+        return options.recipe(model, held)
+    except ValueError as error:
+        raise ValueError(
+            f"--patience: the {len(held)} held-out episodes do not suffice to measure the loss ({error}); hold out "
+            "more, or train without it"
+        ) from error
 
 
 def _judge(held: Sequence[Trajectory], out: Path, options: TrainOptions) -> None:

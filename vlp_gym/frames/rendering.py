@@ -195,6 +195,7 @@ class FastRender(gym.Wrapper, gym.utils.RecordConstructorArgs):
             self._renderer = FastRenderer(unwrapped.model, *self._settings, view)
             self._rendered_model = unwrapped.model
         assert self._renderer is not None
+        getattr(unwrapped, "_render_callback", _nothing)()  # Gymnasium-Robotics puts the goal's mark in its place there
         return self._renderer.render(unwrapped.data)
 
     def close(self) -> None:
@@ -207,6 +208,9 @@ class FastRender(gym.Wrapper, gym.utils.RecordConstructorArgs):
         if self._renderer is not None:
             self._renderer.close()
         self._renderer = self._rendered_model = None
+
+
+def _nothing() -> None: ...
 
 
 def _close_if_alive(reference: weakref.ref[FastRenderer]) -> None:

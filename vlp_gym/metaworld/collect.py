@@ -16,31 +16,21 @@ One parquet shard per task and tier; existing shards are skipped, so an interrup
 
 from __future__ import annotations
 
-import contextlib
-import json
-import multiprocessing
-import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
-from tqdm import tqdm
 
+from vlp_gym.data.collection import collect_shards
 from vlp_gym.data.shards import shard_path, write_shard
 from vlp_gym.data.trajectory import AGENT, ALL_TIERS, APART, EXPLORE, NEAR_MISS, RETREAT, TIERS, Trajectory
-from vlp_gym.errors import CheckpointError, DatasetError
-from vlp_gym.frames.process import end_with_parent, end_workers, submit_all
 from vlp_gym.metaworld.apart import apart_rollout
 from vlp_gym.metaworld.config import CollectConfig
 from vlp_gym.metaworld.env import make_metaworld, metaworld_tasks, scripted_policy
 from vlp_gym.metaworld.recorder import HAND, OBJECT, Recorder
 from vlp_gym.metaworld.variety import vary_scene
-from vlp_gym.storage import locked, read_file, write_atomic
 
 RENDER_SIZE = 224  # least size of rendering; smaller frames are downscaled
 MAX_STEPS = 300
@@ -87,52 +77,9 @@ def collect_metaworld(
         DatasetError: if the folder holds a collection with other settings, another process collects into it, or a
             worker process is killed.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locked(folder))
-        except CheckpointError as error:
-            raise DatasetError(str(error)) from None
-        _collect(folder, config, tasks, workers, progress_bar)
-
-
-def _collect(
-    folder: Path, config: CollectConfig, tasks: Sequence[str] | None, workers: int | None, progress_bar: bool
-) -> None:
-    _check_same_config(folder, config)
     tiers = [tier for tier in ALL_TIERS if _count(config, tier)]
     names = tuple(tasks) if tasks is not None else metaworld_tasks()
-    missing = [task for task in names if any(not shard_path(folder, task, tier).exists() for tier in tiers)]
-    jobs = [(folder, config, task, tiers) for task in missing]
-    if not jobs:
-        return
-    bar = tqdm(
-        total=len(names), initial=len(names) - len(missing), desc="collecting", unit="task", disable=not progress_bar
-    )
-    processes = min(workers or os.cpu_count() or 1, len(jobs))
-    spawn = multiprocessing.get_context("spawn")
-    with bar, ProcessPoolExecutor(processes, spawn, _prepare_worker) as pool:
-        try:
-            for done in as_completed(submit_all(pool, _collect_task, ((job,) for job in jobs))):
-                bar.set_postfix_str(done.result())
-                bar.update()
-        except BrokenProcessPool as error:
-            raise DatasetError(
-                "a collecting process was killed (out of memory?); the same command goes on where it stopped, "
-                "with --workers 1 in less memory"
-            ) from error
-        except BaseException:
-            end_workers(pool)
-            raise
-
-
-def _prepare_worker() -> None:
-    end_with_parent()
-    os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa's threads cost 25% more time and gain nothing here
-    import torch
-
-    torch.set_num_threads(1)
+    collect_shards(folder, config, names, tiers, _collect_task, workers=workers, progress_bar=progress_bar)
 
 
 def _collect_task(job: tuple[Path, CollectConfig, str, Sequence[str]]) -> str:
@@ -322,24 +269,3 @@ class _Actor:
         elif succeeded and self.tier != EXPLORE:
             return True
         return False
-
-
-def _check_same_config(folder: Path, config: CollectConfig) -> None:
-    path = folder / "collect.json"
-    now = asdict(config)
-    if not path.exists():
-        write_atomic(path, json.dumps(now, indent=2).encode())
-        return
-    try:
-        before = asdict(TypeAdapter(CollectConfig).validate_json(read_file(path, 2**20), strict=True))
-    except CheckpointError as error:
-        raise DatasetError(str(error)) from error
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"])) or "all"
-        raise DatasetError(
-            f"{path}: expected the settings of a collection ({where}: {fault['msg']}); choose another --out"
-        ) from error
-    if before != now:
-        changed = {key: (before[key], value) for key, value in now.items() if before[key] != value}
-        raise DatasetError(f"{folder} was collected with other settings (then, now): {changed}; choose another --out")

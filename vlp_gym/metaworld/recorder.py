@@ -1,4 +1,4 @@
-"""Records one rollout as a `Trajectory`."""
+"""Records one Meta-World rollout: with the positions of hand and object, and the sentences of its task."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 
+from vlp_gym.data import recorder
 from vlp_gym.data.trajectory import Trajectory
 from vlp_gym.metaworld.sentences import with_sentences
 
 HAND, OBJECT = slice(0, 3), slice(4, 7)  # their positions in a Meta-World observation
 
 
-class Recorder:
-    """Recorder of one Meta-World rollout; resizes frames exactly as the models do.
+class Recorder(recorder.Recorder):
+    """Recorder of one Meta-World rollout.
 
     Args:
         env: environment with ``unwrapped.model``, ``data`` and ``camera_name``.
@@ -22,45 +23,16 @@ class Recorder:
     """
 
     def __init__(self, env: Any, size: int, observation: np.ndarray) -> None:
-        self.env, self.size = env, size
-        self.frames: list[np.ndarray] = []
-        self.positions: list[np.ndarray] = []
-        self.rows: list[tuple[int, float, bool]] = []
-        self.observations = [np.array(observation)]  # copies, because scripted policies modify observations
-        self.actions: list[np.ndarray] = []
-        self.rewards: list[float] = []
+        super().__init__(size, observation)
+        self.env = env
 
-    def step(self, action: np.ndarray, observation: np.ndarray, reward: float) -> None:
-        """Record an environment step: action float ``[4]``, the observation after it float ``[39]``, and reward."""
-        self.actions.append(np.clip(action, -1, 1))  # as Meta-World executes it
-        self.observations.append(np.array(observation))
-        self.rewards.append(float(reward))
-
-    def add(self, frame: np.ndarray, success: bool) -> None:
-        """Record a frame uint8 ``[H, W, 3]`` of the state after the last recorded step."""
-        import torch
-
-        from vlp_gym.frames.resize import resize_frames
-
-        self.frames.append(resize_frames(torch.from_numpy(frame)[None], (self.size, self.size))[0].numpy())
-        self.positions.append(camera_positions(self.env, self.observations[-1]))
-        self.rows.append((len(self.rewards), self.rewards[-1] if self.rewards else 0.0, success))
+    def positions_now(self) -> np.ndarray:
+        """Hand and object, see `camera_positions`."""
+        return camera_positions(self.env, self.observations[-1])
 
     def trajectory(self, **about: Any) -> Trajectory:
         """The recorded rollout with its task's sentences; `about`: the fields of `Trajectory` from task to varied."""
-        step, reward, success = zip(*self.rows, strict=True)
-        made = Trajectory(
-            **about,
-            frames=np.stack(self.frames),
-            step=np.array(step, np.int64),
-            reward=np.array(reward, np.float32),
-            success=np.array(success, bool),
-            episode_reward=np.array(self.rewards, np.float32),
-            positions=np.stack(self.positions),
-            observation=np.stack(self.observations).astype(np.float32),
-            action=np.array(self.actions, np.float32).reshape(len(self.actions), -1),
-        )
-        return with_sentences(made)
+        return with_sentences(super().trajectory(**about))
 
 
 def camera_positions(env: Any, observation: np.ndarray) -> np.ndarray:

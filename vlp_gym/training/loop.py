@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vlp_gym.errors import CheckpointError, import_extra
-from vlp_gym.models.checkpoint import save_checkpoint, stored_config
+from vlp_gym.models.checkpoint import load_state, save_checkpoint, stored_config, stored_state
 from vlp_gym.schema import Document
 from vlp_gym.storage import write_atomic
+from vlp_gym.training.early_stopping import HELD_OUT, held_out_loss, lowest, next_step, stage_of
 from vlp_gym.training.recipe import Loss, Recipe, Stage, TrainConfig
 from vlp_gym.training.state import load_training_state, save_training_state
 
@@ -28,6 +31,7 @@ def train(
     folder: str | Path,
     config: TrainConfig,
     *,
+    held_out: Recipe | None = None,
     progress_bar: bool = True,
 ) -> list[dict[str, float]]:
     """Train a model; after an interruption the same call resumes from the last saved state.
@@ -38,17 +42,21 @@ def train(
         folder: output folder for ``config.json``, ``model.safetensors``, the saved state, ``history.json`` and
             ``training.png``.
         config: settings of the optimizer and of saving.
+        held_out: the same recipe with the held-out episodes, needed for ``config.patience``.
         progress_bar: show a progress bar.
 
     Returns:
-        One dictionary per step: its losses and duration.
+        One dictionary per step: its number, losses and duration, and "held_out" where that loss was measured.
 
     Raises:
-        ValueError: if the folder holds a run with other settings, tasks or model config.
+        ValueError: if the folder holds a run with other settings, tasks or model config, or the patience needs
+            `held_out`.
         FloatingPointError: if the loss is not finite.
         MissingExtraError: without accelerate.
     """
     accelerate = import_extra("accelerate", "training needs", "train")
+    if config.patience and held_out is None:
+        raise ValueError("--patience: expected with --hold-out, whose episodes it looks at")
     folder = Path(folder)
     # A stage may train a few weights only: DistributedDataParallel would wait for the others' gradients for ever.
     resting = accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)
@@ -58,43 +66,48 @@ def train(
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99))
     model.to(accelerator.device)
     history: list[dict[str, float]] = []
+    best: dict[str, Tensor] = {}  # the weights of the stage's lowest held-out loss
+    stages = recipe.stages(model, config.steps)
+    ends = list(accumulate(stage.steps for stage in stages))
     settings = {**asdict(config), **recipe.settings, **_model_settings(model)}
     if (folder / "training.json").exists():
         _, extra = load_training_state(
-            folder, model=model, optimizer=optimizer, generators={"augment": generator},
-            check=lambda step, extra: _check_run(step, extra, settings, folder),
+            folder, model=model, optimizer=optimizer, generators={"augment": generator}, best=best,
+            check=lambda step, extra: _check_run(step, extra, settings, ends, folder),
         )  # fmt: skip
         history = extra["history"]
     wrapped = _DistributedLoss(model)
     wrapped, optimizer = accelerator.prepare(wrapped, optimizer)
-    plan = [(stage, number) for stage in recipe.stages(model, config.steps) for number in range(stage.steps)]
-    total = len(plan)
-    if len(history) < total:
-        recipe.prepare(model, progress_bar=progress_bar and accelerator.is_main_process)
-    bar = tqdm(
-        total=total, initial=len(history), desc="training", unit="step",
-        disable=not (progress_bar and accelerator.is_main_process),
-    )  # fmt: skip
+    judged: Sequence[Stage] = ()
+    step, total = next_step(history, ends, config.patience), ends[-1]
+    shown = progress_bar and accelerator.is_main_process
+    if step < total:
+        recipe.prepare(model, progress_bar=shown)
+    if step < total and held_out is not None and config.patience:
+        held_out.prepare(model, progress_bar=shown)
+        judged = held_out.stages(model, config.steps)
+    bar = tqdm(total=total, initial=step, desc="training", unit="step", disable=not shown)
 
     def save() -> None:
         if accelerator.is_main_process:
             save_training_state(
                 folder, model=model, optimizer=getattr(optimizer, "optimizer", optimizer), step=len(history),
-                generators={"augment": generator}, extra={"history": history, "config": settings},
+                generators={"augment": generator}, extra={"history": history, "config": settings}, best=best,
             )  # fmt: skip
             _write_history(folder, history)
 
     current: Stage | None = None
     with bar:
-        while len(history) < total:
-            step = len(history)
-            stage, number = plan[step]
+        while step < total:
+            first, end = stage_of(step, ends)
+            place = ends.index(end)
+            stage = stages[place]
             if stage is not current:
                 _enter(stage, model, trained)
                 current = stage
             started = time.perf_counter()
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * schedule(number, stage.steps, config.warmup)
+                group["lr"] = config.learning_rate * schedule(step - first, stage.steps, config.warmup)
             draw = stage.batch or recipe.batch
             batch = draw(step * accelerator.num_processes + accelerator.process_index).to(accelerator.device)
             with accelerator.autocast():
@@ -110,9 +123,25 @@ def train(
             optimizer.zero_grad()
             row = {name: float(value.detach()) for name, value in parts.items()}
             history.append({"step": step, **row, "seconds": time.perf_counter() - started})
-            bar.update()
             bar.set_postfix(loss=f"{np.mean([r['loss'] for r in history[-20:]]):.3f}")
-            if len(history) % config.save_every == 0 and len(history) < total:
+            due, follows = (step + 1) % config.save_every == 0, step + 1
+            if judged and held_out is not None and (due or follows == end):
+                history[-1][HELD_OUT] = held_out_loss(model, held_out, judged[place], accelerator)
+                low = lowest(history, first)
+                if not low.later:
+                    best = {name: weight.detach().cpu().clone() for name, weight in stored_state(model).items()}
+                follows = next_step(history, ends, config.patience)
+                if follows == end:
+                    load_state(model, best, str(folder))
+                    best = {}
+                    if shown:
+                        bar.write(
+                            f"step {step + 1}: the held-out loss was lowest after step {low.step + 1}, "
+                            f"{low.loss:.4g}: its weights are kept; {end - step - 1} of {stage.steps} steps were left"
+                        )
+            bar.update(follows - step)
+            step = follows
+            if due and step < total:
                 save()
     save()
     for parameter in trained:
@@ -172,13 +201,17 @@ class _Run(Document):
     config: dict[str, Any] = {}  # noqa: RUF012  # pydantic copies it
 
 
-def _check_run(step: int, extra: dict[str, Any], settings: dict[str, Any], folder: Path) -> None:
+def _check_run(step: int, extra: dict[str, Any], settings: dict[str, Any], ends: Sequence[int], folder: Path) -> None:
     where = folder / "training.json"
     run = _Run.parse(extra, where)
     _check_same_settings(run.config, settings, folder)
+    expected = 0
     for number, row in enumerate(run.history):
-        if row.get("step") != number or not {"loss", "seconds"} <= row.keys():
-            raise CheckpointError(f"{where}: extra.history.{number}: expected step {number}, loss and seconds")
+        found = row.get("step", -1)
+        early = settings["patience"] and found > expected and found in ends  # the stage before was stopped
+        if not (found == expected or early) or not {"loss", "seconds"} <= row.keys():
+            raise CheckpointError(f"{where}: extra.history.{number}: expected step {expected}, loss and seconds")
+        expected = int(found) + 1
     if step != len(run.history):
         raise CheckpointError(f"{where}: step: expected {len(run.history)}, the length of the history, got {step}")
 

@@ -44,10 +44,12 @@ class TrainOptions(TrainConfig, ABC):
     def __post_init__(self) -> None:
         self._check_steps()
         check_at_least(1, save_every=self.save_every)
-        check_at_least(0, weight_decay=self.weight_decay)
+        check_at_least(0, weight_decay=self.weight_decay, patience=self.patience)
         check_share(warmup=self.warmup)
         if not 0 <= self.hold_out < 1:
             raise ValueError(f"--hold-out: expected a share from 0 to less than 1, got {self.hold_out}")
+        if self.patience and not self.hold_out:
+            raise ValueError("--patience: expected with --hold-out, whose episodes it looks at")
         if self.learning_rate is not None and not self.learning_rate > 0:  # None: a recipe's own
             raise ValueError(f"--learning-rate: expected more than 0, got {self.learning_rate}")
 
@@ -58,6 +60,15 @@ class TrainOptions(TrainConfig, ABC):
         Args:
             trajectories: all rollouts of the training tasks.
         """
+
+    def recipe(self, model: nn.Module, trajectories: Sequence[Trajectory]) -> Recipe:
+        """The same recipe with other trajectories, such as held-out ones; to override where building a model is slow.
+
+        Args:
+            model: from `build`.
+            trajectories: of the same tasks.
+        """
+        return self.build(trajectories)[1]
 
     def config(self) -> TrainConfig:
         """The settings of the training loop."""

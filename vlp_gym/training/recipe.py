@@ -31,6 +31,9 @@ class TrainConfig:
         half: store the final checkpoint in half precision, like the shipped ones.
         hold_out: share of the episodes of each task and tier that is not trained on, in [0, 1), such as 0.2. Afterwards
             the model is judged on them, and the report written into the folder held-out.
+        patience: with hold_out, the loss on these episodes is measured at every `save_every`, the weights of its lowest
+            are kept, and training stops after so many measurements in a row without a lower one; 0 trains all steps
+            and keeps the last weights.
     """
 
     steps: int = 700
@@ -42,6 +45,7 @@ class TrainConfig:
     save_every: int = 50
     half: bool = False
     hold_out: float = 0.0
+    patience: int = 0
 
 
 @dataclass(frozen=True)

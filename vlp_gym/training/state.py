@@ -54,6 +54,7 @@ def save_training_state(
     step: int,
     generators: Generators | None = None,
     extra: Mapping[str, Any] | None = None,
+    best: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write ``training.json`` and ``training.safetensors`` atomically.
 
@@ -65,12 +66,14 @@ def save_training_state(
         step: optimizer steps done so far.
         generators: named random generators of the training. torch's global generators (CPU and CUDA) are always saved.
         extra: the caller's JSON values, such as a history of losses.
+        best: earlier weights of the model, all of those that are saved of it, or none.
 
     Raises:
         CheckpointError: if the folder cannot be written, or there is NaN or inf in the weights or the optimizer.
     """
     saved = optimizer.state_dict()
     tensors = {f"model.{name}": tensor for name, tensor in stored_state(model).items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in (best or {}).items()}
     scalars: dict[str, dict[str, Any]] = {}
     for index, entries in saved["state"].items():
         for key, value in entries.items():
@@ -107,6 +110,7 @@ def load_training_state(
     model: nn.Module,
     optimizer: Optimizer,
     generators: Generators | None = None,
+    best: dict[str, Tensor] | None = None,
     check: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> tuple[int, dict[str, Any]]:
     """Restore a saved state; on the CPU, training then continues bit for bit.
@@ -116,6 +120,7 @@ def load_training_state(
         model: same architecture as the saved one.
         optimizer: same class and parameters as the saved one.
         generators: same names as the saved ones; their states are set in place.
+        best: the saved ``best`` is put into it.
         check: called with the number of steps and the saved ``extra`` before anything changes; raises to refuse them.
 
     Returns:
@@ -135,6 +140,8 @@ def load_training_state(
     groups, state = _check(saved, tensors, model, optimizer, generators, where)
     load_state(model, below(tensors, "model."), str(where))
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+    if best is not None:
+        best.update(below(tensors, "best."))
     for name, generator in generators.items():
         if isinstance(generator, torch.Generator):
             generator.set_state(tensors[f"rng.named.{name}"])
@@ -171,7 +178,8 @@ def _check(
     if set(generators) != (names := named.keys() | saved.numpy_generators.keys()):
         raise CheckpointError(f"{where}: expected the generators {sorted(names)}, got {sorted(generators)}")
     for name, weight in own.items():
-        table[f"model.{name}"] = Spec(FLOATS if weight.is_floating_point() else weight.dtype, tuple(weight.shape))
+        spec = Spec(FLOATS if weight.is_floating_point() else weight.dtype, tuple(weight.shape))
+        table |= {f"{start}.{name}": spec for start in (("model", "best") if below(tensors, "best.") else ("model",))}
     table["rng.cpu"] = Spec.like(torch.get_rng_state())
     for name in tensors:
         if name.startswith("rng.named.") or re.fullmatch(r"rng\.cuda\.\d{1,3}", name):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rollouts import SUCCESS_AT, painted, painted_tasks
 
-from vlp_gym.data.trajectory import ALL_TIERS, EXPLORE
+from vlp_gym.data.trajectory import ALL_TIERS, EXPLORE, NEAR_MISS
 from vlp_gym.training.recipes.frame_labels import (
     BEFORE_SUCCESS,
     expert_ways,
@@ -46,6 +46,20 @@ class TestTask:
         unknown.positions[:] = np.nan
         expected = BEFORE_SUCCESS * np.interp(unknown.reward, *progress_by_reward(EXPERTS))
         assert label_task([*EXPERTS, unknown])[-1] == pytest.approx(expected)
+
+    def test_where_neither_is_known(self):
+        """As in videos: a failure gets somewhere, random actions nowhere, and a success is one."""
+        silent = [painted("push-v3", tier) for tier in ("expert", "medium", "random", NEAR_MISS)]
+        silent.append(replace(silent[1], success=np.arange(16) >= 14))
+        for rollout in silent:
+            rollout.positions[:], rollout.reward[:] = np.nan, 0.0
+        labels = label_task(silent)
+        rising = BEFORE_SUCCESS * np.arange(16) / 15 / 2
+        assert labels[0][SUCCESS_AT:] == pytest.approx(1)
+        assert labels[1] == pytest.approx(rising)
+        assert labels[2] == pytest.approx(0)
+        assert labels[3] == pytest.approx(rising)
+        assert labels[4] == pytest.approx([*rising[:14], 1, 1])
 
 
 class TestProgressByReward:

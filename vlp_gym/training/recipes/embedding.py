@@ -69,8 +69,11 @@ class EmbeddingOptions(TrainOptions):
         check_at_least(NEGATIVES + 1, batch_size=self.batch_size)
 
     def build(self, trajectories: Sequence[Trajectory]) -> tuple[nn.Module, EmbeddingRecipe]:
-        recipe = EmbeddingRecipe(trajectories, self.objective, batch_size=self.batch_size, seed=self.seed)
-        return self.model(), recipe
+        model = self.model()
+        return model, self.recipe(model, trajectories)
+
+    def recipe(self, model: nn.Module, trajectories: Sequence[Trajectory]) -> EmbeddingRecipe:
+        return EmbeddingRecipe(trajectories, self.objective, batch_size=self.batch_size, seed=self.seed)
 
     def model(self) -> nn.Module:
         """A new model."""

@@ -10,6 +10,7 @@ import numpy as np
 from vlp_gym.data.trajectory import Trajectory
 
 BEFORE_SUCCESS = 0.75  # highest progress before success: experts spend the least time on a task's last step
+HALF = 0.5  # share of the way that a failure has done at its end, where nothing tells; random actions have done none
 BY_ITSELF = 2.0  # penalty on object distance not yet covered while the hand is elsewhere
 
 
@@ -17,7 +18,8 @@ def label_task(rollouts: Sequence[Trajectory]) -> list[np.ndarray]:
     """Progress of the F frames of each rollout of one task, float ``[F]``.
 
     It is `BEFORE_SUCCESS` times the share of the way to success, and 1 at success. The share is time in successful
-    experts, else the smaller of `progress_by_reward` and `progress_by_way`.
+    experts, else the smaller of `progress_by_reward` and `progress_by_way`. Where neither is known, as in videos, it
+    rises to `HALF` in failures, and stays 0 in random rollouts.
 
     Args:
         rollouts: all rollouts of one task, with a successful expert among them.
@@ -32,6 +34,8 @@ def label_task(rollouts: Sequence[Trajectory]) -> list[np.ndarray]:
             done = np.arange(len(rollout.step)) >= first_success
         else:
             on_the_way = np.fmin(np.interp(rollout.reward, *by_reward), progress_by_way(rollout.positions, ways))
+            guess = 0.0 if rollout.tier == "random" else HALF * rollout.step / rollout.step[-1]
+            on_the_way = np.where(np.isnan(on_the_way), guess, on_the_way)
             done = rollout.success
         labels.append(np.where(done, 1.0, BEFORE_SUCCESS * on_the_way))
     return labels
@@ -90,7 +94,8 @@ def progress_by_reward(experts: Sequence[Trajectory]) -> tuple[np.ndarray, np.nd
         experts: successful rollouts of one task, at least one.
 
     Returns:
-        Rewards in rising order and the progress in [0, 1] at each, for `numpy.interp`.
+        Rewards in rising order and the progress in [0, 1] at each, for `numpy.interp`; NaN where all rewards are equal,
+        which say nothing.
     """
     from scipy.optimize import isotonic_regression
 
@@ -102,6 +107,8 @@ def progress_by_reward(experts: Sequence[Trajectory]) -> tuple[np.ndarray, np.nd
         clocks.append(expert.step[until] / expert.step[until][-1])
     reward, clock = np.concatenate(rewards), np.concatenate(clocks)
     order = np.argsort(reward, kind="stable")
+    if reward[order[0]] == reward[order[-1]]:
+        return reward[order], np.full(len(reward), np.nan)
     return reward[order], isotonic_regression(clock[order]).x
 
 

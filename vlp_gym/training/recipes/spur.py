@@ -16,7 +16,7 @@ from vlp_gym.engine.windows import window_indices
 from vlp_gym.models.spur import BASE, SPURModel
 from vlp_gym.objectives.spur import spur_loss
 from vlp_gym.training.options import TrainOptions, check_at_least
-from vlp_gym.training.recipe import Batch, Recipe
+from vlp_gym.training.recipe import Batch, Recipe, expect_model
 
 STRATEGIES = ("expertise", "task", "rewind", "subsequence")
 RATIOS = (0.3, 0.3, 0.4, 0.0)
@@ -48,7 +48,11 @@ class SPUROptions(TrainOptions):
     def build(self, trajectories: Sequence[Trajectory]) -> tuple[SPURModel, SPURRecipe]:
         model = SPURModel(self.backbone)
         model.gradient_checkpointing_enable()  # the paper's batch is 32 videos of up to 512 tokens
-        return model, SPURRecipe(trajectories, batch_size=self.batch_size, frames=model.window, seed=self.seed)
+        return model, self.recipe(model, trajectories)
+
+    def recipe(self, model: nn.Module, trajectories: Sequence[Trajectory]) -> SPURRecipe:
+        frames = expect_model(model, SPURModel).window
+        return SPURRecipe(trajectories, batch_size=self.batch_size, frames=frames, seed=self.seed)
 
     def packages(self) -> dict[str, str]:
         return super().packages() | {"transformers": "vlm", "peft": "vlm"}

@@ -35,7 +35,10 @@ class VLPOptions(ClipOptions):
 
     def build(self, trajectories: Sequence[Trajectory]) -> tuple[VLPModel, VLPRecipe]:
         model = VLPModel(self.backbone)
-        return model, VLPRecipe(self.sampler(trajectories, model.window))
+        return model, self.recipe(model, trajectories)
+
+    def recipe(self, model: nn.Module, trajectories: Sequence[Trajectory]) -> VLPRecipe:
+        return VLPRecipe(self.sampler(trajectories, expect_model(model, VLPModel).window))
 
     def packages(self) -> dict[str, str]:
         return super().packages() | ({"open_clip": "clip"} if self.backbone.startswith("open_clip:") else {})
