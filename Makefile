@@ -36,7 +36,7 @@ test: $(STAMP) browser
 	@$(BIN)/pytest
 
 bench: $(STAMP)
-	@for file in speed engine labels families; do echo "== $$file"; $(BIN)/python tests/benchmarks/$$file.py || exit 1; done
+	@for file in speed engine labels families serving; do echo "== $$file"; $(BIN)/python tests/benchmarks/$$file.py || exit 1; done
 
 gpu:
 	@$(GPU_PYTHON) -m tests.gpu --size full --wheels $(WHEELS) --out $(RUNS)/gpu

@@ -190,6 +190,7 @@ def test_commands_are_understood(page, arguments, tmp_path, monkeypatch, capsys)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("vlp_gym.metaworld.collect.collect_metaworld", lambda *_, **__: None)  # it would take hours
+    monkeypatch.setattr("vlp_gym.serving.run.run_server", lambda *_, **__: None)  # it would not end
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     status = cli.main(arguments)
     error = capsys.readouterr().err

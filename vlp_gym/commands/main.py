@@ -16,6 +16,7 @@ from vlp_gym.commands.label import label
 from vlp_gym.commands.models import calibrate, convert, models
 from vlp_gym.commands.policy import policy
 from vlp_gym.commands.score import score
+from vlp_gym.commands.serve import serve
 from vlp_gym.commands.train import train, tune
 from vlp_gym.commands.usage import check_names, later, options_of, parse
 from vlp_gym.errors import VLPError, did_you_mean, missing_extra
@@ -32,6 +33,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "convert": convert,
     "calibrate": calibrate,
     "models": models,
+    "serve": serve,
     "examples": examples,
 }
 KEPT = {
@@ -41,6 +43,7 @@ KEPT = {
     "label": "saved labels are kept, and the same command adds further pairs to them",
     "policy": "the last saved state is kept, and the same command goes on from there",
     "score": "finished files are kept; the same command begins anew",
+    "serve": "clients wait for the same command",
 }
 NOTHING = "nothing was written; the same command begins anew"
 

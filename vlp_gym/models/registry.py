@@ -64,9 +64,11 @@ _FAMILIES = {
         "vlp_gym.models.ensemble:EnsembleModel",
         "ensemble:mean|MODEL|MODEL: mean (or min) of rank-normalised models",
     ),
+    "http": ("vlp_gym.serving.remote:RemoteModel", "http://HOST:PORT: the model that `vlp-gym serve` has there"),
+    "https": ("vlp_gym.serving.remote:RemoteModel", "https://HOST:PORT: the same"),
 }
 
-_ON_ENDPOINTS = ("gvl", "rl-vlm-f", "topreward")
+_ON_ENDPOINTS = ("gvl", "rl-vlm-f", "topreward", "http", "https")
 _MAX_NAMED = 64
 """Models that a checkpoint may name, those that they name in turn included."""
 
@@ -99,8 +101,8 @@ def load_reward_model(name: str | os.PathLike[str], *, device: str | torch.devic
     Args:
         name: a shipped name ("vlp-compact", "vlp-compact-45"), the name of an entry point of the group
             ``vlp_gym.reward_models`` (a callable that takes ``device=`` and returns a model), "FAMILY:SPEC" such as
-            "clip:ViT-B-32/openai" (`vlp-gym models` lists the families), a folder with ``config.json`` and
-            ``model.safetensors``, or a hub id "org/name". They are tried in this order.
+            "clip:ViT-B-32/openai" (`vlp-gym models` lists the families), the address of a server ("http://..."), a
+            folder with ``config.json`` and ``model.safetensors``, or a hub id "org/name". They are tried in this order.
         device: device of the model.
 
     Raises:
@@ -125,6 +127,7 @@ def load_reward_model(name: str | os.PathLike[str], *, device: str | torch.devic
     if colon and family in _FAMILIES:
         if loading is not None:
             check_storable([text])
+        spec = text if family in ("http", "https") else spec  # an address whole
         model: Any = resolve_name(_FAMILIES[family][0]).from_spec(spec)
         if isinstance(model, torch.nn.Module):
             model.to(device).eval()
