@@ -84,6 +84,12 @@ class VLPVectorRewardWrapper(
         venv: Any = env.unwrapped
         self._listen(venv, venv.call, instruction, model, reward, options)
 
+    @property
+    def autoreset_mode(self) -> AutoresetMode:
+        """The mode of autoreset of the environment: TorchRL asks for it."""
+        mode: AutoresetMode = self.metadata["autoreset_mode"]
+        return mode
+
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
