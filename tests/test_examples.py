@@ -105,6 +105,39 @@ def test_own_videos(tmp_path):
     assert [row["step"] for row in history] == [12, 24]
 
 
+@pytest.fixture(scope="module")
+def rollouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.rollouts import painted_tasks, with_steps, write_tasks
+
+    folder = tmp_path_factory.mktemp("rollouts")
+    tasks = ["push-v3", "reach-v3", "plate-slide-v3"]
+    write_tasks(folder, [with_steps(rollout) for rollout in painted_tasks(tasks, each=1, size=32)])
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("start", "old"), [("offline", "half"), ("scratch", "none")])
+def test_an_unseen_task(start, old, model_folder, rollouts, tmp_path):
+    short = ["--episode-steps", 20, "--eval-episodes", 1, "--eval-every", 12, "--steps", 24, "--warmup", 8]
+    offline = ["--data", rollouts, "--offline-steps", 30, "--per-tier", 1, "--start", start, "--old", old]
+    task = ["--task", "plate-slide", "--instruction", "slide the plate into the goal", "--seed", 1]
+    command = [*task, *short, *offline, "--model", model_folder, "--out", tmp_path]
+    done = run(*command, example="unseen_task")
+    assert done.returncode == 0, done.stderr
+    for name in ("reward_curves.png", "learning_curve.png", "final_policy.mp4", "policy.zip"):
+        assert (tmp_path / name).stat().st_size > 1_000, name
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert [row["step"] for row in result["history"]] == [0, 12, 24]
+    assert (result["before"], result["success"]) == tuple(result["history"][row]["success"] for row in (0, -1))
+    assert (tmp_path / "offline" / "policy.safetensors").exists() == (start == "offline")
+    if start == "offline":  # six rollouts of the other two tasks, of 16 or 17 frames
+        assert "decisions of 6 rollouts of 2 tasks" in done.stdout
+        wrong = run(*command, "--tasks", "plate-slide", example="unseen_task")
+        message = "--tasks: expected training tasks of the data other than --task, got plate-slide-v3"
+        assert wrong.stderr.splitlines()[-1] == message
+
+
 def test_help_says_what_there_is():
     done = run("--help")
     assert done.returncode == 0

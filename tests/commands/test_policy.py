@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import inspect
+import io
 import json
 import re
+import signal
+import threading
+import time
 from dataclasses import fields, replace
 
 import numpy as np
@@ -125,6 +130,81 @@ def test_preferences_make_it_push(rollouts, tmp_path):
     assert run("policy", "bc", "--data", rollouts, "--out", tmp_path / "bc", *slow) == 0
     assert min(result_of(tmp_path / "cpl")["last"]) > 0.5
     assert min(result_of(tmp_path / "cpl")["last"]) > max(result_of(tmp_path / "bc")["last"])
+
+
+class Person:
+    """Opens the page whose address the command prints, looks at both clips of each pair, and presses a key.
+
+    `capsys` cannot be read in a thread, so print is watched.
+    """
+
+    def __init__(self, monkeypatch, keys):
+        """`keys` takes the blue of both clips, which says the tier, and the number of the pair; None is Ctrl-C."""
+        self.keys, self.printed, self.pressed = keys, [], []
+        monkeypatch.setattr("builtins.print", lambda *values, **_: self.printed.append(" ".join(map(str, values))))
+        self.thread = threading.Thread(target=self._label, daemon=True)
+        self.thread.start()
+
+    def _label(self):
+        while not (found := re.search("http://([^/]+)(/[^/]+/)", " ".join(self.printed))):
+            time.sleep(0.01)
+        host, self.base = found.groups()
+        self.connection = http.client.HTTPConnection(host, timeout=10)
+        pairs = json.loads(self._ask("GET", "state"))["pairs"]
+        for pair in range(pairs):
+            key = self.keys(*(self._blue(pair, side) for side in ("left", "right")), pair)
+            if key is None:
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+                return
+            self._ask("POST", "label", json.dumps({"round": 1, "pair": pair, "label": key}))
+            self.pressed.append(key)
+
+    def _blue(self, pair, side):
+        from PIL import Image
+
+        with Image.open(io.BytesIO(self._ask("GET", f"clip/1/{pair}/{side}"))) as clip:
+            return np.asarray(clip.convert("RGB"))[..., 2].mean()
+
+    def _ask(self, *request):
+        method, path, *body = request
+        self.connection.request(method, self.base + path, *body)
+        answer = self.connection.getresponse()
+        assert answer.status == 200
+        return answer.read()
+
+
+def better_tier(left, right, pair):
+    """Blue grows from expert to random; of one tier both are equal. The third pair is skipped."""
+    if pair == 2:
+        return "skip"
+    return "equal" if abs(left - right) < 20 else "left" if left < right else "right"
+
+
+def test_a_person_labels_on_the_page(rollouts, tmp_path, monkeypatch):
+    person = Person(monkeypatch, better_tier)
+    labelled = ("policy", "cpl", "--data", rollouts, "--out", tmp_path, *QUICK, *PAIRS, "--bc-steps", "0")
+    assert run(*labelled, "--labels", "human") == 0
+    person.thread.join(10)
+    result = result_of(tmp_path)
+    report, pressed = result["labels"], person.pressed
+    assert {"left", "right", "skip"} <= set(pressed)
+    names = {"first": "left", "second": "right", "equal": "equal", "skipped": "skip"}
+    assert {name: report[name] for name in names} == {name: pressed.count(key) for name, key in names.items()}
+    assert (result["source"], report["mtvlp_accuracy"]) == ("human", 1.0)
+    kept = PreferenceBuffer.load(tmp_path / "labels").labels.tolist()
+    values = {"left": 1.0, "right": 0.0, "equal": 0.5}
+    assert kept == [values[key] for key in pressed if key != "skip"]
+
+
+def test_ctrl_c_keeps_what_a_person_has_labelled_and_trains_nothing(rollouts, tmp_path, monkeypatch):
+    person = Person(monkeypatch, lambda left, right, pair: None if pair == 3 else "left")
+    labelled = ("policy", "cpl", "--data", rollouts, "--out", tmp_path, *QUICK, *PAIRS, "--labels", "human")
+    assert run(*labelled) == 130
+    assert PreferenceBuffer.load(tmp_path / "labels").labels.tolist() == [1.0, 1.0, 1.0]
+    assert not (tmp_path / "training.json").exists()
+    assert run(*labelled) == 0  # with the labels that are there
+    assert len([line for line in person.printed if "http" in line]) == 1
+    assert result_of(tmp_path)["labels"]["skipped"] == 9
 
 
 def test_a_model_labels_and_rewards(rollouts, model, tmp_path, capsys):

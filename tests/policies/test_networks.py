@@ -24,6 +24,23 @@ def test_each_network_is_a_plain_one():
             torch.testing.assert_close(out[seed, number], expected, atol=1e-12, rtol=0)
 
 
+def test_products_of_fewer_bits():
+    """Rounded to 8 bits forward and backward, but weights, their gradients and what comes out stay float32."""
+    networks = StackedMLP(3, 2, (64, 64), generators(0, 1))
+    rows = torch.randn(2, 500, 3, generator=generators(7)[0])
+    masks = dropout_masks(0.25, 500, (64, 64), generators(2, 3), torch.device("cpu"))
+    found = []
+    for product in (None, torch.bfloat16):
+        networks.product = product
+        out = networks(rows, masks)
+        assert out.dtype == torch.float32
+        found.append([out, *torch.autograd.grad(out.square().sum(), list(networks.parameters()))])
+    for exact, rounded in zip(*found, strict=True):
+        assert rounded.dtype == torch.float32
+        error = (rounded - exact).norm() / exact.norm()
+        assert 2**-12 < error < 2**-5  # one product is rounded by up to 2^-9
+
+
 def test_weights_start_orthogonal_and_by_the_seed_alone():
     networks, alone = StackedMLP(39, 4, (256, 256), generators(0, 1)), StackedMLP(39, 4, (256, 256), generators(1))
     for (weight, bias), (own, _) in zip(networks.layers(), alone.layers(), strict=True):

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,6 +38,19 @@ def test_the_interval_is_that_of_all_bootstrap_samples():
     assert found == pytest.approx(exact, abs=0.01)
     narrow = interquartile_interval(scores, repeats=40_000, confidence=0.5)
     assert found[0] < narrow[0] < interquartile_mean(scores) < narrow[1] < found[1]
+
+
+RLIABLE = json.loads(Path(__file__).with_name("rliable.json").read_text())  # made by rliable_answers.py
+
+
+@pytest.mark.parametrize("case", RLIABLE["cases"], ids=lambda case: "{}x{}".format(*np.shape(case["scores"])))
+def test_rliable_finds_the_same(case):
+    """The mean to the last digits; the ends of the interval as closely as two draws of 20,000 samples agree."""
+    assert interquartile_mean(case["scores"]) == pytest.approx(case["iqm"], abs=1e-12)
+    found = interquartile_interval(case["scores"], repeats=RLIABLE["repeats"])
+    assert found == pytest.approx(case["interval"], abs=0.01)
+    whole = np.ptp(case["scores"])
+    assert found[1] - found[0] < whole  # the figures are no trivial ones
 
 
 def test_the_strata_are_kept():

@@ -13,6 +13,7 @@ from vlp_gym.policies.bc import BCOptions
 from vlp_gym.policies.cpl import CPLOptions
 from vlp_gym.policies.ipl import IPLOptions
 from vlp_gym.policies.iql import IQLOptions
+from vlp_gym.policies.networks import StackedMLP
 from vlp_gym.policies.p_iql import PIQLOptions
 
 SMALL = {"hidden": (16, 16), "batch": 4}
@@ -51,6 +52,20 @@ def test_a_seed_in_a_batch_learns_what_it_learns_alone(name, tmp_path):
     observation = torch.linspace(-1, 1, 3).numpy()
     acts = [load(tmp_path / folder, seed=5).predict(observation)[0] for folder in ("together", "alone")]
     assert acts[0] == pytest.approx(acts[1], abs=1e-5)
+
+
+def test_precision_is_that_of_all_networks(tmp_path, monkeypatch):
+    """Also of the targets; and a run that began before there was a choice goes on."""
+    learner = make("iql", precision="bf16")
+    kinds = {name: part.product for name, part in learner.named_modules() if isinstance(part, StackedMLP)}
+    assert kinds == dict.fromkeys(("actor.net", "critic", "target", "value"), torch.bfloat16)
+    rounded, _ = train(learner, tmp_path / "rounded", progress_bar=False)
+    whole = BC.settings.fget
+    with monkeypatch.context() as patch:
+        patch.setattr(IQL, "settings", property(lambda own: {k: v for k, v in whole(own).items() if k != "precision"}))
+        exact, _ = train(make("iql"), tmp_path / "exact", progress_bar=False)
+    assert rounded != exact
+    assert train(make("iql"), tmp_path / "exact", progress_bar=False)[0] == exact
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -134,6 +134,7 @@ def _labels(run: LabelledOptions, trajectories: list[Trajectory], folder: Path) 
 
     if (folder / "preferences.json").exists():
         return load_labels(folder, source=run.labels, pairs=run.pairs, length=run.length)
+    interrupted = False
     if (Path(run.labels) / "preferences.json").exists():
         labelled = find_pairs(trajectories, PreferenceBuffer.load(run.labels), run.labels)
     else:
@@ -148,5 +149,8 @@ def _labels(run: LabelledOptions, trajectories: list[Trajectory], folder: Path) 
             sentence = run.instruction or trajectories[0].canonical
             with open_labeler(run.labels, sentence, kind=run.kind, seed=run.label_seed) as labeler:
                 labelled = ask(labeler)
+                interrupted = getattr(labeler, "interrupted", False)
     labelled.save(folder)
+    if interrupted:
+        raise KeyboardInterrupt  # a person's labels are kept first
     return labelled

@@ -6,9 +6,11 @@ from .cpl import CPL as CPL
 from .cpl import CPLOptions as CPLOptions
 from .data import Pairs as Pairs
 from .data import Transitions as Transitions
+from .data import joined as joined
 from .data import pairs_of as pairs_of
 from .data import transitions_of as transitions_of
 from .evaluate import Evaluator as Evaluator
+from .instructed import InstructedData as InstructedData
 from .ipl import IPL as IPL
 from .ipl import IPLOptions as IPLOptions
 from .iql import IQL as IQL

@@ -108,6 +108,11 @@ def transitions_of(
     )
 
 
+def joined(blocks: Sequence[Transitions]) -> Transitions:
+    """The transitions of one or more blocks, in one."""
+    return Transitions(*(torch.cat([getattr(block, field.name) for block in blocks]) for field in fields(Transitions)))
+
+
 def pairs_of(buffer: PreferenceBuffer, action_dim: int) -> Pairs:
     """The labelled pairs of a buffer.
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from vlp_gym.errors import DatasetError
 from vlp_gym.policies.data import Pairs, Transitions
-from vlp_gym.policies.networks import Actor, Head, dropout_masks
+from vlp_gym.policies.networks import Actor, Head, StackedMLP, dropout_masks
 from vlp_gym.training.options import check_at_least
 
 Losses = dict[str, Tensor]
@@ -30,6 +30,8 @@ class LearnerOptions:
         hidden: widths of the hidden layers of every network.
         dropout: share of the actor's hidden units left out in training; rounded to a 256th.
         head: deterministic (squared distance to the mean) or gaussian (with a learned deviation).
+        precision: of the matrix products of hidden layers; weights and losses stay float32. bf16 takes less time on a
+            processor that multiplies it faster (see docs/policies.md), and learns other numbers.
 
     Raises:
         ValueError: if an option is out of range; the message names the command-line option.
@@ -41,6 +43,7 @@ class LearnerOptions:
     hidden: tuple[int, ...] = (256, 256)
     dropout: float = 0.25
     head: Head = "deterministic"
+    precision: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
         check_at_least(1, steps=self.steps, batch=self.batch, hidden=min(self.hidden, default=0))
@@ -95,6 +98,10 @@ class Learner(nn.Module, ABC, Generic[Options]):
         (self.state_dim, self.action_dim), *_ = sizes
         self.actor = Actor(self.state_dim, self.action_dim, options.hidden, self.generators, options.head)
         self.add_networks()
+        if options.precision == "bf16":
+            for network in self.modules():
+                if isinstance(network, StackedMLP):
+                    network.product = torch.bfloat16
         self.to(self.device)
 
     @property

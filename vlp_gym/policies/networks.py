@@ -37,7 +37,13 @@ class StackedMLP(nn.Module):
         hidden: widths of the hidden layers.
         generators: the random streams of the E seeds, on the CPU.
         each: K, networks of each seed, such as 2 for twin critics.
+
+    Attributes:
+        product: dtype of the products of all layers but the last, forward and backward; None for that of the weights,
+            which stay as they are.
     """
+
+    product: torch.dtype | None = None
 
     def __init__(
         self, inputs: int, outputs: int, hidden: Sequence[int], generators: Sequence[torch.Generator], each: int = 1
@@ -67,10 +73,18 @@ class StackedMLP(nn.Module):
         if self.each > 1:
             rows = rows.repeat_interleave(self.each, 0)
 
-        def activate(number: int, hidden: Tensor) -> Tensor:
-            return torch.relu_(hidden.mul_(dropout[number]) if dropout else hidden)
+        kind, last = rows.dtype, len(self.weights) - 1
+        inner = self.product or kind
 
-        rows = stacked_mlp(rows, self.weights, self.biases, activate)[..., : self.outputs]
+        def activate(number: int, hidden: Tensor) -> Tensor:
+            hidden = torch.relu_(hidden.mul_(dropout[number]) if dropout else hidden)
+            return hidden.to(kind) if number == last - 1 else hidden
+
+        weights, biases = (
+            [x if number == last else x.to(inner) for number, x in enumerate(parameters)]
+            for parameters in (self.weights, self.biases)
+        )
+        rows = stacked_mlp(rows.to(inner), weights, biases, activate)[..., : self.outputs]
         return rows.unflatten(0, (self.seeds, self.each))
 
     def layers(self) -> list[tuple[Tensor, Tensor]]:

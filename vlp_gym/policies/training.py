@@ -133,11 +133,9 @@ def _check_finite(row: Mapping[str, list[float]], step: int, folder: Path) -> No
 
 
 def _check_run(step: int, extra: dict[str, Any], settings: dict[str, Any], folder: Path) -> None:
-    run = _Run.parse(extra, folder / "training.json")
-    names = settings.keys() | run.settings.keys()
-    changed = {
-        k: (run.settings.get(k), settings.get(k)) for k in sorted(names) if run.settings.get(k) != settings.get(k)
-    }
+    then = {"precision": "fp32", **_Run.parse(extra, folder / "training.json").settings}  # older runs do not say it
+    names = settings.keys() | then.keys()
+    changed = {k: (then.get(k), settings.get(k)) for k in sorted(names) if then.get(k) != settings.get(k)}
     if "data" in changed and len(changed) == 1:
         raise ValueError(f"{folder} holds a run on other data or labels; choose another --out")
     if changed:

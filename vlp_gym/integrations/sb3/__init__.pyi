@@ -6,6 +6,8 @@ from .buffers import VLPRolloutBuffer as VLPRolloutBuffer
 from .callback import RewardNormalizer as RewardNormalizer
 from .callback import VLPRewardCallback as VLPRewardCallback
 from .furl import FuRLCallback as FuRLCallback
+from .offline import OldDataReplayBuffer as OldDataReplayBuffer
+from .offline import start_from as start_from
 from .preferences import PreferenceCallback as PreferenceCallback
 from .relabel import PreferenceReplayBuffer as PreferenceReplayBuffer
 from .vec import VLPVecReward as VLPVecReward
