@@ -29,6 +29,10 @@ class QueryTimeout(QueryError):
     """The reward model did not answer within the time limit."""
 
 
+class AnswerError(QueryError):
+    """A chat model answered, but refused, or in no form that can be read."""
+
+
 class CheckpointError(VLPError):
     """A checkpoint is missing, truncated, corrupted, unsafe, or made for another architecture."""
 

@@ -72,6 +72,12 @@ def test_train_evaluate_calibrate_and_score_on_data_of_ones_own(other, tmp_path,
     assert result["tasks"] == list(TASKS)
     assert result["mean"]["itp_tier"] is not None
     assert result["mean"]["itp_tier_held_out"] is result["mean"]["ivp_sibling"] is None
+    assert run(*evaluate, "--tasks", TASKS[1]) == 0
+    alone = json.loads((report / "results.json").read_text())
+    assert (alone["tasks"], alone["per_task"].keys()) == ([TASKS[1]], {TASKS[1]})
+    capsys.readouterr()
+    assert run(*evaluate, "--tasks", TASKS[1], "dance") == 2
+    assert capsys.readouterr().err.endswith("--tasks: expected tasks that split data judges, got dance\n")
 
     assert run("score", "--dataset", other, "--tasks", TASKS[0], "--model", model, "--out", scores) == 0
     videos = json.loads((scores / "scores.json").read_text())["videos"]

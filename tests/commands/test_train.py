@@ -76,6 +76,20 @@ class TestErrors:
                 "got --backbone dinov2+minilm and --init vlp-compact",
             ),
             ("joint", ["--focus", "push"], "--focus: expected tasks that are trained on, got push"),
+            ("vlp", ["--focus", "push-v3"], "--focus: expected with --recipe mixed only, got ('push-v3',)"),
+            (
+                "vlp",
+                ["--recipe", "mixed", "--pairs", "8"],
+                "--pairs: expected with --recipe published only, got 8",
+            ),
+            ("vlp", ["--negatives", "0"], "--negatives: expected at least 1, got 0"),
+            ("vlp", ["--lambda-ivp", "-1"], "--lambda-ivp: expected at least 0, got -1.0"),
+            ("vlp", ["--data-share", "0"], "--data-share: expected a share above 0, at most 1, got 0.0"),
+            (
+                "vlp",
+                ["--backbone", "small", "--token-files", "tokens"],
+                "--token-files: expected a frozen backbone, such as open_clip:..., got --backbone small",
+            ),
         ],
     )
     def test_train_other_systems(self, capsys, tmp_path, system, options, message):

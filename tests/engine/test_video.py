@@ -34,14 +34,14 @@ def test_pairs_are_asked_in_both_orders():
     scorer = VideoScorer(OneSided(), [SENTENCE])
     short, late, early = (scorer.clip(VIDEO, *span, "video") for span in ((0, 2), (4, 12), (0, 8)))
     assert [len(clip) for clip in (short, late, early)] == [2, 4, 4]  # only real frames
-    chances = scorer.prefer([late, short, early], [early, early, late], [SENTENCE] * 3)
+    chances = scorer.prefer_in_each_order([late, short, early], [early, early, late], [SENTENCE] * 3)
 
     def expected(a, b):
         gap = 1e4 * (painted_value(0, 0, a) - painted_value(0, 0, b))
-        return (1 / (1 + np.exp(-gap - 0.7)) + 1 - 1 / (1 + np.exp(gap - 0.7))) / 2
+        return 1 / (1 + np.exp(-gap - 0.7)), 1 - 1 / (1 + np.exp(gap - 0.7))
 
     np.testing.assert_allclose(chances, [expected(11, 7), expected(1, 7), expected(7, 11)], atol=1e-6)
-    assert chances[0] == pytest.approx(1 - chances[2])
+    assert chances[0] == pytest.approx(1 - chances[2, ::-1])
 
 
 class SinceTheStart(PaintedModel):

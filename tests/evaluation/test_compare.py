@@ -9,7 +9,7 @@ from rollouts import painted_tasks
 
 from vlp_gym.engine.video import VideoScorer
 from vlp_gym.errors import InstructionError, QueryError
-from vlp_gym.evaluation.compare import UNDECIDED, by_pairwise_head, by_pixels
+from vlp_gym.evaluation.compare import UNDECIDED, by_pairwise_head, by_pixels, by_sum
 from vlp_gym.evaluation.evaluate import evaluate
 from vlp_gym.evaluation.goals import expert_goals
 from vlp_gym.models.protocol import Scores
@@ -69,21 +69,47 @@ def test_by_its_scores_the_same_model_would_fail():
     result = run(Alone())
     assert result["settings"]["compared_by"] == "preference"
     assert result["mean"]["itp_tier"] == 0.0
+    assert result["mean"]["itp_scripted_better_first"] is result["mean"]["itp_scripted_better_second"] is None
 
 
 def test_logits_are_those_of_the_mean_of_both_orders():
     scorer = VideoScorer(Both(), ["push"])
     whole = [(i, "push", 0, len(DATA[i].frames)) for i in (0, 4)]  # an expert's video, a random one's
     forth, back = (whole[0], whole[1]), (whole[1], whole[0])
-    difference = by_pairwise_head(scorer, DATA, [forth, back, (whole[0], whole[0])], progress_bar=False)
+    same = (whole[0], whole[0])
+    answers = by_pairwise_head(scorer, DATA, [back, same], progress_bar=False)  # in neither order more than once
 
     def sigmoid(x):
         return 1 / (1 + np.exp(-x))
 
     chance = (sigmoid(2 + 0.5) + 1 - sigmoid(-2 + 0.5)) / 2
-    assert difference(forth) == pytest.approx(np.log(chance / (1 - chance)), abs=1e-5)
-    assert difference(back) == pytest.approx(-difference(forth), abs=1e-5)
-    assert difference((whole[0], whole[0])) == pytest.approx(0.0, abs=1e-6)
+    assert answers.both[forth] == pytest.approx(np.log(chance / (1 - chance)), abs=1e-5)
+    assert answers.both[back] == pytest.approx(-answers.both[forth], abs=1e-5)
+    assert answers.both[same] == pytest.approx(0.0, abs=1e-6)
+    assert (answers.first[forth], answers.second[forth]) == (pytest.approx(2.5, abs=1e-5), pytest.approx(1.5, abs=1e-5))
+    assert (answers.first[back], answers.second[back]) == (pytest.approx(-1.5, abs=1e-5), pytest.approx(-2.5, abs=1e-5))
+
+
+def test_a_head_that_likes_what_comes_first():
+    """Its mean of both orders is right throughout, and one order alone throughout wrong."""
+
+    class First(Both):
+        def prefer(self, a, b, text):
+            return super().prefer(a, b, text) * 0.1 + 0.9
+
+    mean = run(First())["mean"]
+    assert (mean["itp_tier"], mean["itp_scripted_better_first"], mean["itp_scripted_better_second"]) == (1, 1, 0)
+
+
+def test_sums_are_over_the_steps_of_a_segment():
+    """Values 0, 5, 10, ... at steps 0, 5, 10, ...: the value at each step is its number; after the last it is held."""
+    values = {0: DATA[0].step.astype(float), 1: np.zeros(len(DATA[1].step))}
+    difference = by_sum(DATA, values, 20)
+    nothing, last = (1, "push", 0, 5), int(DATA[0].step[-1])
+    assert difference(((0, "push", 2, 7), nothing)) == pytest.approx(sum(range(11, 31)))
+    end = (0, "push", len(DATA[0].step) - 3, len(DATA[0].step))
+    assert difference((end, nothing)) == pytest.approx(sum(range(last - 9, last + 1)) + 10 * last)
+    assert difference((nothing, end)) == -difference((end, nothing))
 
 
 def test_a_sure_answer_stays_finite():
@@ -94,7 +120,7 @@ def test_a_sure_answer_stays_finite():
     scorer = VideoScorer(Sure(), ["push"])
     pair = ((0, "push", 0, 5), (4, "push", 0, 5))
     most = np.log((1 - UNDECIDED) / UNDECIDED)
-    assert by_pairwise_head(scorer, DATA, [pair], progress_bar=False)(pair) == pytest.approx(most)
+    assert by_pairwise_head(scorer, DATA, [pair], progress_bar=False).both[pair] == pytest.approx(most)
 
 
 def test_nan_of_a_pairwise_head_is_an_error():

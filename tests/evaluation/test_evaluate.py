@@ -103,6 +103,7 @@ class TestOracle:
         for name in ("itp_tier", "itp_tier_held_out", "itp_near_miss", "ivp", "ivp_held_out", "ivp_same_tier"):
             assert result["mean"][name] == 1.0, name
         assert result["mean"]["itp_scripted"] > 0.9  # 4 frames of 11 stand for the sum over 50 steps
+        assert result["mean"]["itp_scripted_sum"] > 0.95  # a reward between two frames is interpolated
         assert result["per_task"][TASKS[0]]["ivp_sibling"] == 1.0
         assert result["per_task"][TASKS[1]]["ivp_sibling"] is None  # no rollouts of opening a drawer were given
         assert math.log(2) <= result["mean"]["ilp_loss"] < math.log(2) + 0.01
@@ -248,6 +249,19 @@ class TestProtocol:
             assert a[1] == b[1] == instructions_for(TASKS[1])[0]
         assert not {data[key[0]].tier for pair in plan.scripted + plan.ivp for key in pair} & {"near_miss"}
 
+    def test_the_same_segments_by_tier(self):
+        """Those of two tiers, the better tier first, also where the rewards say otherwise."""
+        data = rollouts()
+        plan = protocol.plan_task(TASKS[0], TASKS, data, np.random.default_rng(0), 30, 50)
+        rank = {"expert": 0, "medium": 1, "random": 2}
+        wanted = []
+        for pair in plan.scripted + [(b, a) for a, b in plan.scripted]:
+            tiers = [rank[data[key[0]].tier] for key in pair]
+            if tiers[0] < tiers[1]:
+                wanted.append(pair)
+        assert sorted(plan.groups()["itp_segments_tier"]) == sorted(wanted)
+        assert 0 < len(wanted) <= 30
+
     def test_a_variation_is_no_opposite(self):
         task = next(iter(NOT_OPPOSITE))
         video = trajectory(TASKS[0], "expert", 0, 60)
@@ -274,6 +288,8 @@ class TestOtherData:
         "near_below_moved",
         "near_over_done",
         *(f"itp_{kind}" for kind in VARIANT_KINDS),
+        "itp_scripted_better_first",  # of pairwise heads
+        "itp_scripted_better_second",
     )
 
     def data(self, **facts):

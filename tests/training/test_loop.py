@@ -29,7 +29,7 @@ from vlp_gym.training.recipe import Recipe, Stage, TrainConfig
 from vlp_gym.training.recipes.clips import ClipSampler
 from vlp_gym.training.recipes.stage_clips import StageSampler
 from vlp_gym.training.recipes.staged import StagedRecipe
-from vlp_gym.training.recipes.vlp import VLPRecipe
+from vlp_gym.training.recipes.vlp import MixedRecipe
 
 ROLLOUTS = painted_tasks(["push-v3", "reach-v3"], each=1, size=32)
 CONFIG = TrainConfig(steps=3, save_every=2, seed=5)
@@ -51,7 +51,7 @@ def sampler(rollouts=ROLLOUTS, seed=5, kind=StageSampler):
 
 
 def pairs(focus=()):
-    return VLPRecipe(ClipSampler(ROLLOUTS, tasks_per_batch=2, clips_per_task=3, window=4, seed=5, focus=focus))
+    return MixedRecipe(ClipSampler(ROLLOUTS, tasks_per_batch=2, clips_per_task=3, window=4, seed=5, focus=focus))
 
 
 def run(folder, config=CONFIG, model=None, seed=0, recipe=None):

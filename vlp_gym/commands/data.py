@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from vlp_gym.errors import DatasetError
+from vlp_gym.errors import DatasetError, did_you_mean
 
 if TYPE_CHECKING:
     from vlp_gym.data.sources import Source
@@ -76,3 +76,19 @@ def judged_tasks(split: SplitName, folder: Path) -> tuple[str, ...]:
     from vlp_gym.metaworld import splits
 
     return all_tasks(folder) if split == "data" else splits.judged_tasks(split)
+
+
+def chosen_tasks(split: SplitName, folder: Path, tasks: Sequence[str]) -> tuple[str, ...]:
+    """The evaluation tasks of a split, or those of them that are named.
+
+    Raises:
+        ValueError: if another task is named.
+    """
+    from vlp_gym.metaworld.splits import full_name
+
+    every = judged_tasks(split, folder)
+    names = tuple(dict.fromkeys(full_name(task) if full_name(task) in every else task for task in tasks))
+    if unknown := sorted(set(names) - set(every)):
+        hint = did_you_mean(unknown[0], every)
+        raise ValueError(f"--tasks: expected tasks that split {split} judges, got {', '.join(unknown)}{hint}")
+    return names or every

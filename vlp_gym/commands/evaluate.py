@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlp_gym.commands.data import SplitName, all_tasks, judged_tasks, load
+from vlp_gym.commands.data import SplitName, all_tasks, chosen_tasks, load
 from vlp_gym.errors import check_packages
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ def evaluate(
     model: str = "vlp-compact",
     data: Path,
     split: SplitName = "vlp",
+    tasks: tuple[str, ...] = (),
     out: Path | None = None,
     seed: int = 0,
     pairs_per_task: int = 500,
@@ -33,6 +34,8 @@ def evaluate(
             see `vlp-gym data --help`.
         split: vlp or ml45: the five Meta-World tasks that it holds out; rewind: ReWiND's seventeen; all: all 50; data:
             every task in the folder.
+        tasks: judge only these tasks of the split; default: all of them. The suffix -v3 of a Meta-World task may be
+            omitted.
         out: folder for the report; default: runs/eval/MODEL-SPLIT.
         seed: seeds all random draws.
         pairs_per_task: pairs per task for scripted ITP, IVP and ILP.
@@ -42,11 +45,11 @@ def evaluate(
         raise ValueError(f"--pairs-per-task: expected at least 1, got {pairs_per_task}")
     from vlp_gym.models.registry import best_device, load_reward_model
 
-    tasks = judged_tasks(split, data)
+    judged = chosen_tasks(split, data, tasks)
     device = best_device()
     live = load_reward_model(model, device=device)
-    trajectories = load(data, tasks=tasks)
-    siblings = {trajectory.sibling for trajectory in trajectories if trajectory.sibling} - set(tasks)
+    trajectories = load(data, tasks=judged)
+    siblings = {trajectory.sibling for trajectory in trajectories if trajectory.sibling} - set(judged)
     if collected := sorted(siblings.intersection(all_tasks(data))):
         trajectories += load(data, tasks=collected)
         trajectories.sort(key=lambda trajectory: f"{trajectory.task}-{trajectory.tier}")  # as one folder
@@ -54,7 +57,7 @@ def evaluate(
     name = re.sub(r"[^\w.-]+", "-", model if ":" in model else Path(model).name)
     out = Path("runs") / "eval" / f"{name}-{split}" if out is None else out
     settings = {"split_name": split, "seed": seed, "device": device, "pairs_per_task": pairs_per_task}
-    report(live, model, trajectories, tasks, out, **settings)
+    report(live, model, trajectories, judged, out, **settings)
 
 
 def report(

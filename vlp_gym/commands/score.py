@@ -32,7 +32,8 @@ def score(
     For example: vlp-gym score video.mp4 --instruction "close the door"
 
     With --dataset, score collected rollouts as in GVL: detect successes, filter demonstrations, and weight steps for
-    advantage-weighted regression.
+    advantage-weighted regression. What the model says of each is written at once (scores.jsonl); the same command goes
+    on where it was broken off.
 
     Args:
         videos: video files (mp4, mkv, webm, avi, gif ...) of at most 2,000 frames, or folders of them.
@@ -168,6 +169,7 @@ def _score_dataset(
     from vlp_gym.data.sources import Numbered
     from vlp_gym.engine.unknown import far_away
     from vlp_gym.evaluation.demonstrations import plot_scores, score_dataset, summarize
+    from vlp_gym.evaluation.score_log import ScoreLog
     from vlp_gym.models.registry import best_device, load_reward_model
     from vlp_gym.storage import write_atomic
 
@@ -177,18 +179,20 @@ def _score_dataset(
     live = load_reward_model(model, device=device)
     numbered = load_numbered([source], str(folder), tasks)
     trajectories = [trajectory for _, trajectory in numbered]
+    out.mkdir(parents=True, exist_ok=True)
+    log = ScoreLog(out / "scores.jsonl", model)
     rows = score_dataset(
-        live, trajectories, instruction=instruction, threshold=threshold, temperature=tau, device=device
+        live, trajectories, instruction=instruction, threshold=threshold, temperature=tau, device=device, log=log
     )
     settings = {"model": model, "dataset": str(folder), "threshold": threshold, "temperature": tau}
     table = summarize(rows, threshold)
-    out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "scores.json", json.dumps({"settings": settings, "videos": rows}, indent=1).encode())
     write_atomic(out / "scores.md", f"# {model} on {folder}\n\n{table}\n".encode())
     plot_scores(rows, out / "scores.png", threshold=threshold, title=model)
     written = [out / f"scores.{kind}" for kind in ("json", "md", "png")]
     if annotate is not None:
         written.append(annotate(numbered, rows))
+    log.path.unlink(missing_ok=True)
     print(table)
     novelty = [row["novelty"] for row in rows if row["novelty"] is not None]
     if (said := far_away(torch.tensor(novelty))) is not None:

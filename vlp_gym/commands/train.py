@@ -94,7 +94,7 @@ def _held_out_recipe(model: nn.Module, held: Sequence[Trajectory], options: Trai
     if not options.patience:
         return None
     try:
-        return options.recipe(model, held)
+        return options.recipe_of(model, held)
     except ValueError as error:
         raise ValueError(
             f"--patience: the {len(held)} held-out episodes do not suffice to measure the loss ({error}); hold out "

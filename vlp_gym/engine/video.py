@@ -81,27 +81,28 @@ class VideoScorer:
         return self._score(np.stack(indices), np.stack(masks), sentences)[0]
 
     def clip(self, frames: NDArray[np.uint8], start: int, stop: int, name: str) -> Tensor:
-        """Frame tokens of a segment of a video, ``[T, K, D]`` on the CPU, for `prefer`; arguments as in `open`."""
+        """Frame tokens of a segment of a video, ``[T, K, D]`` on the CPU; arguments as in `window` and `open`."""
         indices, mask = self.window(start, stop)
         shown = torch.from_numpy(np.ascontiguousarray(frames[indices[mask]]))
         return self.guard.encode_frames(shown, where=name).cpu()
 
-    def prefer(self, a: Sequence[Tensor], b: Sequence[Tensor], sentences: Sequence[str]) -> Floats:
-        """P(a > b) of N pairs of clips, float ``[N]``, see `GuardedModel.prefer_in_both_orders`.
+    def prefer_in_each_order(self, a: Sequence[Tensor], b: Sequence[Tensor], sentences: Sequence[str]) -> Floats:
+        """P(a > b) of N pairs of clips, float ``[N, 2]``: asked as (a, b), and as 1 - P(b > a).
 
         Args:
             a: N clips, see `clip`.
             b: N clips.
             sentences: N instructions.
         """
-        chances = np.zeros(len(sentences))
+        chances = np.zeros((len(sentences), 2))
         for sizes in {(len(one), len(other)) for one, other in zip(a, b, strict=True)}:  # pairs of one shape at a time
             rows = [i for i in range(len(a)) if (len(a[i]), len(b[i])) == sizes]
             for chunk in (rows[k : k + PAIR_BATCH] for k in range(0, len(rows), PAIR_BATCH)):
                 first, second = (torch.stack([side[i] for i in chunk]).to(self.guard.device) for side in (a, b))
                 text = self._text[[self._row[sentences[i]] for i in chunk]]
-                both = self.guard.prefer_in_both_orders(first, second, text, where=self._name)
-                chances[chunk] = both.double().cpu().numpy()
+                forth = self.guard.prefer(first, second, text, where=self._name).double().cpu().numpy()
+                back = self.guard.prefer(second, first, text, where=self._name).double().cpu().numpy()
+                chances[chunk] = np.stack([forth, 1 - back], 1)
         return chances
 
     def values(self, sentence: str, order: NDArray[np.int64] | None = None) -> Floats:

@@ -1,8 +1,9 @@
-"""Comparison of two videos: by the difference of one score, or by a pairwise head in both orders."""
+"""Comparison of two videos: by one score of each, by a sum over steps, or by a pairwise head in both orders."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import TypeAlias
 
@@ -39,30 +40,72 @@ def by_pixels(trajectories: Sequence[Trajectory], keys: Iterable[Key]) -> Differ
     return by_score({key: change(key[0], key[2], key[3]) for key in keys})
 
 
+def by_sum(trajectories: Sequence[Trajectory], values: Mapping[int, NDArray[np.float64]], steps: int) -> Difference:
+    """The sum of the values at a segment's steps, as rewards of models of single frames are compared (VLP, table 15).
+
+    Args:
+        trajectories: the trajectories that the pairs index.
+        values: trajectory -> the values of its frames, float ``[F]``; they are interpolated between frames, and held
+            after the last one.
+        steps: environment steps of a segment, counted from its first frame.
+    """
+
+    @cache
+    def total(i: int, start: int) -> float:
+        step = trajectories[i].step
+        return float(np.interp(step[start] + 1 + np.arange(steps), step, values[i]).sum())
+
+    return lambda pair: total(pair[0][0], pair[0][2]) - total(pair[1][0], pair[1][2])
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a pairwise head says: the logits of P(first > second).
+
+    Attributes:
+        both: pair -> of the mean of both orders.
+        first: of the question that shows the pair's first video first.
+        second: of the question that shows it second.
+    """
+
+    both: dict[Pair, float]
+    first: dict[Pair, float]
+    second: dict[Pair, float]
+
+
 def by_pairwise_head(
     scorer: VideoScorer, trajectories: Sequence[Trajectory], pairs: Iterable[Pair], *, progress_bar: bool = True
-) -> Difference:
-    """Query a `PairwiseModel` for each pair in both orders, see `VideoScorer.prefer`.
+) -> Answers:
+    """Query a `PairwiseModel` for each pair in both orders, see `VideoScorer.prefer_in_each_order`.
 
     Args:
         scorer: scorer of the model for all sentences of the pairs.
         trajectories: the trajectories that the pairs index.
-        pairs: all pairs that the returned function must know.
+        pairs: all pairs to know; a pair and the same one turned round are asked about once.
         progress_bar: show a progress bar.
     """
-    ordered = sorted(set(pairs))  # neighbours share a video, which is then encoded once
+    ordered = sorted({min((a, b), (b, a)) for a, b in pairs})  # neighbours share a video, which is then encoded once
     clips = _Clips(scorer, trajectories)
-    chances: list[NDArray[np.float64]] = []
+    chances: list[NDArray[np.float64]] = [np.zeros((0, 2))]
     bar = tqdm(total=len(ordered), desc="asking about pairs", unit="pair", disable=not progress_bar)
     with bar:
         for k in range(0, len(ordered), ASKED_AT_ONCE):
             some = ordered[k : k + ASKED_AT_ONCE]
-            a, b = ([clips(pair[side]) for pair in some] for side in (0, 1))
-            chances.append(scorer.prefer(a, b, [first[1] for first, _ in some]))
+            left, right = ([clips(pair[side]) for pair in some] for side in (0, 1))
+            chances.append(scorer.prefer_in_each_order(left, right, [one[1] for one, _ in some]))
             bar.update(len(some))
-    sure = np.clip(np.concatenate(chances) if chances else np.zeros(0), UNDECIDED, 1 - UNDECIDED)
-    logits = dict(zip(ordered, np.log(sure / (1 - sure)).tolist(), strict=True))
-    return logits.__getitem__
+    each = np.concatenate(chances)
+    answers = Answers({}, {}, {})
+    logits = zip(ordered, _logit(each.mean(1)), _logit(each[:, 0]), _logit(each[:, 1]), strict=True)
+    for (a, b), both, first, second in logits:
+        answers.both[a, b], answers.first[a, b], answers.second[a, b] = both, first, second
+        answers.both[b, a], answers.first[b, a], answers.second[b, a] = -both, -second, -first
+    return answers
+
+
+def _logit(chances: NDArray[np.float64]) -> list[float]:
+    sure = np.clip(chances, UNDECIDED, 1 - UNDECIDED)
+    return [float(logit) for logit in np.log(sure / (1 - sure))]
 
 
 class _Clips:

@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from vlp_gym.data.trajectory import Trajectory
 from vlp_gym.engine.video import VideoScorer
-from vlp_gym.errors import QueryError
+from vlp_gym.errors import AnswerError, QueryError, reason
 from vlp_gym.evaluation.curation import THRESHOLD, advantage_weights, detect_success
 from vlp_gym.evaluation.goals import expert_goals
-from vlp_gym.evaluation.metrics import auc, voc
+from vlp_gym.evaluation.metrics import auc, voc, voc_by_position
+from vlp_gym.evaluation.score_log import Scored, ScoreLog
 from vlp_gym.models.protocol import RewardModel
 
 FRAMES = 16  # frames per video, evenly spread
+REFUSED = -1.0  # the VOC of a video that a chat model refuses to judge
 
 
 def score_dataset(
@@ -29,30 +32,38 @@ def score_dataset(
     temperature: float = 1.0,
     device: str = "cpu",
     progress_bar: bool = True,
+    log: ScoreLog | None = None,
 ) -> list[dict[str, Any]]:
     """Values of up to 16 frames of each video, and GVL's three uses of them, as JSON values.
 
     The model scores the frames together in one window, as in GVL; a model without progress gives its preference for the
     video up to each frame.
 
+    GVL tells the chat model that the first frame is at 0 %, so every VOC leaves that frame out: with it, a model that
+    guesses has a mean VOC of 0.18. A video that a chat model refuses, or answers in no form that can be read, has a VOC
+    of -1, and the others are asked about all the same.
+
     Args:
         model: any reward model.
-        trajectories: the videos, of at least two frames each.
+        trajectories: the videos, of at least three frames each.
         instruction: instruction for all videos; None uses each one's canonical sentence.
         threshold: value-order correlation of a success, see `detect_success`.
         temperature: tau of the weights, in [0, 100], see `advantage_weights`.
         device: torch device of the model.
         progress_bar: show a progress bar.
+        log: keeps what the model said of each video at once; videos that it knows are not asked about again.
 
     Returns:
         One row per video: "task", "tier", "seed", "camera", "instruction", "novelty" of its first frame (see
-        `KnowingModel`; None if the model cannot say), "step" and "value" ``[T]``, "voc" (Spearman), "detected" (success
-        by the values), "success" (by the environment), "weight" ``[T - 1]``, <= 100.
+        `KnowingModel`; None if the model cannot say), "step" and "value" ``[T]``, "voc" (Spearman, equal values share
+        their ranks), "voc_by_position" (see `voc_by_position`), "detected" (success by the values), "success" (by the
+        environment), "weight" ``[T - 1]``, <= 100, "refused" (the reason, or None). The values and weights of a refused
+        video are empty.
 
     Raises:
         ValueError: for a threshold or temperature out of range.
         DatasetError: without an instruction, if a video carries no sentences.
-        QueryError: if the model answers NaN or inf.
+        QueryError: if a video has fewer than three frames, or the model fails in another way than by refusing.
     """
     if not 0 <= temperature <= 100:
         raise ValueError(f"temperature must be in [0, 100], got {temperature}")
@@ -61,51 +72,84 @@ def score_dataset(
     rows = []
     for trajectory in tqdm(trajectories, desc="scoring", unit="video", disable=not progress_bar):
         index = np.linspace(0, len(trajectory.frames) - 1, min(FRAMES, len(trajectory.frames))).round().astype(np.int64)
-        scorer.open(trajectory.frames[index], trajectory.name)
         sentence = instruction or trajectory.canonical
-        values = scorer.together(sentence)
-        if values is None:
-            values = scorer.values(sentence)
-        if len(values) < 2:
-            raise QueryError(f"{trajectory.name}: expected a video of at least 2 frames, got {len(values)}")
-        rows.append(
-            {
-                **{key: getattr(trajectory, key) for key in ("task", "tier", "seed", "camera")},
-                "instruction": sentence,
-                "novelty": scorer.novelty(),
-                "step": trajectory.step[index].tolist(),
-                "value": values.tolist(),
-                "voc": voc(values)["spearman"],
-                "detected": detect_success(values, threshold=threshold),
-                "success": bool(trajectory.success.any()),
-                "weight": advantage_weights(values, temperature=temperature, max_weight=100.0).tolist(),
+        if len(index) < 3:
+            raise QueryError(f"{trajectory.name}: expected a video of at least 3 frames, got {len(index)}")
+        scored = _ask(scorer, trajectory.frames[index], sentence, trajectory.name, log)
+        row: dict[str, Any] = {
+            **{key: getattr(trajectory, key) for key in ("task", "tier", "seed", "camera")},
+            "instruction": sentence,
+            "novelty": scored.novelty,
+            "step": trajectory.step[index].tolist(),
+            "value": scored.value,
+            "success": bool(trajectory.success.any()),
+            "refused": scored.refused,
+        }
+        if scored.refused is None:
+            given, rest = scored.value, scored.value[1:]
+            row |= {
+                "voc": voc(rest)["spearman"],
+                "voc_by_position": voc_by_position(rest),
+                "detected": detect_success(rest, threshold=threshold),
+                "weight": advantage_weights(given, temperature=temperature, max_weight=100.0).tolist(),
             }
-        )
+        else:
+            row |= {"voc": REFUSED, "voc_by_position": REFUSED, "detected": threshold <= REFUSED, "weight": []}
+        rows.append(row)
     return rows
 
 
+def _ask(scorer: VideoScorer, frames: NDArray[np.uint8], sentence: str, name: str, log: ScoreLog | None) -> Scored:
+    """What the model says of a video, or has said before."""
+    key = "" if log is None else log.key(frames, sentence)
+    if log is not None and key in log.known:
+        return log.known[key]
+    scorer.open(frames, name)
+    try:
+        values = scorer.together(sentence)
+        values = scorer.values(sentence) if values is None else values
+        scored = Scored(key=key, value=values.tolist(), refused=None, novelty=scorer.novelty())
+    except QueryError as error:
+        if not isinstance(error.__cause__, AnswerError):
+            raise
+        scored = Scored(key=key, value=[], refused=reason(error), novelty=scorer.novelty())
+    if log is not None:
+        log.add(scored)
+    return scored
+
+
 def summarize(rows: Sequence[dict[str, Any]], threshold: float) -> str:
-    """A Markdown table by tier, and the accuracy of the detected successes."""
-    lines = ["| tier | videos | VOC, mean | detected | succeeded |", "|---|---|---|---|---|"]
+    """A Markdown table by tier, and accuracy, precision and recall of the detected successes."""
+    lines = ["| tier | videos | VOC, mean | ties by position | detected | succeeded |", "|---|---|---|---|---|---|"]
     for tier in dict.fromkeys(row["tier"] for row in rows):
         own = [row for row in rows if row["tier"] == tier]
-        shares = (np.mean([row[name] for row in own]) for name in ("voc", "detected", "success"))
+        shares = (np.mean([row[name] for row in own]) for name in ("voc", "voc_by_position", "detected", "success"))
         lines.append(f"| {tier} | {len(own)} | " + " | ".join(f"{share:.2f}" for share in shares) + " |")
     succeeded = [row["success"] for row in rows]
     by_order = auc([row["voc"] for row in rows], succeeded)
-    by_value = auc([row["value"][-1] for row in rows], succeeded)
+    answered = [row for row in rows if row["refused"] is None]
+    by_value = float("nan")
+    if answered:
+        by_value = auc([row["value"][-1] for row in answered], [row["success"] for row in answered])
     right = np.mean([row["detected"] == row["success"] for row in rows])
     positive = np.mean(succeeded)
     kept = [row for row in rows if row["detected"]]
+    true = sum(row["success"] for row in kept)
     lines += [
         "",
         f"success detection at VOC >= {threshold:g}: accuracy {right:.3f} ({max(positive, 1 - positive):.3f} by always "
-        f"saying the commoner answer), n = {len(rows)}",
+        f"saying the commoner answer), precision {_share(true, len(kept))}, recall {_share(true, sum(succeeded))}, "
+        f"n = {len(rows)}",
         f"successes against failures (AUC): {by_order:.3f} by VOC, {by_value:.3f} by the value of the last frame",
-        f"kept: {len(kept)} videos, of which {np.mean([row['success'] for row in kept]) if kept else 0:.0%} succeed; "
-        f"{positive:.0%} of all do",
+        f"kept: {len(kept)} videos, of which {true / len(kept) if kept else 0:.0%} succeed; {positive:.0%} of all do",
     ]
+    if refused := len(rows) - len(answered):
+        lines.append(f"refused: {refused} videos, counted with a VOC of {REFUSED:g}")
     return "\n".join(lines)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.3f}" if whole else "-"
 
 
 def plot_scores(rows: Sequence[dict[str, Any]], path: str | Path, *, threshold: float, title: str = "") -> None:
@@ -117,13 +161,14 @@ def plot_scores(rows: Sequence[dict[str, Any]], path: str | Path, *, threshold: 
         for number, tier in enumerate(dict.fromkeys(row["tier"] for row in rows)):
             own = [row for row in rows if row["tier"] == tier]
             moments = np.linspace(0, 1, FRAMES)
-            curves = [np.interp(moments, np.linspace(0, 1, len(row["value"])), row["value"]) for row in own]
-            mean, spread = np.mean(curves, 0), np.std(curves, 0)
-            colour = COLOURS[number % len(COLOURS)]
-            over_time.plot(moments, mean, color=colour, label=tier)
-            over_time.fill_between(moments, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
+            colour, told = COLOURS[number % len(COLOURS)], [row["value"] for row in own if row["refused"] is None]
+            if told:
+                curves = [np.interp(moments, np.linspace(0, 1, len(values)), values) for values in told]
+                mean, spread = np.mean(curves, 0), np.std(curves, 0)
+                over_time.plot(moments, mean, color=colour, label=tier)
+                over_time.fill_between(moments, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
             ordered.hist([row["voc"] for row in own], np.linspace(-1, 1, 21), color=colour, alpha=0.5, label=tier)
         ordered.axvline(threshold, color="0.3", linestyle="--", linewidth=1)
         over_time.set(xlabel="time in the video", ylabel="value", title=title)
         ordered.set(xlabel="value-order correlation (VOC)", ylabel="videos", title="dashed: taken for a success")
-        over_time.legend()
+        ordered.legend()

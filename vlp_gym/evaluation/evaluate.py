@@ -16,7 +16,7 @@ from tqdm import tqdm
 from vlp_gym.data.trajectory import TIERS, Trajectory
 from vlp_gym.engine.video import VideoScorer
 from vlp_gym.evaluation import metrics
-from vlp_gym.evaluation.compare import by_pairwise_head, by_pixels, by_score
+from vlp_gym.evaluation.compare import Difference, by_pairwise_head, by_pixels, by_score, by_sum
 from vlp_gym.evaluation.goals import expert_goals
 from vlp_gym.evaluation.measure import Curves, finite, measure
 from vlp_gym.evaluation.plan import Key, Pair, TaskPlan, plan_task, reward_sentences
@@ -100,10 +100,15 @@ def evaluate(
         if i in plan_of:
             curves[i] = _curves(scorer, trajectory, plan_of[i], np.random.default_rng([seed, i]))
     difference = by_score(scores)
+    orders: tuple[Difference, Difference] | None = None
     if pairwise:
-        difference = by_pairwise_head(scorer, trajectories, all_pairs(), progress_bar=progress_bar)
+        answers = by_pairwise_head(scorer, trajectories, all_pairs(), progress_bar=progress_bar)
+        difference, orders = answers.both.__getitem__, (answers.first.__getitem__, answers.second.__getitem__)
     pixels = by_pixels(trajectories, keys)
-    per_task = {plan.task: measure(plan, groups[plan.task], difference, pixels, curves, seed) for plan in plans}
+    sums = by_sum(trajectories, {i: each.value for i, each in curves.items()}, segment_steps)
+    per_task = {
+        plan.task: measure(plan, groups[plan.task], difference, pixels, sums, curves, seed, orders) for plan in plans
+    }
     summary = {
         name: metrics.mean_and_spread([figures[name] for figures in per_task.values()])
         for name in chain(*FIGURES.values())

@@ -36,8 +36,10 @@ def measure(
     groups: Mapping[str, Sequence[Pair]],
     difference: Difference,
     pixels: Difference,
+    sums: Difference,
     curves: Mapping[int, Curves],
     seed: int,
+    orders: tuple[Difference, Difference] | None = None,
 ) -> dict[str, float | None]:
     """All figures of one task; None where the data cannot give one.
 
@@ -46,12 +48,18 @@ def measure(
         groups: figure -> its pairs, see `TaskPlan.groups`.
         difference: comparison of two videos by the model.
         pixels: comparison of two videos by pixel difference, the baseline.
+        sums: comparison of two segments by the sum of the values over their steps.
         curves: trajectory -> its values over time.
         seed: seeds the draw of time steps.
+        orders: of a pairwise head, the comparison with the pair's first video shown first, and with it shown second.
     """
     figures = {name: _accuracy(pairs, difference) for name, pairs in groups.items()}
     for name in ("itp_scripted", "itp_tier"):
         figures[f"{name}_pixel"] = _accuracy(groups[name], pixels)
+    for name in ("itp_scripted", "itp_segments_tier"):
+        figures[f"{name}_sum"] = _accuracy(groups[name], sums)
+    for number, order in enumerate(("first", "second")):
+        figures[f"itp_scripted_better_{order}"] = _accuracy(groups["itp_scripted"], orders[number]) if orders else None
     ilp = [difference(pair) for pair in plan.ilp]
     figures["ilp_loss"] = metrics.ilp_loss(ilp, np.zeros(len(ilp))) if ilp else None
     for kind in VARIANT_KINDS:

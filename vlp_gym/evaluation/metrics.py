@@ -82,6 +82,24 @@ def voc(values: ArrayLike) -> dict[str, float]:
     }
 
 
+def voc_by_position(values: ArrayLike) -> float:
+    """GVL's eq. 5 to the letter: the correlation of ``argsort(values)`` with time, which orders ties by their place.
+
+    A constant prediction has 1.0, where `voc` has 0.0, so coarse answers look better than they are. Without ties it is
+    Spearman's correlation.
+
+    Args:
+        values: predictions in the order of time, float ``[T]``, T >= 2.
+
+    Raises:
+        ValueError: if there are fewer than two values or one is not finite.
+
+    >>> round(voc_by_position([0.0, 0.0, 0.0, 0.5, 1.0]), 3), round(voc_by_position([0.5, 0.1]), 3)
+    (1.0, -1.0)
+    """
+    return voc(np.argsort(_vector(values, "values"), kind="stable"))["spearman"]
+
+
 def reward_consistency(pred: ArrayLike, true: ArrayLike, *, pairs: int | None = None, seed: int = 0) -> float:
     """Share of pairs of time steps that the prediction orders like the true reward.
 

@@ -52,6 +52,7 @@ class TaskPlan:
         experts = self.videos["expert"]
         return {
             "itp_scripted": self.scripted,
+            "itp_segments_tier": self._in_order_of_tiers(self.scripted),
             "itp_tier": self.tier_pairs([self.sentence]),
             "itp_tier_held_out": self.tier_pairs(self.held_out),
             "itp_near_miss": [self.pair(a, b, self.sentence) for a in experts for b in self.near_misses],
@@ -72,6 +73,11 @@ class TaskPlan:
             for a in self.videos[high]
             for b in self.videos[low]
         ]
+
+    def _in_order_of_tiers(self, pairs: Sequence[Pair]) -> list[Pair]:
+        """The pairs of two tiers, the better one first."""
+        ranked = [(pair, [TIERS.index(self.trajectories[key[0]].tier) for key in pair]) for pair in pairs]
+        return [pair if first < second else (pair[1], pair[0]) for pair, (first, second) in ranked if first != second]
 
     def pair(self, a: int, b: int, sentence: str) -> Pair:
         """Queries about two whole videos under one sentence."""

@@ -15,6 +15,11 @@ from vlp_gym.storage import write_atomic
 FIGURES: dict[str, dict[str, str]] = {
     "Preference labels": {
         "itp_scripted": "ITP, scripted labels",
+        "itp_scripted_sum": "ITP, scripted labels, by the sum of the values over the steps",
+        "itp_scripted_better_first": "ITP, scripted labels, the better one shown first (pairwise heads)",
+        "itp_scripted_better_second": "ITP, scripted labels, the better one shown second",
+        "itp_segments_tier": "ITP, tier labels of the same segments",
+        "itp_segments_tier_sum": "ITP, tier labels of the same segments, by the sum",
         "itp_scripted_pixel": "ITP, scripted labels: pixel-difference baseline",
         "itp_tier": "ITP, tier labels",
         "itp_tier_held_out": "ITP, tier labels, held-out phrasings",

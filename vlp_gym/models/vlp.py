@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Protocol, runtime_checkable
+from typing import Annotated, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,17 @@ class Backbone(Protocol):
     def encode_frames(self, frames: Tensor) -> Tensor:
         """Encode N frames, uint8 ``[N, H, W, 3]``, as float ``[N, K, frame_dim]``, patches row by row."""
         ...
+
+
+class Masked(NamedTuple):
+    """Tokens after self-attention, ``[B, S, D]``, and their mask, bool ``[B, S]``."""
+
+    tokens: Tensor
+    mask: Tensor
+
+    def rows(self, index: Tensor) -> Masked:
+        """Some of them, or some several times."""
+        return Masked(self.tokens[index], self.mask[index])
 
 
 class VLPModel(OnBackbone, CheckpointMixin):
@@ -111,11 +122,38 @@ class VLPModel(OnBackbone, CheckpointMixin):
         Raises:
             ValueError: with ``temporal_embedding``, more frames than ``window``.
         """
-        video, text, video_mask, text_mask = self._self_attend(frames, text, mask)
-        video_of_text = self.cross_video(video, text, text_mask)
-        text_of_video = self.cross_text(text, video, video_mask)
-        pooled = torch.cat([_mean(video_of_text, video_mask), _mean(text_of_video, text_mask)], dim=-1)
-        return Scores(preference=self.head(pooled).squeeze(-1).float())
+        return Scores(preference=self.compare(self.attend_video(frames, mask), self.attend_text(text)))
+
+    def attend_video(self, frames: Tensor, mask: Tensor) -> Masked:
+        """The frame tokens of V windows after self-attention, for `compare`; arguments as in `score`.
+
+        Raises:
+            ValueError: with ``temporal_embedding``, more frames than ``window``.
+        """
+        tokens = frames.shape[2]
+        if self.temporal is not None:
+            if frames.shape[1] > self.window:
+                raise ValueError(f"expected at most window={self.window} frames, got {frames.shape[1]}")
+            frames = frames + self.temporal[self.window - frames.shape[1] :]  # the last frame always gets the last one
+        video, video_mask = frames.flatten(1, 2), mask.repeat_interleave(tokens, dim=1)
+        for layer in self.self_video:
+            video = layer(video, video, video_mask)
+        return Masked(video, video_mask)
+
+    def attend_text(self, text: Tensor) -> Masked:
+        """The tokens of sentences after self-attention, for `compare`; argument as in `score`."""
+        text_mask = (text != 0).any(-1)
+        text_mask[:, 0] = True  # an all-padding sentence would make the softmax NaN
+        for layer in self.self_text:
+            text = layer(text, text, text_mask)
+        return Masked(text, text_mask)
+
+    def compare(self, video: Masked, text: Masked) -> Tensor:
+        """The preference of B windows, each under its own sentence, float32 ``[B]``."""
+        video_of_text = self.cross_video(video.tokens, text.tokens, text.mask)
+        text_of_video = self.cross_text(text.tokens, video.tokens, video.mask)
+        pooled = torch.cat([_mean(video_of_text, video.mask), _mean(text_of_video, text.mask)], dim=-1)
+        return self.head(pooled).squeeze(-1).float()
 
     @torch.no_grad()
     def attention_maps(self, frames: Tensor, text: Tensor, mask: Tensor) -> Tensor:
@@ -134,27 +172,11 @@ class VLPModel(OnBackbone, CheckpointMixin):
         side = math.isqrt(tokens)
         if side * side != tokens:
             raise ValueError(f"expected a square number of tokens a frame, got {tokens}")
-        video, text, video_mask, text_mask = self._self_attend(frames, text, mask)
-        weights = self.cross_text.attention.weights(text, video, video_mask).mean(1)  # [B, L, T*K]
-        maps = _mean(weights, text_mask).view(batch, length, tokens)
+        video, words = self.attend_video(frames, mask), self.attend_text(text)
+        weights = self.cross_text.attention.weights(words.tokens, video.tokens, video.mask).mean(1)  # [B, L, T*K]
+        maps = _mean(weights, words.mask).view(batch, length, tokens)
         maps = maps / maps.sum(-1, keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
         return maps.view(batch, length, side, side)
-
-    def _self_attend(self, frames: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Tokens after self-attention, ``[B, T*K, D_v]`` and ``[B, L, D_l]``, and their masks."""
-        tokens = frames.shape[2]
-        if self.temporal is not None:
-            if frames.shape[1] > self.window:
-                raise ValueError(f"expected at most window={self.window} frames, got {frames.shape[1]}")
-            frames = frames + self.temporal[self.window - frames.shape[1] :]  # the last frame always gets the last one
-        text_mask = (text != 0).any(-1)
-        text_mask[:, 0] = True  # an all-padding sentence would make the softmax NaN
-        video, video_mask = frames.flatten(1, 2), mask.repeat_interleave(tokens, dim=1)
-        for layer in self.self_video:
-            video = layer(video, video, video_mask)
-        for layer in self.self_text:
-            text = layer(text, text, text_mask)
-        return video, text, video_mask, text_mask
 
 
 class _Attention(nn.Module):

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from vlp_gym.errors import QueryError
+from vlp_gym.errors import AnswerError
 from vlp_gym.prompting.cache import PromptCache, question_key
 from vlp_gym.prompting.content import Content
 from vlp_gym.prompting.parse import Unparsed
@@ -122,7 +122,7 @@ class AskedChat(ABC):
                     self._cache.put(key, reply, self.name)
                     return value
         times = "once" if self._attempts == 1 else f"{self._attempts} times"
-        raise QueryError(
+        raise AnswerError(
             f"{self.name} was asked {times}, and {reason}; it began with {reply[:80]!r}. "
             "Take a model that follows formats better, or give more attempts"
         )

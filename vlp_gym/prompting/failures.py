@@ -9,8 +9,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from vlp_gym.errors import QueryError, QueryTimeout
+from vlp_gym.errors import AnswerError, QueryError, QueryTimeout
 
+REFUSED = ("content_filter", "content_policy_violation")  # codes of an endpoint that refuses a question
 PASSING = (408, 409, 429)  # statuses worth a retry, besides all 5xx
 
 
@@ -87,6 +88,8 @@ def _of_status(error: Any, model: str, key: str) -> Failure:
         return Failure(what, f"set OPENAI_API_KEY to a key that may use {model!r}", passing=False)
     if status == 404:
         return Failure(what, f"see whether it has the model {model!r}, and whether base_url ends in /v1", passing=False)
+    if error.code in REFUSED:
+        return Failure(what, f"{model!r} is not asked such things there", passing=False, error=AnswerError)
     if error.code == "insufficient_quota":  # also 429, but waiting does not help
         return Failure(what, "the account has no credit left", passing=False)
     if status in PASSING or status >= 500:

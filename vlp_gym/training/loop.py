@@ -63,7 +63,7 @@ def train(
     accelerator = accelerate.Accelerator(mixed_precision=config.precision, kwargs_handlers=[resting])
     generator = torch.Generator().manual_seed(config.seed + accelerator.process_index)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99))
+    optimizer = recipe.optimizer(model, config)
     model.to(accelerator.device)
     history: list[dict[str, float]] = []
     best: dict[str, Tensor] = {}  # the weights of the stage's lowest held-out loss

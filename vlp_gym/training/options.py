@@ -61,7 +61,7 @@ class TrainOptions(TrainConfig, ABC):
             trajectories: all rollouts of the training tasks.
         """
 
-    def recipe(self, model: nn.Module, trajectories: Sequence[Trajectory]) -> Recipe:
+    def recipe_of(self, model: nn.Module, trajectories: Sequence[Trajectory]) -> Recipe:
         """The same recipe with other trajectories, such as held-out ones; to override where building a model is slow.
 
         Args:

@@ -89,6 +89,11 @@ class Recipe(ABC):
         """The stages of the training, in order; by default one stage of `steps` steps that trains everything."""
         return [Stage(steps, self.loss)]
 
+    def optimizer(self, model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+        """The optimizer of the model's trainable parameters: by default AdamW, with the same decay for all of them."""
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99))
+
     def prepare(self, model: nn.Module, *, progress_bar: bool) -> None:  # noqa: B027  # most have nothing to do
         """Called once before the first batch, after the initial or resumed weights are loaded."""
 

@@ -14,11 +14,11 @@ from tiny import tiny_model
 from vlp_gym.models.backbones.small import SmallBackbone
 from vlp_gym.models.vlp import VLPModel
 from vlp_gym.training.recipes.clips import ClipSampler
-from vlp_gym.training.recipes.vlp import VLPRecipe
+from vlp_gym.training.recipes.vlp import MixedRecipe
 
 TASKS = ["door-open-v3", "push-v3", "reach-v3", "window-open-v3"]
 GROUPS, CLIPS, DIM = 4, 5, 6
-RECIPE = VLPRecipe(
+RECIPE = MixedRecipe(
     ClipSampler(painted_tasks(TASKS, each=1, size=32), tasks_per_batch=GROUPS, clips_per_task=CLIPS, window=4, seed=0)
 )
 

@@ -31,10 +31,12 @@ def curves(
     Args:
         source: that they are from.
         trajectories: each with the number of its episode.
-        scored: their rows of `score_dataset`, in the same order.
+        scored: their rows of `score_dataset`, in the same order; refused ones are left out.
     """
     lengths, found = source.lengths(), {}
     for (number, trajectory), row in zip(trajectories, scored, strict=True):
+        if not row["value"]:
+            continue
         shown = source.shown_rows(lengths[number])
         found[number] = shown[np.searchsorted(trajectory.step, row["step"])], np.array(row["value"])
     return found

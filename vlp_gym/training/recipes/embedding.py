@@ -70,9 +70,9 @@ class EmbeddingOptions(TrainOptions):
 
     def build(self, trajectories: Sequence[Trajectory]) -> tuple[nn.Module, EmbeddingRecipe]:
         model = self.model()
-        return model, self.recipe(model, trajectories)
+        return model, self.recipe_of(model, trajectories)
 
-    def recipe(self, model: nn.Module, trajectories: Sequence[Trajectory]) -> EmbeddingRecipe:
+    def recipe_of(self, model: nn.Module, trajectories: Sequence[Trajectory]) -> EmbeddingRecipe:
         return EmbeddingRecipe(trajectories, self.objective, batch_size=self.batch_size, seed=self.seed)
 
     def model(self) -> nn.Module:

@@ -48,9 +48,9 @@ class SPUROptions(TrainOptions):
     def build(self, trajectories: Sequence[Trajectory]) -> tuple[SPURModel, SPURRecipe]:
         model = SPURModel(self.backbone)
         model.gradient_checkpointing_enable()  # the paper's batch is 32 videos of up to 512 tokens
-        return model, self.recipe(model, trajectories)
+        return model, self.recipe_of(model, trajectories)
 
-    def recipe(self, model: nn.Module, trajectories: Sequence[Trajectory]) -> SPURRecipe:
+    def recipe_of(self, model: nn.Module, trajectories: Sequence[Trajectory]) -> SPURRecipe:
         frames = expect_model(model, SPURModel).window
         return SPURRecipe(trajectories, batch_size=self.batch_size, frames=frames, seed=self.seed)
 
