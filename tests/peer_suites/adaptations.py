@@ -37,12 +37,6 @@ STATISTICS = "tests/wrappers/vector/test_record_episode_statistics.py::*"
 ADAPTATIONS: tuple[Adaptation, ...] = (
     Adaptation(
         ("gymnasium",),
-        ("*::test_vector_env_equal*", "*::test_vector_wrapper_equivalence*", STATISTICS),
-        "compares infos by ==; env_reward is NaN at a reset, and NaN equals nothing",
-        ("sync", "inner"),
-    ),
-    Adaptation(
-        ("gymnasium",),
         ("*::test_vector_env_equal*", "*::test_vector_wrapper_equivalence*", "*::test_env_determinism_*", STATISTICS),
         "compares the infos of two runs, by which it takes late rewards; how many have come by then depends on time",
         ("async",),

@@ -30,8 +30,7 @@ REWARDS = "rewards"
 class VLPEnv(GymnasiumWrapper):
     """skrl's wrapper of a Gymnasium environment, which keeps the infos of the newest step for `VLPMemory`.
 
-    Args:
-        env: a `VLPRewardWrapper`, a `VLPVectorRewardWrapper`, or whatever `LateRewards` takes.
+    It takes a `VLPRewardWrapper`, a `VLPVectorRewardWrapper`, or whatever `LateRewards` takes.
     """
 
     infos: Any = None
