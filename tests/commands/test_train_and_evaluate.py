@@ -70,7 +70,9 @@ class TestTrainAndEvaluate:
         from vlp_gym.training import loop
 
         seen = []
-        monkeypatch.setattr(loop, "train", lambda model, recipe, out, config: seen.extend(recipe.settings["tasks"]))
+        monkeypatch.setattr(
+            loop, "train", lambda model, recipe, out, config, **_: seen.extend(recipe.settings["tasks"])
+        )
         assert run("train", "embedding", "--data", data, "--out", tmp_path / "run", *options) == 0
         assert seen == sorted(read)
 

@@ -76,7 +76,9 @@ class Player:
     """One painted environment of the engine: episodes of known lengths, some of which are left early."""
 
     number: int
+    """In the engine's tickets; no other of the process has it."""
     env: PaintedEnv
+    """Painted with its place among the players, the same in both modes."""
     left_at: dict[int, tuple[int, bool]]
     """Episode: the step after which it is left, and whether what is pending is given up."""
     over: bool = True
@@ -84,7 +86,7 @@ class Player:
 
 @dataclass
 class Played:
-    """What became of every ticket."""
+    """What became of every ticket; the players' places stand for the engine's numbers."""
 
     given: int = 0
     open: defaultdict[int, set[Ticket]] = field(default_factory=lambda: defaultdict(set))
@@ -99,9 +101,13 @@ class Played:
     on_default_stream: int = 0
     seconds: float = 0.0
 
+    places: dict[int, int] = field(default_factory=dict)
+    """The engine's number -> the player's place."""
+
     def note(self, answer: Answer, window: int) -> None:
         """Count one answer."""
-        ticket, score, error = answer
+        score, error = answer.score, answer.error
+        ticket = self.placed(answer.ticket)
         self.counts["doubled"] += ticket not in self.open[ticket.env]
         self.open[ticket.env].discard(ticket)
         self.counts["disordered"] += ticket <= self.newest.get(ticket.env, Ticket(ticket.env, -1, 0))
@@ -113,6 +119,10 @@ class Played:
         oldest = painted_value(*ticket[:2], max(0, ticket.step - window + 1))
         self.counts["wrong"] += (score.preference, score.relevance) != (painted_value(*ticket), oldest)
         self.scores[ticket] = (score.preference, score.relevance or 0.0)
+
+    def placed(self, ticket: Ticket) -> Ticket:
+        """The ticket under the player's place."""
+        return Ticket(self.places[ticket.env], ticket.episode, ticket.step)
 
     def give_up(self, env: int) -> None:
         """Nothing more is to come for what is open now."""
@@ -130,8 +140,8 @@ def play(mode: Any, size: Size, device: str, seed: int = 0) -> Played:
     model = FaultyPainted(size.fault_every, 2048 if device == "cuda" else 64).to(device)
     engine = QueryEngine(model, mode=mode, slots=8 * size.envs, max_batch=3 * size.envs)
     text = engine.encode_text(SENTENCE)
-    players = []
-    for _ in range(size.envs):
+    players, played = [], Played()
+    for place in range(size.envs):
         lengths = rng.integers(1, 60, size.episodes).tolist()
         draws = rng.random((size.episodes, 2)).tolist()
         left_at = {
@@ -140,8 +150,8 @@ def play(mode: Any, size: Size, device: str, seed: int = 0) -> Played:
             if draw < LEFT
         }
         number = engine.add_env()
-        players.append(Player(number, PaintedEnv(lengths, env=number), left_at))
-    played = Played()
+        played.places[number] = place
+        players.append(Player(number, PaintedEnv(lengths, env=place), left_at))
     learner = torch.eye(256, device=device)
     started = time.perf_counter()
     while players:
@@ -154,7 +164,7 @@ def play(mode: Any, size: Size, device: str, seed: int = 0) -> Played:
             if player.over:
                 if player.left_at.get(env.episode, (0, False))[1]:
                     engine.cancel(player.number)
-                    played.give_up(player.number)
+                    played.give_up(env.env)
                 env.reset()
                 engine.begin(player.number, env.episode, text)
                 player.over = False
@@ -164,7 +174,7 @@ def play(mode: Any, size: Size, device: str, seed: int = 0) -> Played:
             tickets.append(Ticket(player.number, env.episode, env.elapsed))
             frames.append(env.render())
         played.given += len(tickets)
-        for ticket in tickets:
+        for ticket in map(played.placed, tickets):
             played.open[ticket.env].add(ticket)
         engine.submit(tickets, frames)
         learner = learner @ learner  # an agent uses the device from this thread
