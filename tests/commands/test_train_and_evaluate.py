@@ -91,7 +91,7 @@ class TestTrainAndEvaluate:
         from vlp_gym.training import loop
 
         made = []
-        monkeypatch.setattr(loop, "train", lambda model, *_: made.append(model))
+        monkeypatch.setattr(loop, "train", lambda model, *_, **__: made.append(model))
         train = ("train", "staged", "--data", data, "--out", tmp_path, *self.TWO)
         assert run(*train, "--init", "vlp-compact-45") == 0
         shipped = registry.load_reward_model("vlp-compact-45").state_dict()
@@ -103,7 +103,7 @@ class TestTrainAndEvaluate:
         from vlp_gym.training import loop
 
         made = []
-        monkeypatch.setattr(loop, "train", lambda model, *_: made.append(model))
+        monkeypatch.setattr(loop, "train", lambda model, *_, **__: made.append(model))
         options = ("--backbone", "small", "--init", "vlp-compact-45", "--out", tmp_path)
         assert run("train", "rewind", "--data", data, *options) == 0
         shipped = registry.load_reward_model("vlp-compact-45").backbone.state_dict()
@@ -121,7 +121,7 @@ class TestTrainAndEvaluate:
         from vlp_gym.training import loop
 
         made = []
-        monkeypatch.setattr(loop, "train", lambda model, recipe, *_: made.append(recipe))
+        monkeypatch.setattr(loop, "train", lambda model, recipe, *_, **__: made.append(recipe))
         assert run("train", "rewind", "--data", data, "--backbone", "small", "--uneven", "0.25", "--out", tmp_path) == 0
         assert made[0].settings["p_uneven"] == 0.25
 
@@ -141,7 +141,7 @@ class TestTrainAndEvaluate:
         from vlp_gym.training import loop
 
         made = []
-        monkeypatch.setattr(loop, "train", lambda model, *_: made.append(model))
+        monkeypatch.setattr(loop, "train", lambda model, *_, **__: made.append(model))
         assert run("train", "joint", "--data", data, "--out", tmp_path, *self.TWO) == 0
         name = "open_clip:convnext_no_such"
         assert run("train", "vlp", "--data", data, "--out", tmp_path, "--backbone", name) == 2
