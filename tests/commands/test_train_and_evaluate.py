@@ -81,7 +81,7 @@ class TestTrainAndEvaluate:
 
         first = []
         monkeypatch.setattr(
-            loop, "train", lambda model, *_: first.append(float(sum(p.sum() for p in model.parameters())))
+            loop, "train", lambda model, *_, **__: first.append(float(sum(p.sum() for p in model.parameters())))
         )
         for seed in (1, 2, 1):
             assert run("train", "joint", "--data", data, "--out", tmp_path, "--seed", seed, *self.TWO) == 0

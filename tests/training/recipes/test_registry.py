@@ -21,7 +21,7 @@ from vlp_gym.training.recipes.registry import available_recipes, load_options
 
 PUBLISHED = {
     "staged": TrainConfig(steps=1_000),
-    "vlp": TrainConfig(steps=15_000, learning_rate=3e-5, weight_decay=0.1),  # VLP, table 8
+    "vlp": TrainConfig(steps=15_000, learning_rate=3e-5, weight_decay=0.1, warmup=0.0),  # VLP, table 8
     "joint": TrainConfig(),
     "rewind": TrainConfig(steps=5_000, learning_rate=1e-4),
     "embedding": TrainConfig(steps=2_000),
