@@ -72,7 +72,7 @@ class TestBooks:
         return Answer(Ticket(0, 0, step), score)
 
     def played(self, *answers):
-        played = Played()
+        played = Played(places={0: 0})
         played.open[0] = {Ticket(0, 0, step) for step in range(6)}
         for answer in answers:
             played.note(answer, 4)
