@@ -7,6 +7,7 @@ import torch
 
 pytest.importorskip("accelerate")
 
+from tests.two_weights import Batch, TwoWeights
 from vlp_gym.errors import CheckpointError
 from vlp_gym.storage import read_pair, write_pair
 from vlp_gym.training import early_stopping, loop
@@ -55,20 +56,6 @@ def test_another_stage_does_not_count():
     assert next_step([*history, *rows(9.5, first=10)], [8, 20], patience=2) == 20
 
 
-class Weights(torch.nn.Module):
-    """Two weights, and a submodule that says whether it trains."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = (torch.nn.Parameter(torch.ones(())) for _ in range(2))
-        self.inner = torch.nn.Dropout(0.5)
-
-
-class Batch:
-    def to(self, device):
-        return self
-
-
 class Falling(Recipe):
     """Two stages, whose losses pull first one weight, then the other from 1 to 0."""
 
@@ -102,7 +89,7 @@ def _no_files_but_the_state(monkeypatch):
 
 
 def run(folder, stop=None, config=CONFIG, progress_bar=False):
-    model, recipe, held = Weights(), Falling(stop=stop), Falling(HELD)
+    model, recipe, held = TwoWeights(), Falling(stop=stop), Falling(HELD)
     return model, train(model, recipe, folder, config, held_out=held, progress_bar=progress_bar), recipe, held
 
 
@@ -154,7 +141,7 @@ def test_without_patience_the_last_weights(tmp_path):
 
 def test_what_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError) as caught:
-        train(Weights(), Falling(), tmp_path, CONFIG, progress_bar=False)
+        train(TwoWeights(), Falling(), tmp_path, CONFIG, progress_bar=False)
     assert str(caught.value) == "--patience: expected with --hold-out, whose episodes it looks at"
     run(tmp_path)
     document, tensors = read_pair(tmp_path, stem="training")
@@ -175,6 +162,6 @@ def test_what_is_refused(tmp_path, monkeypatch):
 
 def test_a_held_out_loss_that_is_not_finite(tmp_path):
     with pytest.raises(FloatingPointError) as caught:
-        train(Weights(), Falling(), tmp_path, CONFIG, held_out=Falling((float("nan"), 0.0)), progress_bar=False)
+        train(TwoWeights(), Falling(), tmp_path, CONFIG, held_out=Falling((float("nan"), 0.0)), progress_bar=False)
     assert str(caught.value) == "the loss on the held-out episodes is nan; lower --learning-rate"
     assert early_stopping.BATCHES > 1

@@ -18,6 +18,7 @@ pytest.importorskip("accelerate")
 from rollouts import painted_tasks
 from tiny import tiny_model
 
+from tests.two_weights import Batch, TwoWeights
 from vlp_gym.errors import CheckpointError
 from vlp_gym.models.backbones.small import SmallBackbone
 from vlp_gym.models.registry import load_reward_model
@@ -239,20 +240,6 @@ class TestTraining:
         assert schedule(5, 50, 0.1) == pytest.approx(1)
 
 
-class Numbers(torch.nn.Module):
-    """Two weights, and a submodule that says whether it trains."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = (torch.nn.Parameter(torch.ones(())) for _ in range(2))
-        self.inner = torch.nn.Dropout(0.5)
-
-
-class Batch:
-    def to(self, device):
-        return self
-
-
 class Staged(Recipe):
     """Three stages: both weights, the first alone with the submodule at rest, both again."""
 
@@ -284,7 +271,7 @@ class TestStages:
         asked, weights = [], []
         monkeypatch.setattr(loop, "save_training_state", lambda *_, **__: weights.append(model.second.item()))
         monkeypatch.setattr(loop, "schedule", lambda *given: asked.append(given) or schedule(*given))
-        model, recipe = Numbers(), Staged()
+        model, recipe = TwoWeights(), Staged()
         config = TrainConfig(steps=2, warmup=0.5, save_every=1)
         history = train(model, recipe, tmp_path, config, progress_bar=False)
         first, second = ("loss", True, True, True), ("other", False, False, True)
@@ -304,11 +291,11 @@ class TestStages:
                 return super().batch(number)
 
         config, recipe = TrainConfig(steps=2, save_every=1), Staged()
-        history = train(Numbers(), recipe, tmp_path / "straight", config, progress_bar=False)
+        history = train(TwoWeights(), recipe, tmp_path / "straight", config, progress_bar=False)
         with pytest.raises(KeyboardInterrupt):
-            train(Numbers(), Stopped(), tmp_path / "stopped", config, progress_bar=False)
+            train(TwoWeights(), Stopped(), tmp_path / "stopped", config, progress_bar=False)
         rest = Staged()
-        again = train(Numbers(), rest, tmp_path / "stopped", config, progress_bar=False)
+        again = train(TwoWeights(), rest, tmp_path / "stopped", config, progress_bar=False)
         assert numbers(again) == numbers(history)
         assert rest.seen == recipe.seen[3:]
 

@@ -16,7 +16,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
-from vlp_gym.data.shards import shard_path
+from vlp_gym.data.shards import shard_path, write_shard
+from vlp_gym.data.trajectory import Trajectory
 from vlp_gym.errors import CheckpointError, DatasetError
 from vlp_gym.frames.process import end_with_parent, end_workers, submit_all
 from vlp_gym.storage import locked, read_file, write_atomic
@@ -69,6 +70,13 @@ def collect_shards(
             )
             with bar:
                 _collect(collect_task, [(folder, config, task, tiers) for task in missing], workers, bar)
+
+
+def write_missing(folder: Path, task: str, tiers: Sequence[str], make: Callable[[str], Sequence[Trajectory]]) -> None:
+    """Write those shards of a task that are not there, each of the rollouts that `make` returns for its tier."""
+    for tier in tiers:
+        if not (path := shard_path(folder, task, tier)).exists():
+            write_shard(make(tier), path)
 
 
 def _collect(collect_task: Callable[[Job], str], jobs: Sequence[Job], workers: int | None, bar: Any) -> None:

@@ -63,9 +63,9 @@ class Answers:
     """What a pairwise head says: the logits of P(first > second).
 
     Attributes:
-        both: pair -> of the mean of both orders.
-        first: of the question that shows the pair's first video first.
-        second: of the question that shows it second.
+        both: pair -> the logit of the mean over both orders.
+        first: pair -> the logit where its first video was shown first.
+        second: pair -> the logit where its first video was shown second.
     """
 
     both: dict[Pair, float]

@@ -51,7 +51,8 @@ def measure(
         sums: comparison of two segments by the sum of the values over their steps.
         curves: trajectory -> its values over time.
         seed: seeds the draw of time steps.
-        orders: of a pairwise head, the comparison with the pair's first video shown first, and with it shown second.
+        orders: for a pairwise head, the comparison that shows the pair's first video first, and the one that shows it
+            second.
     """
     figures = {name: _accuracy(pairs, difference) for name, pairs in groups.items()}
     for name in ("itp_scripted", "itp_tier"):

@@ -22,7 +22,7 @@ class Scored(Document):
         key: see `ScoreLog.key`.
         value: values of the frames shown; empty if it refused.
         refused: why there are none; None if there are.
-        novelty: of the first frame; None if the model cannot say.
+        novelty: how far the first frame is from the training data; None if the model cannot say.
     """
 
     key: str

@@ -19,9 +19,8 @@ import gymnasium as gym
 import numpy as np
 from pydantic import ConfigDict
 
-from vlp_gym.data.collection import collect_shards
+from vlp_gym.data.collection import collect_shards, write_missing
 from vlp_gym.data.recorder import Recorder
-from vlp_gym.data.shards import shard_path, write_shard
 from vlp_gym.data.trajectory import ALL_TIERS, NEAR_MISS, TIERS, Trajectory
 from vlp_gym.fetch.env import CAMERA, EPISODE_STEPS, TASKS, make_fetch
 from vlp_gym.fetch.experts import EXPERTS, Observation
@@ -73,8 +72,7 @@ def collect_fetch(
         DatasetError: if the folder holds a collection with other settings, another process collects into it, or a
             worker process is killed.
     """
-    counts = dict.fromkeys(config.tiers, config.per_tier) | {NEAR_MISS: config.near_miss}
-    tiers = [tier for tier in ALL_TIERS if counts.get(tier)]
+    tiers = [tier for tier in ALL_TIERS if _count(config, tier)]
     collect_shards(
         folder, config, TASKS if tasks is None else tasks, tiers, _collect_task,
         workers=workers, progress_bar=progress_bar,
@@ -85,14 +83,17 @@ def _collect_task(job: tuple[Path, FetchConfig, str, Sequence[str]]) -> str:
     folder, config, task, tiers = job
     env = make_fetch(task, size=max(RENDER_SIZE, config.size))
     try:
-        for tier in tiers:
-            if (path := shard_path(folder, task, tier)).exists():
-                continue
-            count = config.near_miss if tier == NEAR_MISS else config.per_tier
-            write_shard([rollout(env, task, tier, config, index) for index in range(count)], path)
+        write_missing(
+            folder, task, tiers,
+            lambda tier: [rollout(env, task, tier, config, index) for index in range(_count(config, tier))],
+        )  # fmt: skip
     finally:
         env.close()
     return task
+
+
+def _count(config: FetchConfig, tier: str) -> int:
+    return config.near_miss if tier == NEAR_MISS else config.per_tier * (tier in config.tiers)
 
 
 def rollout(env: gym.Env, task: str, tier: str, config: FetchConfig, index: int) -> Trajectory:

@@ -23,8 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from vlp_gym.data.collection import collect_shards
-from vlp_gym.data.shards import shard_path, write_shard
+from vlp_gym.data.collection import collect_shards, write_missing
 from vlp_gym.data.trajectory import AGENT, ALL_TIERS, APART, EXPLORE, NEAR_MISS, RETREAT, TIERS, Trajectory
 from vlp_gym.metaworld.apart import apart_rollout
 from vlp_gym.metaworld.config import CollectConfig
@@ -88,18 +87,16 @@ def _collect_task(job: tuple[Path, CollectConfig, str, Sequence[str]]) -> str:
     env = make_metaworld(task, seed=config.seed, size=size, camera=config.camera, random_start=config.random_start)
     try:
         stage = _measure_stage(env, task, config.seed)
-        for tier in tiers:
-            path = shard_path(folder, task, tier)
-            if path.exists():
-                continue
-            if tier == AGENT:
-                from vlp_gym.metaworld.agents import agent_rollouts  # imports torch
 
-                rng = np.random.default_rng([config.seed, metaworld_tasks().index(task), ALL_TIERS.index(tier)])
-                rollouts = agent_rollouts(env, task, config, rng)
-            else:
-                rollouts = [_rollout(env, config, task, tier, stage, index) for index in range(_count(config, tier))]
-            write_shard(rollouts, path)
+        def make(tier: str) -> Sequence[Trajectory]:
+            if tier != AGENT:
+                return [_rollout(env, config, task, tier, stage, index) for index in range(_count(config, tier))]
+            from vlp_gym.metaworld.agents import agent_rollouts  # imports torch
+
+            rng = np.random.default_rng([config.seed, metaworld_tasks().index(task), ALL_TIERS.index(tier)])
+            return agent_rollouts(env, task, config, rng)
+
+        write_missing(folder, task, tiers, make)
     finally:
         env.close()
     return task

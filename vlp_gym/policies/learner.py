@@ -30,8 +30,8 @@ class LearnerOptions:
         hidden: widths of the hidden layers of every network.
         dropout: share of the actor's hidden units left out in training; rounded to a 256th.
         head: deterministic (squared distance to the mean) or gaussian (with a learned deviation).
-        precision: of the matrix products of hidden layers; weights and losses stay float32. bf16 takes less time on a
-            processor that multiplies it faster (see docs/policies.md), and learns other numbers.
+        precision: how the matrix products of hidden layers are computed; weights and losses stay float32. bf16 takes
+            less time on a processor that multiplies it faster (see docs/policies.md), and learns other numbers.
 
     Raises:
         ValueError: if an option is out of range; the message names the command-line option.

@@ -97,7 +97,8 @@ class RewardStream:
             probed = engine.probe(texts[0])
             score_of(shaping.kind, *probed)  # a model that cannot pay this must not fail in training
             self._heads = [head for head in HEADS if getattr(probed, head) is not None]
-            self.info_keys = ["env_reward", "score", *self._heads, "success", *(Ticket._fields if self.late else ())]
+            ticket = Ticket(0, 0, 0) if self.late else None
+            self.info_keys = list(numbers(0.0, 0.0, None, heads=self._heads, success=False, ticket=ticket))
         except BaseException:
             if owned:
                 engine.close()

@@ -3,38 +3,29 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 
 from torch import Tensor
 
+from vlp_gym.serving.rows import Rows
+
 
 class Frames:
-    """Frames by digest, of at most so many bytes together; the least recently used go first.
+    """Frames by digest, of at most so many bytes together, for several threads; the newest one stays in any case.
 
     Args:
         limit: bytes.
     """
 
     def __init__(self, limit: int) -> None:
-        self.limit, self.bytes = limit, 0
-        self._frames: OrderedDict[bytes, Tensor] = OrderedDict()
-        self._lock = threading.Lock()
+        self._rows, self._lock = Rows(limit, least=1), threading.Lock()
 
     def put(self, digest: bytes, frame: Tensor) -> None:
         """Keep a copy of a frame, uint8 ``[H, W, 3]``."""
         with self._lock:
-            if digest in self._frames:
-                self._frames.move_to_end(digest)
-                return
-            self._frames[digest] = frame.clone()
-            self.bytes += frame.nbytes
-            while self.bytes > self.limit and len(self._frames) > 1:
-                self.bytes -= self._frames.popitem(last=False)[1].nbytes
+            if self._rows.get(digest) is None:
+                self._rows.put(digest, frame.clone())
 
     def get(self, digest: bytes) -> Tensor | None:
         """The frame, or None if it is gone."""
         with self._lock:
-            frame = self._frames.get(digest)
-            if frame is not None:
-                self._frames.move_to_end(digest)
-            return frame
+            return self._rows.get(digest)

@@ -6,11 +6,11 @@ import hashlib
 import json
 from typing import Any
 
-import torch
 from torch import nn
 
 import vlp_gym
 from vlp_gym.engine.guard import GuardedModel
+from vlp_gym.models.checkpoint import hash_weights
 from vlp_gym.models.protocol import AnchoredModel, GoalModel, RangedModel, Truncating
 from vlp_gym.serving.wire import PROTOCOL, Served
 
@@ -60,14 +60,11 @@ def _named(model: Any, name: str) -> str:
 
 
 def _fingerprint(model: Any, said: Any) -> str:
-    """A hash of what was said and, for a module, its config and every weight; about a second for each GB."""
+    """A hash of what was said and, for a module, its config and every weight."""
     found = hashlib.blake2b(json.dumps(said).encode(), digest_size=DIGITS // 2)
     if isinstance(model, nn.Module):
         found.update(repr(getattr(model, "config", None)).encode())
-        for key, weight in model.state_dict().items():
-            found.update(f"{key} {weight.dtype} {list(weight.shape)}".encode())
-            flat = weight.detach().cpu().contiguous().flatten()
-            found.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+        hash_weights(found, model)
     return found.hexdigest()
 
 

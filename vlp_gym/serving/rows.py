@@ -1,4 +1,4 @@
-"""What the server remembers: tokens of frames and sentences, the least recently used of which go first."""
+"""Tensors that are kept within a number of bytes: tokens on the server, frames on a client."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from torch import Tensor
 
 
 class Rows:
-    """Tensors by name, of at most so many bytes together.
+    """Tensors by name, of at most so many bytes together; the least recently used go first.
 
     Args:
         limit: bytes.
+        least: so many of the newest stay, also where they are over the limit.
     """
 
-    def __init__(self, limit: int) -> None:
-        self.limit, self.bytes = limit, 0
+    def __init__(self, limit: int, least: int = 0) -> None:
+        self.limit, self.least, self.bytes = limit, least, 0
         self._rows: OrderedDict[Hashable, Tensor] = OrderedDict()
 
     def __len__(self) -> int:
@@ -33,11 +34,10 @@ class Rows:
         return row
 
     def put(self, name: Hashable, row: Tensor) -> None:
-        """Keep a tensor that owns its memory; one over the limit is not kept."""
-        size = row.nbytes
-        if name in self._rows or size > self.limit:
+        """Keep a tensor that owns its memory; one over the limit is not kept, unless some must be."""
+        if name in self._rows or (row.nbytes > self.limit and not self.least):
             return
         self._rows[name] = row
-        self.bytes += size
-        while self.bytes > self.limit:
+        self.bytes += row.nbytes
+        while self.bytes > self.limit and len(self._rows) > self.least:
             self.bytes -= self._rows.popitem(last=False)[1].nbytes

@@ -26,7 +26,7 @@ class Worker:
         answerer: the model.
         max_batch: rows of a batch, unless one question has more.
         max_waiting: questions that may wait.
-        threads: of torch; None leaves it.
+        threads: number of torch's threads; None leaves it as it is.
     """
 
     def __init__(self, answerer: Answerer, max_batch: int, max_waiting: int, threads: int | None = None) -> None:

@@ -66,7 +66,7 @@ class TrainOptions(TrainConfig, ABC):
 
         Args:
             model: from `build`.
-            trajectories: of the same tasks.
+            trajectories: rollouts of the same tasks.
         """
         return self.build(trajectories)[1]
 

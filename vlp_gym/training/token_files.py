@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vlp_gym.errors import DatasetError
+from vlp_gym.models.checkpoint import hash_weights
 from vlp_gym.storage import write_atomic
 
 
@@ -47,9 +48,7 @@ class TokenFiles:
         if any(parameter.requires_grad for parameter in backbone.parameters()):
             raise ValueError("token files: expected a frozen backbone, got one that is trained")
         digest = hashlib.sha256(f"{backbone.frame_size}".encode())
-        for name, weight in sorted(backbone.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        hash_weights(digest, backbone)
         self._backbone = digest.digest()
         self.folder.mkdir(parents=True, exist_ok=True)
         for video in tqdm(videos, "encoding frames", count, unit="video", disable=not progress_bar):

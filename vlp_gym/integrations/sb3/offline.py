@@ -36,7 +36,7 @@ class OldDataReplayBuffer(VLPReplayBuffer):
         Args:
             old: transitions of this environment's observations and actions; their rewards those of its sentence. No
                 episode of theirs ends in a terminal state.
-            share: of a batch, above 0 and below 1.
+            share: part of a batch, above 0 and below 1.
 
         Raises:
             ValueError: the share is out of range, or the transitions are empty or of other sizes.
@@ -80,10 +80,10 @@ def start_from(agent: SAC | TD3, learner: Learner[Any], *, seed: int | None = No
     Critics are copied from a learner that has them; the agent's target networks follow.
 
     Args:
-        agent: of SAC or TD3, with ``policy_kwargs={"net_arch": list(learner.options.hidden)}`` and two critics.
-        learner: trained.
+        agent: a SAC or TD3 model with ``policy_kwargs={"net_arch": list(learner.options.hidden)}`` and two critics.
+        learner: an offline learner after its training.
         seed: one of the learner's; default: the first.
-        deviation: of SAC's exploration before its tanh, in every state; the agent learns another from there.
+        deviation: the standard deviation of SAC's actions before its tanh, in every state; training changes it.
 
     Raises:
         ValueError: the agent's networks are of other sizes, or the learner has no such seed.
