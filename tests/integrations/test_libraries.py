@@ -6,10 +6,12 @@ which is the observation before it and one `STEP`.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import re
 import sys
+import warnings
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -36,11 +38,13 @@ class FlakyModel(SlowModel):
     """Takes its time, and fails once: at a later step than an episode's first, from the call on that is set."""
 
     fails_at: int | None = None
+    failed: tuple[int, ...] = ()
+    """What was painted on the newest frames of the call that failed, in `STEP`."""
 
     def score(self, frames, text, mask):
-        steps = (frames[:, -1, 0, 0] / STEP).long() & 1023
-        if self.fails_at is not None and self.calls >= self.fails_at and steps.min() > 1:
-            self.fails_at = None
+        painted = (frames[:, -1, 0, 0] / STEP).long()
+        if self.fails_at is not None and self.calls >= self.fails_at and (painted & 1023).min() > 1:
+            self.fails_at, self.failed = None, tuple(painted.tolist())
             raise ZeroDivisionError("division by zero")
         return super().score(frames, text, mask)
 
@@ -156,9 +160,11 @@ def test_torchrl_a_model_that_fails(torchrl):
     env.rollout(3)
     model.fails_at = model.calls + 6
     batches = until_it_fails(lambda: env.rollout(4, break_when_any_done=False))
-    known = [step for batch in batches for step in batch if is_known(transform, step)]
-    assert len(known) >= 4 * len(batches) - 1
-    assert all(equal(step["next", "reward"], step["next", "observation"]) for step in known)
+    for step in (step for batch in batches for step in batch):
+        painted = int(step["next", "observation"] / STEP)
+        lost = any(failed >> 10 == painted >> 10 and failed <= painted for failed in model.failed)  # from there on
+        assert is_known(transform, step) is not lost
+        assert lost or equal(step["next", "reward"], step["next", "observation"])
     again = transform(env.rollout(5, break_when_any_done=False))
     assert equal(again["next", "reward"], again["next", "observation"])
     env.close()
@@ -207,7 +213,10 @@ def minari(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "register_at_fork", lambda **_: None)  # Jax warns of every later fork of this process
     pytest.importorskip("jax.tree_util")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    return library
+    yield library
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # of a folder that minari leaves behind
+        gc.collect()
 
 
 def collector(minari, env, **options):
