@@ -25,6 +25,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
 
 from vlp_gym import PreferenceCallback, PreferenceReplayBuffer, Queries, VLPRewardWrapper, make_metaworld
+from vlp_gym.metaworld.judge import judge_state
 from vlp_gym.preferences import Labeler, ModelLabeler, RecordedLabeler, ScriptedLabeler
 from vlp_gym.video import overlay_video
 from vlp_gym.viz import plot_learning_curve
@@ -99,6 +100,7 @@ def main(options: Options) -> None:
         fit_epochs=options.fit_epochs,
         hidden=(options.hidden,) * 3,
         reward_std=options.reward_std,
+        judge=judge_state,
         seed=options.seed,
     )
     history: list[dict[str, float]] = []
@@ -135,7 +137,11 @@ def main(options: Options) -> None:
     agent.save(out / "policy.zip")
 
     title = f"“{options.instruction}” from {preferences.asked} labels, {options.labels}"
-    panels = {"success": "success rate", "label_accuracy": "label accuracy (true return)"}
+    panels = {
+        "success": "success rate",
+        "label_accuracy": "label accuracy (true return)",
+        "judged_accuracy": "label accuracy (success and way left)",
+    }
     curves = {options.task: [[*history, *preferences.history]]}
     plot_learning_curve(curves, out / "learning_curve.png", title=title, xlabel="decisions", quantities=panels)
     film(options, agent, preferences, out / "final_policy.mp4")
@@ -221,7 +227,7 @@ class Evaluation(BaseCallback):
         self.history.append(row)
         self.logger.record("eval/success", row["success"])
         self.logger.dump(self.num_timesteps)
-        agreed = [session["label_accuracy"] for session in self.preferences.history[-3:]]
+        agreed = [session["judged_accuracy"] for session in self.preferences.history[-3:]]
         print(
             f"{self.num_timesteps:>8,} decisions  success {row['success']:.2f}  labels {row['labels']:.0f}, "
             f"right {np.mean(agreed) if agreed else np.nan:.2f}  {row['minutes']:.1f} min"

@@ -27,6 +27,10 @@ NAMES = {
     "scripted": "labels of the scripted teacher",
     "random": "labels of a coin",
 }
+ACCURACIES = {
+    "label_accuracy": "Share of labels that the true return agrees with",
+    "judged_accuracy": "Share of labels that success and the way left agree with",
+}
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pebble_button_press.py"
 
 
@@ -73,19 +77,22 @@ def main(options: Options) -> None:
         curve = curves[NAMES[labels]][options.seeds.index(seed)]
         curve += [{"step": row["step"], f"success/{task}": row["success"]} for row in result["history"]]
         row = table.setdefault(
-            f"{task.removesuffix('-v3')}, {labels}", {"success": [], "best": [], "label_accuracy": []}
+            f"{task.removesuffix('-v3')}, {labels}", {"success": [], "best": [], **{name: [] for name in ACCURACIES}}
         )
         row["success"].append(result["success"])
         row["best"].append(max(evaluation["success"] for evaluation in result["history"]))
-        row["label_accuracy"].append(float(np.mean([session["label_accuracy"] for session in result["sessions"]])))
-        if labels != "scripted":  # the teacher agrees with the return that it is asked about
-            curve += [{"step": s["step"], f"label_accuracy/{task}": s["label_accuracy"]} for s in result["sessions"]]
+        for name in ACCURACIES:
+            row[name].append(float(np.nanmean([session[name] for session in result["sessions"]])))
+            if (
+                labels != "scripted" or name == "judged_accuracy"
+            ):  # the teacher agrees with the return that it is asked about
+                curve += [{"step": s["step"], f"{name}/{task}": s[name]} for s in result["sessions"]]
     write_atomic(options.out / "pebble.json", json.dumps(table, indent=2).encode())
     for name, row in table.items():
         print(f"{name:30}", {key: [round(value, 2) for value in values] for key, values in row.items()})
     for figure, title in (
         ("success", "Success"),
-        ("label_accuracy", "Share of labels that the true return agrees with"),
+        *ACCURACIES.items(),
     ):
         panels = {f"{figure}/{task}": task.removesuffix("-v3") for task in options.tasks}
         path = options.out / f"pebble_{figure}.png"

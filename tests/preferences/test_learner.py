@@ -41,12 +41,12 @@ def learner(labeler=None, queries=QUERIES, **options):
     return PreferenceLearner(labeler or ScriptedLabeler(), queries, **{"hidden": (32, 32), "seed": 5, **options})
 
 
-def play(learner, steps):
+def play(learner, steps, judge=lambda state: float("nan")):
     """Random moves of a point, paid for its place; each step depends on its number alone."""
     for step in steps:
         rng = np.random.default_rng(step)
         state, action = rng.normal(size=2), rng.uniform(-1, 1, 1)
-        learner.add_step(0, state, action, float(state[0]), step % EPISODE == 0)
+        learner.add_step(0, state, action, float(state[0]), step % EPISODE == 0, value=judge(state))
         if learner.due(step):
             learner.session(step, TOTAL)
     return learner
@@ -100,9 +100,27 @@ def test_sessions_come_when_they_are_due():
     assert [row["step"] for row in done.history] == [first, first + 40, first + 80, first + 120]
     assert [row["labels"] for row in done.history] == [15, 30, 45, 60]
     assert all(row["label_accuracy"] == 1.0 and row["skipped"] == 0 for row in done.history)
+    assert not any("judged_accuracy" in row for row in done.history)
     assert not done.due(10_000)
     done.start(2, 1)  # another training: there is a reward, and nothing to explore
     assert done.next_session == QUERIES.every
+
+
+def test_labels_are_judged_by_more_than_what_the_environment_pays(tmp_path):
+    """The teacher compares what is paid; the judge says the opposite, or knows half of the steps."""
+    half = play(begun(learner()), range(1, 101), lambda state: -state[0])
+    assert all(row["judged_accuracy"] == 0.0 for row in half.history)
+    half.save(tmp_path)
+    done = begun(learner())
+    done.restore(tmp_path)
+    done.start(2, 1, step=100)
+    whole = play(begun(learner()), range(1, TOTAL + 1), lambda state: -state[0])
+    assert play(done, range(101, TOTAL + 1), lambda state: -state[0]).history == whole.history
+    document, tensors = half.pack()
+    older = {name: tensor for name, tensor in tensors.items() if not name.endswith(".values")}
+    done.unpack(document, older, tmp_path)
+    play(done, range(101, TOTAL + 1))
+    assert not any("judged_accuracy" in row for row in done.history[2:])
 
 
 def test_a_session_is_not_due_without_two_segments(caplog):

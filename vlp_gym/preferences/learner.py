@@ -148,13 +148,21 @@ class PreferenceLearner:
         self._fit(self.ensemble, None)
 
     def add_step(
-        self, env: int, state: Array, action: Array, reward: float, done: bool, ticket: Ticket | None = None
+        self,
+        env: int,
+        state: Array,
+        action: Array,
+        reward: float,
+        done: bool,
+        ticket: Ticket | None = None,
+        value: float = float("nan"),
     ) -> None:
         """Add one step of an environment: arguments as `SegmentStore.add`, and whether it ends the episode.
 
-        The environment's own reward is for scripted labelers and ``label_accuracy`` only.
+        The environment's own reward is for scripted labelers and ``label_accuracy`` only, a judge's value for
+        ``judged_accuracy``.
         """
-        self.segments.add(env, state, action, reward, ticket)
+        self.segments.add(env, state, action, reward, ticket, value)
         if done:
             self.segments.end(env)
 
@@ -179,7 +187,8 @@ class PreferenceLearner:
 
         Returns:
             A row for logs: ``step``; ``labels`` (pairs so far); ``skipped`` (new pairs without a label);
-            ``label_accuracy`` (share of new labels that agree with the environment's own returns);
+            ``label_accuracy`` (share of new labels that agree with the environment's own returns); ``judged_accuracy``
+            (the same with means of a judge's values, if there are any);
             ``ensemble_agreement`` (share that the reward predicted before it learned them); and, if there was anything
             to fit, ``fit_accuracy`` and ``fit_loss``.
 
@@ -209,6 +218,9 @@ class PreferenceLearner:
             "label_accuracy": agreement(labels, first.returns - second.returns)[0],
             "ensemble_agreement": agreement(predicted, labels - 0.5)[0],
         }
+        judged = first.mean_values - second.mean_values
+        if np.isfinite(judged).any():
+            row["judged_accuracy"] = agreement(labels, judged)[0]
         unlabelled = None
         if self.semi_supervised and not first_time:
             unlabelled = choose_pairs(

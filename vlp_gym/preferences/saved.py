@@ -28,6 +28,7 @@ class Row(Document):
     skipped: Count
     label_accuracy: Share | None
     ensemble_agreement: Share | None
+    judged_accuracy: Share | None = None
     fit_accuracy: Share | None = None
     fit_loss: Loss | None = None
 

@@ -24,7 +24,7 @@ from vlp_gym.storage import Packed
 
 FORMAT = 1
 MAX_LENGTH, MAX_FRAME_SIZE = 10_000, 4_096  # what a saved store may ask memory for
-_STEPS = ("states", "actions", "rewards")
+_STEPS = ("states", "actions", "rewards", "values")
 _SETTINGS = ("length", "episodes", "keep_tokens", "frame_size")
 
 
@@ -82,7 +82,13 @@ class SegmentStore(Packed):
         return list(self._finished)
 
     def add(
-        self, env: int, state: NDArray[Any], action: NDArray[Any], reward: float, ticket: Ticket | None = None
+        self,
+        env: int,
+        state: NDArray[Any],
+        action: NDArray[Any],
+        reward: float,
+        ticket: Ticket | None = None,
+        value: float = float("nan"),
     ) -> None:
         """Add one step of an environment; its first begins an episode.
 
@@ -92,6 +98,7 @@ class SegmentStore(Packed):
             action: ``[A]``.
             reward: the environment's own; NaN if there is none.
             ticket: the step's ticket, if a reward model scores its frame.
+            value: what a judge says of the state after the step.
         """
         if env not in self._running:
             self._running[env] = begun = EpisodeRecord(self._count)
@@ -113,6 +120,7 @@ class SegmentStore(Packed):
         record.states.append(np.array(state, np.float32).ravel())
         record.actions.append(np.array(action, np.float32).ravel())
         record.rewards.append(float(reward))
+        record.values.append(float(value))
 
     def end(self, env: int) -> None:
         """End the episode of an environment, terminated or truncated; without a step, nothing happens."""
@@ -208,12 +216,12 @@ class SegmentStore(Packed):
         if not records:
             raise ValueError("expected at least one span")
         pieces = list(zip(records, checked, strict=True))
-        states, actions, rewards = (
+        states, actions, rewards, values = (
             np.stack([self._pad(getattr(record, name)[start:stop]) for record, (_, start, stop) in pieces])
             for name in _STEPS
         )
         mask = np.arange(self.length) < np.array([[span.stop - span.start] for span in checked])
-        return Segments(states, actions, mask, rewards, tuple(checked), tuple(records))
+        return Segments(states, actions, mask, rewards, tuple(checked), tuple(records), values)
 
     def sample(self, count: int, rng: np.random.Generator, *, newest: int | None = None) -> Segments:
         """Draw segments: an episode uniformly, then its first step uniformly.
@@ -243,7 +251,7 @@ class SegmentStore(Packed):
         self._take_in()
         tensors: dict[str, Tensor] = {}
         for record in self._finished.values():
-            for name in _STEPS:
+            for name in _STEPS if np.isfinite(record.values).any() else _STEPS[:3]:
                 tensors[f"{record.number}.{name}"] = torch.from_numpy(np.array(getattr(record, name), np.float32))
             scores = torch.tensor(sorted(record.scores.items()), dtype=torch.float64)
             tensors[f"{record.number}.scores"] = scores.reshape(-1, 2)
@@ -263,13 +271,14 @@ class SegmentStore(Packed):
         store = cls(**{name: getattr(saved, name) for name in _SETTINGS})
         store._count = saved.count
         for number in saved.numbers:
-            states, actions, rewards = (tensors[f"{number}.{name}"].numpy() for name in _STEPS)
-            record = EpisodeRecord(number, list(states), list(actions), rewards.tolist())
+            states, actions, rewards = (tensors[f"{number}.{name}"].numpy() for name in _STEPS[:3])
+            values = tensors.get(f"{number}.values", torch.full((len(rewards),), torch.nan)).tolist()
+            record = EpisodeRecord(number, list(states), list(actions), rewards.tolist(), values)
             record.scores = {int(step): score for step, score in tensors[f"{number}.scores"].tolist()}
             for name, kept in (("tokens", record.tokens), ("frames", record.frames)):
                 steps: list[int] = tensors.get(f"{number}.{name}.steps", torch.empty(0)).tolist()
-                values = tensors.get(f"{number}.{name}", torch.empty(0))
-                rows = values.numpy() if name == "frames" else values
+                stored = tensors.get(f"{number}.{name}", torch.empty(0))
+                rows = stored.numpy() if name == "frames" else stored
                 kept.update(zip(steps, rows, strict=True))
             store._finished[number] = record
         return store
@@ -322,6 +331,8 @@ def _check_episodes(saved: _Saved, tensors: dict[str, Tensor], where: str | Path
             f"{number}.rewards": Spec(torch.float32, (f"T{number}",), nan=True),
             f"{number}.scores": Spec(torch.float64, (f"scores of {number}", 2)),
         }
+        if f"{number}.values" in tensors:
+            table[f"{number}.values"] = Spec(torch.float32, (f"T{number}",), nan=True)
         for name, dtypes, shape in (
             ("tokens", FLOATS, ("C", "K", "D")),
             ("frames", torch.uint8, (saved.frame_size, saved.frame_size, 3)),

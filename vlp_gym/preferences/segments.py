@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-_ARRAYS = ("states", "actions", "mask", "rewards")
+_ARRAYS = ("states", "actions", "mask", "rewards", "values")
 
 
 class Span(NamedTuple):
@@ -31,6 +31,8 @@ class EpisodeRecord:
     actions: list[NDArray[np.float32]] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     """The environment's own: for scripted teachers and for evaluation."""
+    values: list[float] = field(default_factory=list)
+    """What a judge says of the state after each step: for evaluation; NaN where there is none."""
     scores: dict[int, float] = field(default_factory=dict)
     """Number of steps before a frame (0: the reset frame) to what the reward model pays for it."""
     tokens: dict[int, Tensor] = field(default_factory=dict)
@@ -50,6 +52,8 @@ class Segments:
         rewards: float32 ``[N, L]``, the environment's own: for scripted teachers and evaluation only.
         spans: the steps of each segment, N of them.
         episodes: the episode of each segment, N of them; None if only the arrays are known.
+        values: float32 ``[N, L]``, what a judge says of the state after each step, for evaluation only; NaN, the
+            default, where there is none.
     """
 
     states: NDArray[np.float32]
@@ -58,6 +62,11 @@ class Segments:
     rewards: NDArray[np.float32]
     spans: tuple[Span, ...]
     episodes: tuple[EpisodeRecord | None, ...]
+    values: NDArray[np.float32] = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.values is None:
+            object.__setattr__(self, "values", np.full_like(self.rewards, np.nan))
 
     def __len__(self) -> int:
         return len(self.spans)
@@ -78,6 +87,11 @@ class Segments:
     def returns(self) -> NDArray[np.float64]:
         """Sums of the environment's own rewards, float64 ``[N]``."""
         return np.where(self.mask, self.rewards, 0.0).sum(1, dtype=np.float64)
+
+    @property
+    def mean_values(self) -> NDArray[np.float64]:
+        """Means of the judge's values, float64 ``[N]``; NaN where one is missing."""
+        return np.where(self.mask, self.values, 0.0).sum(1, dtype=np.float64) / self.mask.sum(1)
 
     @staticmethod
     def join(parts: Sequence[Segments]) -> Segments:

@@ -58,7 +58,7 @@ class Walk(gym.Env):
     def step(self, action):
         self.at += float(action[0]) / 2
         self.left -= 1
-        return self.observe(), self.at, False, self.left == 0, {}
+        return self.observe(), self.at, False, self.left == 0, {"place": self.at}
 
 
 def agent(env=None, algorithm=sb3.SAC, **options):
@@ -80,8 +80,9 @@ ALGORITHMS = [sb3.SAC, sb3.TD3, sb3.DDPG, sb3_contrib.TQC, sb3_contrib.CrossQ]
 @pytest.mark.parametrize("n_envs", [1, 3])
 def test_every_off_policy_algorithm(algorithm, n_envs):
     env = DummyVecEnv([lambda k=k: Walk(k) for k in range(n_envs)])
-    model, preferences = agent(env, algorithm), callback()
+    model, preferences = agent(env, algorithm), callback(judge=lambda info: -info["place"])
     model.learn(300, preferences)
+    assert all(row["judged_accuracy"] < 0.4 for row in preferences.history)  # of a mean, where a return is a sum
     assert preferences.asked == SOON.budget == len(preferences.preferences)
     assert [row["labels"] for row in preferences.history] == [8, 16, 24, 32, 40]
     assert all(row["label_accuracy"] == 1.0 for row in preferences.history)

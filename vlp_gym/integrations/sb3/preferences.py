@@ -9,6 +9,7 @@ model.learn(100_000, callback=PreferenceCallback(RecordedLabeler()))
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any
@@ -60,6 +61,8 @@ class PreferenceCallback(BaseCallback):
         labeler: as `PreferenceLearner` has it.
         queries: the same.
         reset_updates: gradient steps of the agent after its critic was reset; None: no reset.
+        judge: says from a step's info how good the state after it is, so that ``pref/judged_accuracy`` tells how many
+            labels are right; nothing learns from it. Meta-World's is `vlp_gym.metaworld.judge.judge_state`.
         verbose: as in every callback of Stable-Baselines3.
         options: other arguments of `PreferenceLearner`. The mean and deviation for reward_std are taken over the
             replay buffer, and disagreement_bonus falls to 0 at the last step.
@@ -84,10 +87,12 @@ class PreferenceCallback(BaseCallback):
         queries: Queries | None = None,
         *,
         reset_updates: int | None = 100,
+        judge: Callable[[dict[str, Any]], float] | None = None,
         verbose: int = 0,
         **options: Any,
     ) -> None:
         super().__init__(verbose)
+        self.judge = judge
         self.learner = PreferenceLearner(labeler, queries, **options)
         self.reset_updates = reset_updates
         self._exploration: StateEntropy | None = None
@@ -133,7 +138,8 @@ class PreferenceCallback(BaseCallback):
             ticket = ticket_in(info)
             if ticket is not None:
                 ticket = ticket._replace(env=env)
-            self.learner.add_step(env, states[env], step["buffer_actions"][env], own, step["dones"][env], ticket)
+            value = float("nan") if self.judge is None else self.judge(step["infos"][env])
+            self.learner.add_step(env, states[env], step["buffer_actions"][env], own, step["dones"][env], ticket, value)
         if self._source is not None:
             self._source.discard_rewards()  # the buffer has those that are learned
         if self.learner.due(self.num_timesteps) and model.replay_buffer.size():
