@@ -39,7 +39,7 @@ def asked(model, seed=1):
 
 
 @pytest.mark.parametrize("calibrated", [False, True])
-@pytest.mark.parametrize("reduce", ["mean", "min"])
+@pytest.mark.parametrize("reduce", ["mean", "min", "lower"])
 def test_it_is_a_reward_model(folders, reduce, calibrated):
     model = load_reward_model(f"ensemble:{reduce}|{folders[0]}|{folders[1]}")
     if calibrated:
@@ -48,8 +48,12 @@ def test_it_is_a_reward_model(folders, reduce, calibrated):
     assert (model.window, model.history, model.frame_size) == (4, "prefix", (112, 112))
 
 
+def lower(ranks, axis):
+    return np.maximum(np.mean(ranks, axis=axis) - np.std(ranks, axis=axis), 0)
+
+
 @torch.no_grad()
-@pytest.mark.parametrize(("reduce", "function"), [("mean", np.mean), ("min", np.min)])
+@pytest.mark.parametrize(("reduce", "function"), [("mean", np.mean), ("min", np.min), ("lower", lower)])
 def test_ranks_are_those_of_the_calibration(folders, reduce, function):
     model = EnsembleModel(folders, reduce)
     rng = np.random.default_rng(0)
@@ -141,7 +145,7 @@ def test_a_checkpoint_does_not_decide_where_frames_go(folders, tmp_path, member)
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("ensemble:median|a|b", r"^reduce must be one of \('mean', 'min'\), got 'median'$"),
+        ("ensemble:median|a|b", r"^reduce must be one of \('mean', 'min', 'lower'\), got 'median'$"),
         ("ensemble:mean|vlp-compact", r"^an ensemble needs at least 2 members, got \['vlp-compact'\]$"),
         ("ensemble:mean|vlp-compact|vlp-compat", r"^unknown reward model 'vlp-compat': "),
     ],

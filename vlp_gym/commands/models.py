@@ -58,7 +58,7 @@ def calibrate(model: str, /, *, data: tuple[Path, ...], out: Path, tasks: tuple[
     For example: vlp-gym calibrate "ensemble:mean|vlp-compact|clip:ViT-B-32/openai" --data data/train --out runs/both
 
     Args:
-        model: the ensemble, as ensemble:mean|MODEL|MODEL or ensemble:min|MODEL|MODEL.
+        model: the ensemble, as ensemble:mean|MODEL|MODEL; or with min, or lower (mean less standard deviation).
         data: folders from `vlp-gym collect` with training tasks.
         out: folder for the ensemble.
         tasks: use only these tasks of the data; default: all.

@@ -1,4 +1,4 @@
-"""Several reward models as one: the mean or minimum of their rank-normalised scores."""
+"""Several reward models as one: the mean, the minimum or a pessimistic mean of their rank-normalised scores."""
 
 from __future__ import annotations
 
@@ -18,26 +18,29 @@ from vlp_gym.models.protocol import History, KnowingModel, RewardModel, Scores, 
 from vlp_gym.models.raw_tokens import code_points, tokens_to_sentences
 from vlp_gym.text import normalize_instruction
 
-Reduce = Literal["mean", "min"]
+Reduce = Literal["mean", "min", "lower"]
 QUANTILES = 101
 MAX_MEMBERS = 32
 MAX_TEXTS = 1_000  # cached sentences
 
 
 class EnsembleModel(nn.Module, CheckpointMixin):
-    """Mean or minimum of several models, rank-normalised; a `RewardModel` whose progress is in [0, 1].
+    """Several models as one, rank-normalised; a `RewardModel` whose progress is in [0, 1].
 
     A cosine and a probability cannot be averaged directly. Each member's value of a frame (progress, times
     sigmoid(relevance) if it has one; preference if it has no progress) is replaced by its rank: the share of
     calibration values below it (`calibrate`). Without calibration a finite `value_range` is mapped linearly to [0, 1],
-    and anything else by a sigmoid. "min" pays only where all members agree.
+    and anything else by a sigmoid.
+
+    Where the members disagree, one of them is wrong, and an agent looks for such states. "min" pays only where all
+    agree; "lower" is pessimistic: the mean less one standard deviation over the members, at least 0.
 
     All members get the same frames, as many as the longest window.
 
     Args:
         members: at least two names, folders or hub ids for `load_reward_model`; a checkpoint may not name models on an
             endpoint, see `vlp_gym.models.registry.check_storable`.
-        reduce: "mean" or "min".
+        reduce: "mean", "min" or "lower".
         models: live members, for experiments; such an ensemble can be saved only if `members` names them.
 
     Raises:
@@ -194,7 +197,11 @@ class EnsembleModel(nn.Module, CheckpointMixin):
 
     def _reduce(self, ranks: list[Tensor]) -> Tensor:
         values = torch.stack(ranks)
-        return values.mean(0) if self.config["reduce"] == "mean" else values.amin(0)
+        reduce: Reduce = self.config["reduce"]
+        if reduce == "min":
+            return values.amin(0)
+        spread = values.std(0, correction=0) if reduce == "lower" else 0.0
+        return (values.mean(0) - spread).clamp(min=0.0)
 
 
 def _rank(values: Tensor, quantiles: Tensor, bounds: tuple[float, float]) -> Tensor:

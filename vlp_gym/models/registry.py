@@ -62,7 +62,7 @@ _FAMILIES = {
     ),
     "ensemble": (
         "vlp_gym.models.ensemble:EnsembleModel",
-        "ensemble:mean|MODEL|MODEL: mean (or min) of rank-normalised models",
+        "ensemble:mean|MODEL|MODEL: mean (or min, or lower) of rank-normalised models",
     ),
     "http": ("vlp_gym.serving.remote:RemoteModel", "http://HOST:PORT: the model that `vlp-gym serve` has there"),
     "https": ("vlp_gym.serving.remote:RemoteModel", "https://HOST:PORT: the same"),
