@@ -38,8 +38,9 @@ def data(
     And then: vlp-gym data convert videos:clips --out data/clips
 
     A source is videos:FOLDER (videos, and captions.csv with the columns file and sentence, and optionally success,
-    tier, group, start_s, end_s), lerobot:FOLDER (version 3.0 or 2.1), minari:NAME-OR-FOLDER, or a folder from this
-    command or `collect`. Every command takes a source as --data, too; shards are read faster.
+    tier, group, start_s, end_s), lerobot:FOLDER (version 3.0 or 2.1), minari:NAME-OR-FOLDER, libero:FOLDER-OR-FILE
+    (HDF5 of LIBERO or robomimic), or a folder from this command or `collect`. Every command takes a source as --data,
+    too; shards are read faster.
 
     Args:
         action: inspect or convert.
@@ -48,8 +49,10 @@ def data(
             pictures. Each of them can be a source again.
         out: folder for what is written, a new one for lerobot and minari; for inspect, for examples.png, by default
             runs/data/NAME.
-        instruction: one sentence for all videos of a folder without captions.csv, or for a Minari data set.
-        camera: camera of a LeRobot or Minari data set, such as observation.images.top; default: the first.
+        instruction: one sentence for all videos of a folder without captions.csv, or for a Minari data set or HDF5
+            files without sentences.
+        camera: camera of a LeRobot or Minari data set or HDF5 files, such as observation.images.top; default: the
+            first.
         size: side of the square frames, pixels; 224 suits CLIP and larger models.
         fps: at most this many frames per second are kept. Rollouts from `collect` are kept whole; in other formats they
             are played at this rate.

@@ -20,6 +20,7 @@ KINDS = {
     "videos": "a folder of videos with captions.csv (file, sentence), such as videos:clips",
     "lerobot": "a LeRobot data set, version 3.0 or 2.1: its folder or its name on the hub, such as lerobot:data/aloha",
     "minari": "a Minari data set: its name or its folder, such as minari:D4RL/kitchen/mixed-v2",
+    "libero": "an HDF5 file of LIBERO or robomimic, or a folder of them, such as libero:libero_90",
 }
 OnBroken = Callable[[DatasetError], None]
 
