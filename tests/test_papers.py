@@ -67,7 +67,7 @@ def test_settings_are_the_published_ones():
     assert (model.window, len(model.self_video), model.self_video[0].attention.heads) == (8, 2, 16)
     assert [model.head[k].out_features for k in (0, 2, 4)] == [512, 256, 1]
     spur = SPUROptions(data=())
-    assert (spur.learning_rate, spur.steps, spur.batch_size, spur.warmup) == (2e-5, 5_000, 16, 0.1)
+    assert (spur.config().learning_rate, spur.steps, spur.batch_size, spur.warmup) == (2e-5, 5_000, 16, 0.1)
     ipl, cpl = IPLOptions(), CPLOptions()
     for policy in (ipl, cpl):
         assert (policy.hidden, policy.batch, policy.dropout, policy.steps) == ((256, 256), 64, 0.25, 100_000)

@@ -45,6 +45,8 @@ class SPURModel(OnBackbone, CheckpointMixin):
         lora_rank: r of low-rank adapters (scale 2) on every linear layer of the language model; None trains the whole
             language model. The vision tower is always frozen.
         dropout: dropout probability of the heads, during training.
+        compares: whether the preference head was trained. Without it, `prefer` compares the progress of last frames
+            (SPUR, section 4).
         dtype: type of the base: "float32", or "bfloat16" for half the memory, where scores depend on batching by about
             1e-2. Trained weights beside it stay float32.
         truncate: truncate long sentences instead of raising.
@@ -66,6 +68,7 @@ class SPURModel(OnBackbone, CheckpointMixin):
         frame_size: Pixels = 140,
         lora_rank: Width | None = 16,
         dropout: Probability = 0.1,
+        compares: bool = True,
         dtype: Precision = "float32",
         truncate: bool = False,
     ) -> None:
@@ -106,6 +109,9 @@ class SPURModel(OnBackbone, CheckpointMixin):
     def prefer(self, a: Tensor, b: Tensor, text: Tensor) -> Tensor:
         """P(a > b | text), float32 ``[B]``, from the pairwise head; arguments as in `PairwiseModel.prefer`."""
         whole_a, whole_b = (torch.ones(video.shape[:2], dtype=torch.bool, device=video.device) for video in (a, b))
+        if not self.config["compares"]:
+            ends = (self.progress_logits(*each)[:, -1] for each in ((a, text, whole_a), (b, text, whole_b)))
+            return (next(ends) - next(ends)).sigmoid()
         return self.pair_logits(a, b, text, whole_a, whole_b)[1].sigmoid()
 
     def progress_logits(self, frames: Tensor, text: Tensor, mask: Tensor) -> Tensor:

@@ -80,6 +80,15 @@ def test_demonstrations_of_libero(tmp_path):
     assert slow.step.tolist() == [0, 5, 10, 15, 20, 25, 29]
 
 
+def test_sentences_of_libero(tmp_path):
+    """In a list, or in the name alone."""
+    path = write(tmp_path / "LIVING_ROOM_SCENE2_open_the_box_demo.hdf5")
+    for told, sentence in ((["turn on ", "the stove"], "turn on the stove"), (None, "open the box")):
+        with h5py.File(path, "r+") as file:
+            file["data"].attrs["problem_info"] = json.dumps({"language_instruction": told} if told else {})
+        assert read(path)[0].sentences == (sentence,)
+
+
 def test_a_file_without_a_sentence(tmp_path):
     path = write(tmp_path / "lift.hdf5", sentence=None, convention="opencv")
     with pytest.raises(SentencesMissingError, match=f'data convert libero:{path} --instruction "..."'):

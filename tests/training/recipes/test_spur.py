@@ -17,6 +17,7 @@ from tiny_qwen import tiny_qwen2_5
 
 from vlp_gym.data.trajectory import ALL_TIERS
 from vlp_gym.metaworld.instructions import training_phrasings
+from vlp_gym.models.checkpoint import save_checkpoint
 from vlp_gym.models.registry import load_reward_model
 from vlp_gym.models.spur import SPURModel
 from vlp_gym.objectives.spur import spur_loss
@@ -183,6 +184,12 @@ class TestBatches:
         allowed = {sentence for task in TASKS for sentence in training_phrasings(task)}
         assert set(recipe.batch(0).instructions) <= allowed
 
+    def test_without_failures(self):
+        recipe = SPURRecipe(ROLLOUTS, batch_size=40, without=("failures",))
+        assert {recipe.trajectories[k].first_success is None for k in range(len(recipe.trajectories))} == {False}
+        assert recipe.ratios.tolist() == pytest.approx([0, 3 / 7, 4 / 7, 0])
+        assert set(recipe.batch(0).strategy.tolist()) == {STRATEGIES.index("task"), STRATEGIES.index("rewind")}
+
     def test_what_cannot_be_drawn(self):
         experts = [rollout for rollout in ROLLOUTS if rollout.tier == "expert"]
         with pytest.raises(ValueError) as caught:
@@ -255,7 +262,9 @@ class TestTraining:
         """Table 5."""
         options = SPUROptions(data=())
         assert options.config() == TrainConfig(steps=5000, learning_rate=2e-5, weight_decay=0.0, warmup=0.1)
-        assert options.batch_size == 16
+        assert (options.batch_size, options.lora_rank) == (16, None)
+        assert SPUROptions(data=(), lora_rank=16).config().learning_rate == 2e-4
+        assert SPUROptions(data=(), lora_rank=16, learning_rate=1e-3).config().learning_rate == 1e-3
         recipe = SPURRecipe(ROLLOUTS)
         assert (recipe.batch_size, recipe.frames, recipe.ratios.tolist()) == (16, 16, list(RATIOS))
 
@@ -285,6 +294,36 @@ class TestTraining:
 
         loaded = load_reward_model(tmp_path)
         assert torch.equal(both_orders(loaded, fresh)[0], after)
+
+    @pytest.mark.parametrize("part", ["preference", "progress"])
+    def test_without_a_loss_its_head_learns_nothing(self, base, part):
+        options = SPUROptions(data=(), backbone=str(base), lora_rank=2, without=(part,))
+        torch.manual_seed(0)
+        model, recipe = options.build(ROLLOUTS)
+        losses = recipe.loss(model.eval(), recipe.batch(0), torch.Generator())
+        other = "progress" if part == "preference" else "preference"
+        assert losses["loss"] == losses[other] != losses[part] > 0
+        losses["loss"].backward()
+        gradients = [weight.grad for weight in getattr(model, f"{part}_head").parameters()]
+        assert all(gradient is None or not gradient.any() for gradient in gradients)
+        assert any(weight.grad.any() for weight in getattr(model, f"{other}_head").parameters())
+
+    def test_without_preferences_the_last_frames_are_compared(self, base, tmp_path):
+        model = SPUROptions(data=(), backbone=str(base), lora_rank=2, without=("preference",)).build(ROLLOUTS)[0].eval()
+        save_checkpoint(model, tmp_path)
+        a, b = model.encode_frames(torch.randint(0, 256, (2, 4, 28, 28, 3), dtype=torch.uint8).flatten(0, 1)).chunk(2)
+        text, whole = model.encode_text(["push it"]), torch.ones(1, 4, dtype=torch.bool)
+        with torch.no_grad():
+            ends = [model.progress_logits(video[None], text, whole)[0, -1] for video in (a, b)]
+            said = [each.prefer(a[None], b[None], text).item() for each in (model, load_reward_model(tmp_path))]
+        assert said[0] == said[1] == pytest.approx(torch.sigmoid(ends[0] - ends[1]).item())
+        assert 0.01 < abs(said[0] - 0.5) < 0.5
+
+    def test_what_cannot_be_left_out(self):
+        with pytest.raises(ValueError, match=r"^--without: expected one loss at most, got both"):
+            SPUROptions(data=(), without=("progress", "preference"))
+        with pytest.raises(ValueError, match=r"^--lora-rank: expected at least 1, got 0$"):
+            SPUROptions(data=(), lora_rank=0)
 
     @pytest.mark.parametrize("lora_rank", [None, 2])
     def test_checkpointing_gives_the_same_gradients_for_fewer_kept_activations(self, base, lora_rank):

@@ -1,8 +1,8 @@
 """Demonstrations in HDF5 files of robomimic's layout, which LIBERO, robosuite and MimicGen write.
 
 A file holds ``data/demo_K/obs/CAMERA``, pictures uint8 ``[T, H, W, 3]``, and ``rewards`` or ``dones`` ``[T]``. LIBERO's
-say their sentence, in the attribute ``problem_info`` of ``data``; others need ``--instruction``. States and actions are
-not read: makers differ in whether an action stands beside the picture before or after it.
+say their sentence, in the attribute ``problem_info`` of ``data`` or in their names; others need ``--instruction``.
+States and actions are not read: makers differ in whether an action stands beside the picture before or after it.
 """
 
 from __future__ import annotations
@@ -108,6 +108,17 @@ def open_source(path: Path, options: SourceOptions) -> Libero:
     return Libero([_open(file, options.instruction) for file in files], options)
 
 
+def sentence_in(name: str) -> str | None:
+    """The sentence in the name of a file of LIBERO; None in another's.
+
+    >>> sentence_in("KITCHEN_SCENE10_close_the_top_drawer_demo"), sentence_in("lift")
+    ('close the top drawer', None)
+    """
+    if not name.endswith("_demo"):
+        return None
+    return re.sub(r"^[A-Z_]*SCENE\d+_", "", name.removesuffix("_demo")).replace("_", " ")
+
+
 def _h5py() -> Any:
     return import_extra("h5py", "reading HDF5 files needs h5py", "minari")
 
@@ -120,7 +131,9 @@ def _open(path: Path, instruction: str | None) -> Demonstrations:
             if not names:
                 raise DatasetError("expected data/demo_0 and on, found none")
             about = _document(data, "problem_info")
-            told = about.get("language_instruction")
+            told = about.get("language_instruction", sentence_in(path.stem))
+            if isinstance(told, list):
+                told = "".join(told)  # as LIBERO reads it
             convention = _text(data, "macros_image_convention") or "opengl"
             rate = _document(data, "env_args").get("env_kwargs", {}).get("control_freq", STEPS_PER_SECOND)
     except DatasetError as error:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ from vlp_gym.engine.windows import window_indices
 from vlp_gym.models.spur import BASE, SPURModel
 from vlp_gym.objectives.spur import spur_loss
 from vlp_gym.training.options import TrainOptions, check_at_least
-from vlp_gym.training.recipe import Batch, Recipe, expect_model
+from vlp_gym.training.recipe import Batch, Recipe, TrainConfig, expect_model
 
+Part = Literal["preference", "progress", "failures"]
 STRATEGIES = ("expertise", "task", "rewind", "subsequence")
 RATIOS = (0.3, 0.3, 0.4, 0.0)
 """Sampling weight of each strategy (SPUR, table 5)."""
@@ -30,29 +31,43 @@ class SPUROptions(TrainOptions):
     The defaults are the paper's (table 5); it does not mention weight decay.
 
     Attributes:
+        learning_rate: peak learning rate, after the warm-up; default: 2e-5, or 2e-4 with --lora-rank.
         batch_size: pairs per batch.
         backbone: a Qwen2.5-VL, as a hub id or a folder.
+        lora_rank: train low-rank adapters of this rank instead of the whole language model, in far less memory.
+        without: parts left out, as in table 1: preference or progress (its loss), failures (failed rollouts).
     """
 
     steps: int = 5_000
-    learning_rate: float = 2e-5
+    learning_rate: float | None = None  # type: ignore[assignment]
     weight_decay: float = 0.0
     warmup: float = 0.1
     batch_size: int = 16
     backbone: str = BASE
+    lora_rank: int | None = None
+    without: tuple[Part, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(1, batch_size=self.batch_size)
+        if self.lora_rank is not None:
+            check_at_least(1, lora_rank=self.lora_rank)
+        if {"preference", "progress"} <= set(self.without):
+            raise ValueError("--without: expected one loss at most, got both: nothing would be learned")
+
+    def config(self) -> TrainConfig:
+        rate = 2e-5 if self.lora_rank is None else 2e-4
+        return replace(super().config(), learning_rate=rate if self.learning_rate is None else self.learning_rate)
 
     def build(self, trajectories: Sequence[Trajectory]) -> tuple[SPURModel, SPURRecipe]:
-        model = SPURModel(self.backbone)
+        compares = "preference" not in self.without
+        model = SPURModel(self.backbone, lora_rank=self.lora_rank, compares=compares)
         model.gradient_checkpointing_enable()  # the paper's batch is 32 videos of up to 512 tokens
         return model, self.recipe_of(model, trajectories)
 
     def recipe_of(self, model: nn.Module, trajectories: Sequence[Trajectory]) -> SPURRecipe:
         frames = expect_model(model, SPURModel).window
-        return SPURRecipe(trajectories, batch_size=self.batch_size, frames=frames, seed=self.seed)
+        return SPURRecipe(trajectories, batch_size=self.batch_size, frames=frames, seed=self.seed, without=self.without)
 
     def packages(self) -> dict[str, str]:
         return super().packages() | {"transformers": "vlm", "peft": "vlm"}
@@ -139,6 +154,8 @@ class SPURRecipe(Recipe):
         frames: T, at most the model's window; 16 in the paper.
         ratios: sampling weight of each of `STRATEGIES`.
         seed: seeds all random draws.
+        without: parts left out. "preference", "progress": that loss, which is still reported; "failures": failed
+            rollouts, and with them the strategy "expertise".
 
     Raises:
         ValueError: if no rollout suits a strategy of positive weight, or an argument is out of range.
@@ -153,16 +170,21 @@ class SPURRecipe(Recipe):
         frames: int = 16,
         ratios: Sequence[float] = RATIOS,
         seed: int = 0,
+        without: Sequence[Part] = (),
     ) -> None:
         if batch_size < 1 or frames < 1:
             raise ValueError(f"batch_size and frames: expected at least 1, got {batch_size} and {frames}")
         if len(ratios) != len(STRATEGIES) or min(ratios) < 0 or sum(ratios) <= 0:
             raise ValueError(f"ratios: expected {len(STRATEGIES)} numbers >= 0, not all 0, got {tuple(ratios)}")
         trajectories = [trajectory for trajectory in trajectories if trajectory.tier != APART]  # nothing happens there
+        if "failures" in without:
+            trajectories = [trajectory for trajectory in trajectories if trajectory.first_success is not None]
+            ratios = [0.0 if name == "expertise" else ratio for name, ratio in zip(STRATEGIES, ratios, strict=True)]
         if len(sizes := {trajectory.frames.shape[1:] for trajectory in trajectories}) > 1:
             raise ValueError(f"expected frames of one size, got {sorted(sizes)}")
         self.trajectories, self.sentences = trajectories, sentences_by_task(trajectories)
         self.batch_size, self.frames, self.seed = batch_size, frames, seed
+        self.without = tuple(without)
         self.ratios = np.asarray(ratios, np.float64) / sum(ratios)
         self.tasks = sorted({trajectory.task for trajectory in trajectories})
         done = [trajectory.first_success for trajectory in trajectories]
@@ -185,7 +207,7 @@ class SPURRecipe(Recipe):
                 raise ValueError(f"ratios: no rollouts for the strategy {name!r}; give it the ratio 0 or other data")
         self.settings: dict[str, Any] = {
             "tasks": self.tasks, "batch_size": batch_size, "frames": frames, "ratios": self.ratios.tolist(),
-            "recipe_seed": seed,
+            "recipe_seed": seed, **({"without": sorted(without)} if without else {}),
         }  # fmt: skip
 
     def batch(self, number: int) -> PairBatch:
@@ -241,7 +263,9 @@ class SPURRecipe(Recipe):
         progress_b = model.progress_logits(tokens[:, 1], text, mask_b)
         progress = torch.stack([progress_a, progress_b], dim=1).sigmoid()
         loss = spur_loss(logit, batch.label, progress, batch.progress)
-        return {"loss": loss.total, "preference": loss.preference, "progress": loss.progress}
+        parts = {"preference": loss.preference, "progress": loss.progress}
+        total = torch.stack([part for name, part in parts.items() if name not in self.without]).sum()
+        return {"loss": total, **parts}
 
     def _whole(self, rollouts: list[int], rng: np.random.Generator) -> Clip:
         """A random rollout, from a random first frame to its end."""
