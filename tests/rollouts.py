@@ -10,11 +10,21 @@ from pathlib import Path
 import numpy as np
 
 from vlp_gym.data.shards import encode_trajectory, shard_path, write_shard
-from vlp_gym.data.trajectory import AGENT, ALL_TIERS, APART, EXPLORE, NEAR_MISS, RETREAT, TIERS, Trajectory
+from vlp_gym.data.trajectory import (
+    AGENT,
+    ALL_TIERS,
+    APART,
+    EITHER_WAY,
+    EXPLORE,
+    NEAR_MISS,
+    RETREAT,
+    TIERS,
+    Trajectory,
+)
 from vlp_gym.metaworld.sentences import with_sentences
 
 STRIDE = 5
-BLUE = dict(zip(ALL_TIERS, (0, 50, 100, 150, 200, 250, 253, 255), strict=True))
+BLUE = dict(zip(ALL_TIERS, (0, 50, 100, 150, 200, 245, 250, 253, 255), strict=True))
 SUCCESS_AT = 12  # frame at which an expert succeeds
 
 
@@ -33,6 +43,7 @@ def painted(task, tier, number=0, frames=16, size=16, *, fails=False):
         AGENT: 4.0,
         RETREAT: 10.0,
         APART: 0.0,
+        EITHER_WAY: 0.0,
         "random": 0.0,
     }[tier]
     every = top * np.minimum(np.arange(1, step[-1] + 1) / (SUCCESS_AT * STRIDE), 1) + rng.uniform(0, 0.5, step[-1])
@@ -44,6 +55,8 @@ def painted(task, tier, number=0, frames=16, size=16, *, fails=False):
     pictures[..., 2] = BLUE[tier]
     positions = np.zeros((frames, 2, 3))  # the hand reaches the object at frame 5, and takes it along from there
     positions[:, 0, 0], positions[:, 1, 0] = step / 100, np.maximum(step / 100, 0.25)
+    if tier == EITHER_WAY:  # the object goes the other way
+        positions[:, 1, 0] = -np.minimum(step / 100, 0.4)
     if tier == RETREAT:  # until success; then it goes back alone
         positions[SUCCESS_AT:, 1] = positions[SUCCESS_AT, 1]
         positions[SUCCESS_AT:, 0, 0] -= 2 * (step[SUCCESS_AT:] - step[SUCCESS_AT]) / 100

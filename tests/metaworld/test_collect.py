@@ -20,10 +20,20 @@ pytest.importorskip("datasets")
 
 from vlp_gym.commands.main import main
 from vlp_gym.data.shards import load_trajectories, shard_path
-from vlp_gym.data.trajectory import AGENT, ALL_TIERS, APART, EXPLORE, NEAR_MISS, RETREAT, TIERS, VARIANT_KINDS
+from vlp_gym.data.trajectory import (
+    AGENT,
+    ALL_TIERS,
+    APART,
+    EITHER_WAY,
+    EXPLORE,
+    NEAR_MISS,
+    RETREAT,
+    TIERS,
+    VARIANT_KINDS,
+)
 from vlp_gym.errors import DatasetError
 from vlp_gym.frames.resize import resize_frames
-from vlp_gym.metaworld import agents, collect, recorder
+from vlp_gym.metaworld import agents, apart, collect, recorder
 from vlp_gym.metaworld.collect import Stage, collect_metaworld
 from vlp_gym.metaworld.config import CollectConfig
 from vlp_gym.metaworld.env import make_metaworld
@@ -37,6 +47,7 @@ CONFIG = CollectConfig(
     explore=1,
     retreat=1,
     apart=1,
+    either_way=1,
     agent=2,
     agent_model="vlp-compact",
     stride=10,
@@ -59,6 +70,8 @@ def folder(tmp_path_factory):
         "--retreat",
         "1",
         "--apart",
+        "1",
+        "--either-way",
         "1",
         "--agent",
         "2",
@@ -102,11 +115,11 @@ def test_the_same_rollouts_from_another_camera(folder, rollouts, tmp_path):
 def test_rollouts(rollouts):
     assert sorted((t.tier, t.varied) for t in rollouts if t.tier != AGENT) == sorted(
         [(tier, varied) for tier in TIERS for varied in (False, True)]
-        + [(tier, False) for tier in (NEAR_MISS, EXPLORE, RETREAT, APART)]
+        + [(tier, False) for tier in (NEAR_MISS, EXPLORE, RETREAT, APART, EITHER_WAY)]
     )
     assert len({t.seed for t in rollouts}) == len(rollouts)
     for t in rollouts:
-        assert (t.task, t.camera, t.stride) == (TASK, "corner2", 1 if t.tier == APART else 10)
+        assert (t.task, t.camera, t.stride) == (TASK, "corner2", 1 if t.tier in (APART, EITHER_WAY) else 10)
         assert t.frames.shape[1:] == (112, 112, 3)
         assert len({len(t.frames), len(t.step), len(t.reward), len(t.success)}) == 1
         last = len(t.episode_reward)
@@ -139,7 +152,7 @@ def replayed(env, t):
 def test_the_actions_replay_the_rollout(rollouts):
     env = make_metaworld(TASK, seed=CONFIG.seed)
     for t in rollouts:
-        if t.tier == APART:
+        if t.tier in (APART, EITHER_WAY):
             assert t.observation is t.action is None
             continue
         assert (t.observation.shape, t.action.shape) == ((len(t.episode_reward) + 1, 39), (len(t.episode_reward), 4))
@@ -205,6 +218,43 @@ def test_tiers_are_what_they_are_called(rollouts):
     best = {tier: np.mean([t.episode_reward.max() for t in group]) for tier, group in by_tier.items()}
     assert best["expert"] > max(best["medium"], best["random"], best[NEAR_MISS])
     assert best["medium"] > best["random"]
+
+
+def test_an_object_goes_either_way(tmp_path):
+    task = "faucet-open-v3"
+    collect._collect_task((tmp_path, CollectConfig(0, either_way=8, seed=1), task, [EITHER_WAY]))
+    made = list(load_trajectories(tmp_path, progress_bar=False))
+    shift = [np.linalg.norm(t.positions - t.positions[0], axis=-1)[:, 1] for t in made]
+    assert all(0.2 < np.mean(each > 0.01) < 0.8 and each.max() > 0.1 for each in shift)
+    onwards = [t for t in made if t.success.any()]
+    assert 2 <= len(onwards) <= 6
+    assert all(t.success[-1] and not t.success[0] for t in onwards)
+    ends = np.stack([t.positions[-1, 1] - t.positions[0, 1] for t in made])
+    success = np.array([t.success.any() for t in made])
+    along = ends @ ends[success].mean(0) / np.linalg.norm(ends[success].mean(0))
+    assert along[success].min() > 0.15  # metres
+    assert along[~success].max() < 0.1  # it turns: a part of its way goes to the side
+
+
+@pytest.mark.parametrize(
+    ("task", "joint", "place", "mirrored"),
+    [
+        ("faucet-open-v3", "knob_Joint_1", [1.0], [-1.0]),
+        ("door-open-v3", "doorjoint", [-1.0], [0.0]),  # a closed door cannot be closed further
+        ("push-v3", "objjoint", [0.1, 0.2, 0.3, 0.5, 0.5, 0.5, 0.5], [-0.1, -0.2, 0.0, 0.0, 0.0, 0.0, 0.0]),
+    ],
+)
+def test_the_other_side_of_an_objects_first_place(task, joint, place, mirrored):
+    env = make_metaworld(task, seed=0)
+    env.reset(seed=0)
+    base = env.unwrapped
+    first = base.data.qpos.copy()
+    there, start = first.copy(), int(base.model.joint(joint).qposadr[0])
+    places = slice(start, start + len(place))
+    there[places] += place
+    found = apart._mirrored(base.model, first, there, np.arange(len(first)) < 9) - first
+    np.testing.assert_allclose(found[places], mirrored, atol=1e-6)
+    env.close()
 
 
 def test_the_same_seed_gives_the_same_frames_and_what_is_there_is_kept(folder, tmp_path):

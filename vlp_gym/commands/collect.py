@@ -20,6 +20,7 @@ def collect(
     explore: int = 0,
     retreat: int = 0,
     apart: int = 0,
+    either_way: int = 0,
     agent: int = 0,
     agent_model: str = "vlp-compact",
     stride: int | None = None,
@@ -37,7 +38,7 @@ def collect(
 
     Args:
         source: simulator to collect from: Meta-World, or the Fetch robot of Gymnasium-Robotics, which has no --explore,
-            --retreat, --apart, --agent, --camera, --varied-share and --random-start.
+            --retreat, --apart, --either-way, --agent, --camera, --varied-share and --random-start.
         out: folder for the parquet shards, one per task and tier.
         tasks: tasks to collect, such as button-press-v3 door-close-v3, or FetchPush; default: all.
         per_tier: rollouts per task and tier; may be 0 if other rollouts are collected.
@@ -48,6 +49,8 @@ def collect(
             show the opposite task.
         apart: additional "rollouts" per task that show the arm of one moment and the object of another, so that a model
             cannot take the hand for the object.
+        either_way: the same, but the object begins anywhere on its way, or on the other side of its first place, and
+            goes on to success or back, so that a model learns which way is meant.
         agent: additional rollouts per task of an agent trained on a reward model (takes minutes per task).
         agent_model: the reward model for --agent.
         stride: environment steps between stored frames; default: 5, and 2 for fetch, whose episodes are short.
@@ -70,7 +73,7 @@ def collect(
     from vlp_gym.metaworld.splits import known_task
     from vlp_gym.models.checkpoint import is_hub_id
 
-    own = {"explore": explore, "retreat": retreat, "apart": apart, "agent": agent}
+    own = {"explore": explore, "retreat": retreat, "apart": apart, "either-way": either_way, "agent": agent}
     of_metaworld = {**own, "camera": camera != "corner2", "varied-share": varied_share, "random-start": random_start}
     if source != "metaworld" and (given := [f"--{name}" for name, value in of_metaworld.items() if value]):
         raise ValueError(f"{', '.join(given)}: expected with metaworld only, got {source}")
@@ -105,8 +108,8 @@ def collect(
     }  # fmt: skip
     if source == "metaworld":
         config = CollectConfig(
-            **shared, explore=explore, retreat=retreat, apart=apart, agent=agent, agent_model=agent_model,
-            camera=camera, varied_share=varied_share, random_start=random_start,
+            **shared, explore=explore, retreat=retreat, apart=apart, either_way=either_way, agent=agent,
+            agent_model=agent_model, camera=camera, varied_share=varied_share, random_start=random_start,
         )  # fmt: skip
         collect_metaworld(out, config, tasks=names or None, workers=workers)
     else:

@@ -15,7 +15,8 @@ EXPLORE = "explore"  # a hand that wanders between points of the workspace and o
 AGENT = "agent"  # a policy that learns from an earlier reward model and finds where that model is wrong
 RETREAT = "retreat"  # an expert that then takes its hand back: played backwards, it does the opposite
 APART = "apart"  # no rollout: arm and object of different moments, so that the one does not tell the other
-ALL_TIERS = (*TIERS, NEAR_MISS, EXPLORE, AGENT, RETREAT, APART)
+EITHER_WAY = "either_way"  # as "apart", but the object begins anywhere on its way, and goes to success or away from it
+ALL_TIERS = (*TIERS, NEAR_MISS, EXPLORE, AGENT, RETREAT, APART, EITHER_WAY)
 VARIANT_KINDS = ("phrase", "description", "right_colour", "wrong_colour")
 """Kinds of sentences for the language-shift test of VLP's section 5.4."""
 
@@ -29,7 +30,7 @@ class Trajectory:
 
     Attributes:
         task: any name, such as Meta-World's "button-press-v3".
-        tier: "expert", "medium", "random", "near_miss", "explore", "agent", "retreat" or "apart".
+        tier: "expert", "medium", "random", "near_miss", "explore", "agent", "retreat", "apart" or "either_way".
         seed: seeds the object placement and the noise.
         camera: name of the camera.
         stride: environment steps between two frames.

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from vlp_gym.data.collection import collect_shards, write_missing
-from vlp_gym.data.trajectory import AGENT, ALL_TIERS, APART, EXPLORE, NEAR_MISS, RETREAT, TIERS, Trajectory
+from vlp_gym.data.trajectory import AGENT, ALL_TIERS, APART, EITHER_WAY, EXPLORE, NEAR_MISS, RETREAT, TIERS, Trajectory
 from vlp_gym.metaworld.apart import apart_rollout
 from vlp_gym.metaworld.config import CollectConfig
 from vlp_gym.metaworld.env import make_metaworld, metaworld_tasks, scripted_policy
@@ -125,8 +125,8 @@ def _measure_stage(env: Any, task: str, seed: int, episodes: int = 5) -> Stage:
 
 
 def _rollout(env: Any, config: CollectConfig, task: str, tier: str, stage: Stage, index: int) -> Trajectory:
-    if tier == APART:
-        return _apart(env, config, task, stage, index)
+    if tier in (APART, EITHER_WAY):
+        return _apart(env, config, task, tier, stage, index)
     for attempt in range(EXPERT_ATTEMPTS if tier in ("expert", RETREAT) else 1):
         trajectory = _attempt(env, config, task, tier, stage, index, attempt)
         if trajectory.success.any():
@@ -134,8 +134,8 @@ def _rollout(env: Any, config: CollectConfig, task: str, tier: str, stage: Stage
     return trajectory
 
 
-def _apart(env: Any, config: CollectConfig, task: str, stage: Stage, index: int) -> Trajectory:
-    rng = np.random.default_rng([config.seed, metaworld_tasks().index(task), ALL_TIERS.index(APART), index])
+def _apart(env: Any, config: CollectConfig, task: str, tier: str, stage: Stage, index: int) -> Trajectory:
+    rng = np.random.default_rng([config.seed, metaworld_tasks().index(task), ALL_TIERS.index(tier), index])
     seed = int(rng.integers(2**31))
 
     def play(tier: str) -> np.ndarray:
@@ -151,8 +151,9 @@ def _apart(env: Any, config: CollectConfig, task: str, stage: Stage, index: int)
         return np.stack(states)
 
     return apart_rollout(
-        env, config, task, seed, lambda: play("expert"), lambda: play(EXPLORE), _is_varied(config, index), rng
-    )
+        env, config, task, seed, lambda: play("expert"), lambda: play(EXPLORE), _is_varied(config, index), rng,
+        either_way=tier == EITHER_WAY,
+    )  # fmt: skip
 
 
 def _is_varied(config: CollectConfig, index: int) -> bool:

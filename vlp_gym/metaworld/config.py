@@ -22,6 +22,7 @@ class CollectConfig:
     explore: int = 0
     retreat: int = 0
     apart: int = 0
+    either_way: int = 0
     agent: int = 0
     agent_model: str = "vlp-compact"
     stride: int = 5

@@ -9,7 +9,7 @@ import pytest
 import torch
 from rollouts import BLUE, painted_tasks
 
-from vlp_gym.data.trajectory import ALL_TIERS, APART, RETREAT, TIERS
+from vlp_gym.data.trajectory import ALL_TIERS, APART, EITHER_WAY, RETREAT, TIERS
 from vlp_gym.training.recipes.stage_clips import FRAMES_PER_TASK, StageSampler
 
 TIER_OF = {blue: tier for tier, blue in BLUE.items()}
@@ -78,6 +78,20 @@ def test_a_backward_clip_goes_the_opposite_way():
                 ends.append((c, batch.way[g, c, -1].item(), batch.opposite_way[g, c, -1].item()))
     assert {(way, other) for c, way, other in ends if c < 5} == {(0.0, 1.0)}
     assert {(way, other) for c, way, other in ends if c == 5} == {(0.0, 1.0), (1.0, 0.0)}
+
+
+def test_what_goes_away_from_success_goes_the_opposite_way():
+    rollouts = [*PAIR, *painted_tasks(["door-open-v3", "door-close-v3"], each=1, size=8, tiers=[EITHER_WAY])]
+    seen = 0
+    for batch in batches(rollouts):
+        for (g, c), frames, tier in clips(batch):
+            if tier == EITHER_WAY:
+                seen += 1
+                expected = torch.where(frames >= 8, 1.0, 2 / 3 * frames / 8)  # 0.05 m a frame, 0.4 m in all
+                torch.testing.assert_close(batch.opposite_way[g, c], expected, atol=1e-3, rtol=0)
+                assert not batch.way[g, c][frames > 0].nan_to_num(0).any()
+                assert batch.moved[g, c].tolist() == [float(frame > 0) for frame in frames]
+    assert seen > 5
 
 
 def test_an_expert_backwards_is_near_at_first_and_leaves():

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from rollouts import SUCCESS_AT, painted
 
-from vlp_gym.data.trajectory import RETREAT
+from vlp_gym.data.trajectory import EITHER_WAY, RETREAT
 from vlp_gym.training.recipes.stage_labels import (
     WAY_BEFORE_SUCCESS,
+    label_away,
     label_backwards,
     label_stages,
     nearness,
@@ -83,6 +84,15 @@ class TestLabels:
         unknown = labels(replace(EXPERT, positions=np.full_like(EXPERT.positions, np.nan)))
         assert np.isnan(unknown.approach[: SUCCESS_AT - 1]).all()
         assert np.isnan(unknown.has_moved()[: SUCCESS_AT - 1]).all()
+
+
+def test_away_from_success_is_the_way_of_the_opposite():
+    rollout = painted("door-open-v3", EITHER_WAY)
+    labels, away = label_stages(rollout.positions, rollout.success, STAGES), label_away(rollout.positions, STAGES)
+    assert (labels.way == 0).all()
+    frames = np.arange(16)
+    np.testing.assert_allclose(away.paid_way(), np.where(frames >= 8, 1, 2 / 3 * frames / 8), atol=1e-6)
+    assert away.has_moved().tolist() == [0.0] + [1.0] * 15
 
 
 def test_near_is_near_whatever_has_moved():

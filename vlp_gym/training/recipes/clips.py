@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from vlp_gym.data.trajectory import AGENT, APART, EXPLORE, NEAR_MISS, Trajectory
+from vlp_gym.data.trajectory import AGENT, APART, EITHER_WAY, EXPLORE, NEAR_MISS, Trajectory
 from vlp_gym.training.options import TrainOptions, check_at_least
 from vlp_gym.training.recipe import Batch, Recipe
 from vlp_gym.training.recipes.by_task import RolloutsByTask, stack
@@ -66,7 +66,7 @@ class ClipSampler(RolloutsByTask):
         seed: int,
         focus: Sequence[str] = (),
     ) -> None:
-        super().__init__(trajectories, tasks_per_batch, without=(APART,))  # nothing happens there
+        super().__init__(trajectories, tasks_per_batch, without=(APART, EITHER_WAY))  # nothing happens there
         if clips_per_task < 3:
             raise ValueError(f"clips_per_task: expected at least 3, got {clips_per_task}")
         self.focus = list(dict.fromkeys(focus))

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vlp_gym.data.trajectory import APART, Trajectory, sentences_by_task
+from vlp_gym.data.trajectory import APART, EITHER_WAY, Trajectory, sentences_by_task
 from vlp_gym.engine.windows import window_indices
 from vlp_gym.models.spur import BASE, SPURModel
 from vlp_gym.objectives.spur import spur_loss
@@ -176,7 +176,7 @@ class SPURRecipe(Recipe):
             raise ValueError(f"batch_size and frames: expected at least 1, got {batch_size} and {frames}")
         if len(ratios) != len(STRATEGIES) or min(ratios) < 0 or sum(ratios) <= 0:
             raise ValueError(f"ratios: expected {len(STRATEGIES)} numbers >= 0, not all 0, got {tuple(ratios)}")
-        trajectories = [trajectory for trajectory in trajectories if trajectory.tier != APART]  # nothing happens there
+        trajectories = [trajectory for trajectory in trajectories if trajectory.tier not in (APART, EITHER_WAY)]
         if "failures" in without:
             trajectories = [trajectory for trajectory in trajectories if trajectory.first_success is not None]
             ratios = [0.0 if name == "expertise" else ratio for name, ratio in zip(STRATEGIES, ratios, strict=True)]

@@ -11,14 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlp_gym.data.trajectory import APART, RETREAT, Trajectory
+from vlp_gym.data.trajectory import APART, EITHER_WAY, RETREAT, Trajectory
 from vlp_gym.training.recipe import Batch
 from vlp_gym.training.recipes import clips
 from vlp_gym.training.recipes.by_task import RolloutsByTask, stack
 from vlp_gym.training.recipes.frame_labels import label_task
 from vlp_gym.training.recipes.stage_labels import (
+    RIGHT_WAY,
     StageLabels,
     TaskStages,
+    label_away,
     label_backwards,
     label_stages,
     nearness,
@@ -29,8 +31,8 @@ from vlp_gym.training.recipes.stage_labels import (
 # and without such clips whatever changes is paid. Where the hand has gone back, the opposite task is seen.
 BACKWARDS = {"expert": 0.35, RETREAT: 0.6}
 SIBLING = 0.5  # share of a task's last clips that come from the opposite task, done in nearly the same scene
-SLOTS = (*clips.SLOTS, (RETREAT,), (APART,))  # tiers of a task's first clips
-TIER_SHARE = {**clips.TIER_SHARE, RETREAT: 4.0, APART: 4.0}  # sampling weights of tiers (others: 1)
+SLOTS = (*clips.SLOTS, (RETREAT,), (APART, EITHER_WAY))  # tiers of a task's first clips
+TIER_SHARE = {**clips.TIER_SHARE, RETREAT: 4.0, APART: 4.0, EITHER_WAY: 4.0}  # sampling weights of tiers (others: 1)
 FRAMES_PER_TASK = 4  # first frames of each task in a batch for the relevance
 
 
@@ -205,6 +207,8 @@ class StageSampler(RolloutsByTask):
             if tier == "expert":  # its hand is at the object in the first frame already, and leaves
                 labels = replace(labels, approach=nearness(shown.positions, stages))
             sibling = not sibling
+        elif tier == EITHER_WAY and labels.way.max() <= RIGHT_WAY and labels.moved.max() >= 1:
+            labels, sibling = label_away(shown.positions, stages), not sibling
         way, other = labels.paid_way(), labels.wrong_way()
         if sibling:
             way, other = other, way

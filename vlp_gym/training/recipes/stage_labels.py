@@ -134,6 +134,19 @@ def label_backwards(positions: Floats, task: TaskStages) -> StageLabels:
     return StageLabels(*(series[::-1] for series in vars(back).values()))
 
 
+def label_away(positions: Floats, task: TaskStages) -> StageLabels:
+    """Labels under the opposite sentence of a rollout whose object goes away from success: where it gets to is its aim.
+
+    Args:
+        positions: of the rollout, float ``[F, 2, 3]``.
+        task: what the task's experts do.
+    """
+    shift = positions[:, task.mover] - positions[0, task.mover]
+    end = shift[np.linalg.norm(shift, axis=-1).argmax()]
+    done = np.linalg.norm(shift - end, axis=-1) <= (1 - BACK) * np.linalg.norm(end)
+    return label_stages(positions, done, replace(task, displacements=end[None]))
+
+
 def _displacement(expert: Trajectory, row: int) -> Floats:
     assert expert.first_success is not None
     return expert.positions[expert.first_success, row] - expert.positions[0, row]
