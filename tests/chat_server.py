@@ -153,6 +153,9 @@ def answer(content: list[dict[str, Any]]) -> str:
     if found := re.findall(r"has (\d\.\d+)", texts[0] or ""):  # its second stage
         first, second = map(float, found)
         return "-1" if abs(first - second) < 0.01 else "0" if first > second else "1"
+    if "Has the robot completed" in (texts[-1] or ""):  # SuccessVQA: bright at the end is done
+        done = brightness([part for part in content if part["type"] == "image_url"][-1]) > 0.5
+        return f"The last frame says it.\n{'Yes' if done else 'No'}."
     return "Hello."
 
 

@@ -11,11 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlp_gym.errors import InstructionError
-from vlp_gym.text import check_length, normalize_instruction, normalize_sentence
+from vlp_gym.text import check_length, normalize_instruction, normalize_sentence, word_groups
 
 
 def whole(message: str) -> str:
     return f"^{re.escape(message)}$"
+
+
+def test_groups_of_words() -> None:
+    assert word_groups("Press The red button, on the wall.") == [
+        ("Press", [0]),
+        ("red button,", [2, 3]),
+        ("wall.", [6]),
+    ]
+    assert word_groups("the of") == []
 
 
 EMPTY = 'the instruction is empty; say what is to be done, such as "press the button"'

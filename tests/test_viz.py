@@ -242,6 +242,19 @@ class TestAttention:
             viz.attention_overlay(np.zeros((4, 4, 3), np.uint8), [1.0, 2.0, 3.0])
 
 
+def test_attention_is_drawn_below_the_frames(tmp_path, monkeypatch):
+    frames = np.full((3, 16, 16, 3), 90, np.uint8)
+    maps = {"press": np.eye(4)[None].repeat(3, 0), "button": np.ones((3, 4, 4))}
+    drawn = []
+    strip = viz._strip
+    monkeypatch.setattr(viz, "_strip", lambda axes, video, *rest: drawn.append(video) or strip(axes, video, *rest))
+    viz.plot_attention(frames, maps, tmp_path / "attention.png", title="where it looks")
+    assert (tmp_path / "attention.png").read_bytes().startswith(b"\x89PNG")
+    assert [len(video) for video in drawn] == [3, 3, 3]
+    assert (drawn[0] == frames).all()
+    assert (drawn[1][2] == viz.attention_overlay(frames[2], np.eye(4))).all()
+
+
 def test_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtraError, match=r'^drawing needs matplotlib: pip install "vlp_gym\[viz\]"$'):

@@ -38,6 +38,29 @@ def normalize_instruction(instruction: str) -> str:
     return text
 
 
+PARTS = frozenset({
+    "a", "an", "the", "this", "that", "it", "its", "is", "of", "to", "in", "into", "on", "onto", "at", "by", "with",
+    "from", "for", "and", "or", "so", "up", "down", "off", "out",
+})  # fmt: skip
+"""Words that only join others."""
+
+
+def word_groups(instruction: str) -> list[tuple[str, list[int]]]:
+    """The parts of a sentence that say something: words in a row that are not in `PARTS`, and their places.
+
+    >>> word_groups("pull the green handle to open the drawer")
+    [('pull', [0]), ('green handle', [2, 3]), ('open', [5]), ('drawer', [7])]
+    """
+    words = instruction.split()
+    groups: list[list[int]] = [[]]
+    for place, word in enumerate(words):
+        if word.lower().strip(".,;:!?") in PARTS:
+            groups.append([])
+        else:
+            groups[-1].append(place)
+    return [(" ".join(words[place] for place in group), group) for group in groups if group]
+
+
 VIDEOS = (
     ".3gp", ".apng", ".avi", ".flv", ".gif", ".h264", ".hevc", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
     ".mts", ".ogv", ".ts", ".webm", ".wmv",

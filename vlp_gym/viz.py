@@ -234,6 +234,29 @@ def plot_examples(videos: Mapping[str, NDArray[np.uint8]], path: str | Path) -> 
             axes.set_title(textwrap.shorten(label, 100))
 
 
+def plot_attention(
+    frames: NDArray[np.uint8], maps: Mapping[str, NDArray[np.float64]], path: str | Path, *, title: str = ""
+) -> None:
+    """Draw frames, and below them for each part of a sentence where it looks (VLP, figure 4).
+
+    Args:
+        frames: uint8 ``[T, H, W, 3]``.
+        maps: part of the sentence -> its map in each frame, float ``[T, h, w]``; see `attention_overlay`.
+        path: ``.png``, ``.pdf`` or ``.svg``, replaced atomically.
+        title: title of the figure.
+    """
+    rows = {"": frames} | {
+        part: np.stack([attention_overlay(frame, each) for frame, each in zip(frames, shown, strict=True)])
+        for part, shown in maps.items()
+    }
+    height = _strip_height(frames, len(frames), 7.0) + 0.25
+    with figure_file(7.2, height * len(rows) + 0.4 * bool(title), path, title=title) as figure:
+        places = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
+        for axes, (part, video) in zip(places, rows.items(), strict=True):
+            _strip(axes, video, len(video), INK, "")
+            axes.set_title(textwrap.shorten(part, 100), fontsize=9)
+
+
 def attention_overlay(frame: NDArray[np.uint8], attention: ArrayLike, *, opacity: float = 0.6) -> NDArray[np.uint8]:
     """Overlay an attention map on a frame: the frame in grey, the map in colour where it is strong.
 

@@ -121,3 +121,48 @@ class TestScore:
         empty.mkdir()
         assert run("score", empty, "--instruction", "push", "--model", model) == 2
         assert capsys.readouterr().err.startswith(f"vlp-gym: error: {empty}: expected videos in the folder (.3gp ")
+
+
+class TestAttention:
+    def test_where_a_sentence_looks(self, video, tmp_path, monkeypatch):
+        """The picture has a row for the frames, the sentence and each part of it; the maps are those of the model."""
+        pytest.importorskip("open_clip")
+        import tiny_clip
+
+        from vlp_gym import viz
+        from vlp_gym.models.vlp import VLPModel
+
+        tiny_clip.add_mini_clips(tmp_path)
+        settings = {"window": 4, "self_attention_layers": 1, "heads": 4, "head": (8,)}
+        VLPModel("open_clip:mini-vit", **settings).save_pretrained(tmp_path / "vlp")
+        drawn = {}
+        plot = viz.plot_attention
+
+        def recorded(frames, maps, path, **options):
+            drawn.update(maps)
+            assert len(frames) == 4
+            plot(frames, maps, path, **options)
+
+        monkeypatch.setattr(viz, "plot_attention", recorded)
+        out = tmp_path / "out"
+        asked = ("score", video, "--instruction", "press the red button", "--model", tmp_path / "vlp", "--out", out)
+        assert run(*asked, "--attention") == 0
+        assert (out / "attention.png").read_bytes().startswith(b"\x89PNG")
+        assert list(drawn) == ["press the red button", "press", "red button"]
+        for maps in drawn.values():
+            assert maps.shape == (4, 4, 4)
+            assert maps.sum((1, 2)) == pytest.approx(np.ones(4), abs=1e-5)
+        assert not np.allclose(drawn["press"], drawn["red button"])
+
+    def test_a_model_without_it(self, model, video, tmp_path, capsys):
+        asked = ("score", video, "--instruction", "press the button", "--model", model, "--out", tmp_path / "out")
+        assert run(*asked, "--attention") == 2
+        assert capsys.readouterr().err == (
+            "vlp-gym: error: --attention: expected a model with cross-attention, such as one from `vlp-gym train vlp`, "
+            f"got {model}, a StagedRewardModel\n"
+        )
+        assert not (tmp_path / "out").exists()
+
+    def test_of_a_data_set(self, data, capsys):
+        assert run("score", "--dataset", data, "--attention") == 2
+        assert capsys.readouterr().err == "vlp-gym: error: --attention: expected with videos, got --dataset\n"

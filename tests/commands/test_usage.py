@@ -64,6 +64,8 @@ WRONG = [
     ([*POLICY, "--lables", "x"], unknown("--lables", "policy cpl", "--labels or --label-seed")),
     ([*CONVERT, "--vocab", "x"], unknown("--vocab", "convert", "--vocabulary")),
     ([*CALIBRATE, "--task", "x"], unknown("--task", "calibrate", "--tasks")),
+    (["study", "vlp-ablations", "--dta", "x"], unknown("--dta", "study", "--data")),
+    (["instructions", "--modl", "x"], unknown("--modl", "instructions", "--model")),
     (["models", "--all"], unknown("--all", "models")),
     (["models", "x"], "Unrecognized options: x; see `vlp-gym models --help`"),
     # choices

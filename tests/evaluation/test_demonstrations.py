@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from tiny import tiny_model
 
 from vlp_gym.data.trajectory import Trajectory
-from vlp_gym.errors import AnswerError, CheckpointError, QueryError
+from vlp_gym.errors import AnswerError, CheckpointError, DatasetError, QueryError
+from vlp_gym.evaluation import cross
+from vlp_gym.evaluation.curation import dataset_ranking
 from vlp_gym.evaluation.demonstrations import score_dataset, summarize
+from vlp_gym.evaluation.examples import choose_examples, example_of
 from vlp_gym.evaluation.score_log import Scored, ScoreLog
 from vlp_gym.models.prompted.gvl import GVLModel
 from vlp_gym.prompting import ChatClient
+from vlp_gym.prompting.parse import Unparsed
+from vlp_gym.prompting.success import parse_success
 
 
 @pytest.fixture
@@ -147,3 +154,102 @@ def test_precision_and_recall_by_hand():
     nothing = summarize([{**row, "detected": False} for row in rows], 0.5)
     assert "precision -, recall 0.000" in nothing
     assert json.dumps(rows)
+
+
+class TestFrames:
+    def test_as_many_as_asked_for(self, model, server):
+        (row,) = scored(model, video(*range(0, 100, 2)), frames=30)
+        assert len(row["value"]) == 30
+        assert row["step"][0] == 0
+        assert row["step"][-1] == 49
+        with pytest.raises(ValueError, match=r"^expected at least 3 frames, got 2$"):
+            scored(model, video(0, 1, 2), frames=2)
+
+
+class TestSuccessVQA:
+    def test_it_is_asked_beside_the_values(self, model, server):
+        """Bright at the end is a yes; two of these three answers are right."""
+        videos = [video(0, 20, 90), video(0, 30, 40, success=False), video(0, 90, 30)]
+        rows = scored(model, *videos, ask="plain")
+        assert [row["asked"] for row in rows] == [True, False, False]
+        assert "success by asking: accuracy 0.667, precision 1.000, recall 0.500, n = 3, 0 answers could not" in (
+            summarize(rows, 0.5)
+        )
+        question = server.requests[1]["messages"][0]["content"]
+        assert [part["type"] for part in question].count("image_url") == 3
+        assert question[-1]["text"].endswith("Reply with one line that holds only yes or no.")
+
+    def test_reasoning_comes_first(self, model, server):
+        (row,) = scored(model, video(0, 20, 90), ask="reasoning")
+        assert row["asked"] is True
+        assert "First reason step by step" in server.requests[1]["messages"][0]["content"][-1]["text"]
+
+    def test_an_answer_that_cannot_be_read_is_none(self, model, server):
+        server.faults.extend([None, *["say:Perhaps."] * 3])
+        (row,) = scored(model, video(0, 20, 90), ask="plain")
+        assert row["asked"] is None
+        assert row["refused"] is None
+        assert "success by asking" not in summarize([row], 0.5)
+
+    def test_other_models_cannot_be_asked(self):
+        with pytest.raises(ValueError, match=r"^expected a model that asks a chat model, such as gvl:MODEL, got S"):
+            scored(tiny_model(), video(0, 1, 2), ask="plain")
+
+    @pytest.mark.parametrize("answer", ["", "yes\nno or yes", "maybe", "yes\nI am sure"])
+    def test_answers_without_one_word(self, answer):
+        with pytest.raises(Unparsed, match=r"^the last line has neither yes nor no, or both$"):
+            parse_success(answer)
+
+
+class TestExamples:
+    def videos(self):
+        made = [replace(video(*range(0, 60, 10), seed=k), task=task) for k, task in enumerate("aabc")]
+        return [*made, replace(video(0, 1, 2, success=False), task="a")]
+
+    def test_progress_until_success(self):
+        rollout = video(0, 10, 20, 30, 40, 50, 60)
+        done = replace(rollout, success=np.arange(7) >= 4)
+        frames, percentages = example_of(done, 3)
+        assert percentages == [0.0, 50.0, 100.0]
+        assert (frames == done.frames[[0, 2, 4]]).all()
+        assert example_of(done, 30)[1] == [0.0, 25.0, 50.0, 75.0, 100.0]
+        failed = replace(rollout, success=np.zeros(7, bool))
+        with pytest.raises(DatasetError, match=r"expected a rollout that succeeds, as an example of progress$"):
+            example_of(failed, 3)
+
+    @pytest.mark.parametrize("which", ["same", "other", "any"])
+    def test_of_which_task(self, which):
+        shown = [replace(t, frames=np.full_like(t.frames, ord(t.task))) for t in self.videos()]
+        shown = [replace(t, success=np.arange(len(t.frames)) >= 2) if t.success.any() else t for t in shown]
+        found = choose_examples({"a": "do a", "b": "do b"}, shown, which, shots=1, frames=3)
+        tasks = {said: {chr(frames[0, 0, 0, 0]) for frames, _ in own} for said, own in found.items()}
+        assert list(tasks) == ["do a", "do b"]
+        assert all(len(own) == 1 for own in found.values())
+        if which == "same":
+            assert tasks == {"do a": {"a"}, "do b": {"b"}}
+        if which == "other":
+            assert "a" not in tasks["do a"]
+            assert "b" not in tasks["do b"]
+
+    def test_too_few(self):
+        with pytest.raises(DatasetError, match=r"^expected 3 successful rollouts of a as examples, found 2$"):
+            choose_examples({"a": "do a"}, self.videos(), "same", shots=3, frames=3)
+
+
+class TestCross:
+    def test_the_matrix_by_hand(self, tmp_path):
+        tasks = {"x": "do x", "y": "do y"}
+        said = {("x", "do x"): [0.8, 0.6], ("x", "do y"): [0.1, 0.3], ("y", "do x"): [0.5], ("y", "do y"): [0.5]}
+        rows = [{"task": t, "instruction": s, "voc": v} for (t, s), values in said.items() for v in values]
+        matrix = cross.cross_matrix(rows, tasks)
+        np.testing.assert_allclose(matrix, [[0.7, 0.2], [0.5, 0.5]])
+        text = cross.markdown(matrix, list(tasks))
+        assert "| x | 0.70 | 0.20 |" in text
+        assert text.endswith("the right sentence has the highest VOC for 1 of 2 tasks")
+        cross.plot_cross(matrix, list(tasks), tmp_path / "cross.png")
+        assert (tmp_path / "cross.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_ranking_begins_with_the_best():
+    table = dataset_ranking({"bad": [-1.0, 0.0], "good": [0.9]})
+    assert table.splitlines()[2:] == ["| good | 0.90 | 0.00 | 1 |", "| bad | -0.50 | 0.71 | 2 |"]

@@ -24,6 +24,7 @@ from vlp_gym.models.protocol import Scores
 TASKS = ("door-close-v3", "drawer-close-v3")
 ALL = (*TASKS, SIBLINGS[TASKS[0]])
 STRIDE = 5
+BY_KIND = ("itp", "itp_scripted", "ivp", "ilp_loss", "average_loss")
 
 
 def trajectory(task, tier, seed, steps):
@@ -128,6 +129,33 @@ class TestOracle:
         assert run(Oracle(), data)["mean"]["success_auc"] == 1.0
         experts = [t for t in data if t.tier == "expert"]
         assert run(Oracle(), experts)["mean"]["success_auc"] is None  # nothing failed
+
+    def test_kinds_of_sentences(self, result):
+        """The oracle does not know these words: it then compares by progress alone, and no task is nearer."""
+        for kind in VARIANT_KINDS:
+            assert result["mean"][f"itp_scripted_{kind}"] == result["mean"]["itp_scripted"]
+            assert result["mean"][f"ivp_{kind}"] < 0.8 < result["mean"]["ivp"]
+            assert result["mean"][f"ilp_loss_{kind}"] == pytest.approx(math.log(2), abs=0.01)
+            losses = [result["mean"][name] for name in ("itp_scripted_loss", "ilp_loss", "average_loss")]
+            assert losses == pytest.approx([math.log(2), math.log(2), (2 * math.log(2)) / 3], abs=0.02)
+            assert result["mean"]["ivp_loss"] < 0.001 < 0.6 < result["mean"][f"average_loss_{kind}"]
+
+    def test_correlations(self, result):
+        assert result["mean"]["reward_correlation_pearson"] > 0.99  # the reward is ten times the progress
+        assert result["mean"]["reward_correlation_spearman"] > 0.9
+        assert result["mean"]["label_correlation"] > 0.75
+
+    def test_progress_of_experts_until_success(self, result):
+        """The paint rises in a straight line until success, at all three lengths."""
+        assert result["mean"]["progress_error"] < 0.001
+        assert result["mean"]["progress_order"] == pytest.approx(1.0)
+        assert result["mean"]["itp_success"] == 1.0
+        assert run(Oracle(heads=False))["mean"]["progress_error"] is None
+
+        class Centimetres(Oracle):
+            value_range = (0.0, 100.0)
+
+        assert run(Centimetres())["mean"]["progress_error"] is None
 
     def test_near_and_done(self, result):
         assert result["mean"]["near_below_moved"] == 1.0
@@ -249,6 +277,44 @@ class TestProtocol:
             assert a[1] == b[1] == instructions_for(TASKS[1])[0]
         assert not {data[key[0]].tier for pair in plan.scripted + plan.ivp for key in pair} & {"near_miss"}
 
+    def test_k_means_may_look_at_states_in_place_of_rewards(self):
+        """States that tell even seeds from odd ones make two sets of every tier; rewards tell the tiers apart."""
+        data = [
+            replace(
+                t, observation=np.full((len(t.episode_reward) + 1, 3), t.seed % 2, np.float32),
+                action=np.zeros((len(t.episode_reward), 2), np.float32),
+            )
+            for t in rollouts()
+        ]  # fmt: skip
+        seeds, tiers = {}, {}
+        for by in ("states", "rewards"):
+            plan = protocol.plan_task(TASKS[0], TASKS, data, np.random.default_rng(0), 30, 50, by)
+            pairs = [[data[key[0]] for key in pair] for pair in plan.scripted]
+            seeds[by] = {frozenset(t.seed % 2 for t in pair) for pair in pairs}
+            tiers[by] = {t.tier for pair in pairs for t in pair}
+            sets = [{pair[first].seed % 2 for pair, better in zip(pairs, plan.first_set_better, strict=True)
+                     if better is (first == 0)} for first in (0, 1)]  # fmt: skip
+            assert by == "rewards" or len(set.union(*sets)) == 1  # the first set's seeds, wherever it stands
+        assert seeds["states"] == {frozenset({0, 1})} != seeds["rewards"]
+        assert tiers["states"] == {"expert", "medium", "random"}
+        again = run(Oracle(), data, pairs_by="states")
+        assert again["settings"]["pairs_by"] == "states"
+        assert again["mean"]["itp_scripted"] > 0.9
+
+    def test_states_that_were_not_recorded(self):
+        message = (
+            "task door-close-v3, expert, seed 0: expected states and actions, which k-means is to see, found none; "
+            "collect the data again, or take --pairs-by rewards"
+        )
+        with pytest.raises(DatasetError, match=f"^{re.escape(message)}$"):
+            run(Oracle(), pairs_by="states")
+
+    def test_sentences_take_turns(self):
+        pairs = [((k, "seen", 0, 3), (9, "seen", 1, 4)) for k in range(3)]
+        said = protocol.said_in_turn(pairs, ["a", "b"])
+        assert said[:2] == [((0, "a", 0, 3), (9, "a", 1, 4)), ((1, "b", 0, 3), (9, "b", 1, 4))]
+        assert said[2][0][1] == "a"
+
     def test_the_same_segments_by_tier(self):
         """Those of two tiers, the better tier first, also where the rewards say otherwise."""
         data = rollouts()
@@ -287,7 +353,7 @@ class TestOtherData:
         "control_wrong_sibling",
         "near_below_moved",
         "near_over_done",
-        *(f"itp_{kind}" for kind in VARIANT_KINDS),
+        *(f"{name}_{kind}" for name in BY_KIND for kind in VARIANT_KINDS),
         "itp_scripted_better_first",  # of pairwise heads
         "itp_scripted_better_second",
     )

@@ -172,3 +172,27 @@ def test_mean_and_spread():
     assert math.isnan(mean)
     assert math.isnan(spread)
     assert n == 0
+
+
+def test_label_correlation_is_phi():
+    """Of a table of labels: (11 - 6) / sqrt(row and column sums), by hand."""
+    pred, true = [1, 1, 1, 0, 0, 0, 0], [1, 1, 0, 0, 0, 1, 0]
+    a, b, c, d = 2, 1, 1, 3  # both 1, only pred, only true, none
+    phi = (a * d - b * c) / ((a + b) * (c + d) * (a + c) * (b + d)) ** 0.5
+    assert metrics.label_correlation(pred, true) == pytest.approx(phi)
+    assert math.isnan(metrics.label_correlation([1, 1, 1], [1, 1, 0]))
+    assert metrics.label_correlation([1, 1, 1], [1, 1, 1]) == 1.0
+
+
+def test_rewards_that_do_not_vary_have_no_correlation():
+    for pair in (([1.0, 1.0], [0.0, 1.0]), ([0.0, 1.0], [1.0, 1.0]), ([1.0], [1.0])):
+        assert all(math.isnan(value) for value in metrics.reward_correlation(*pair).values())
+    found = metrics.reward_correlation([1.0, 2.0, 9.0], [3.0, 4.0, 5.0])
+    assert found["spearman"] == pytest.approx(1.0)
+    assert found["pearson"] == pytest.approx(8 / math.sqrt(2 * 38), abs=1e-12)  # means 4 and 4
+
+
+def test_preference_loss_of_known_pairs():
+    assert metrics.preference_loss([2.0, 0.0], [0.0, 1.0]) == pytest.approx(
+        (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(1))) / 2
+    )

@@ -121,6 +121,15 @@ def test_alpha_out_of_range(alpha: float) -> None:
         VLMRMModel("mini-vit", None, alpha=alpha)
 
 
+def test_a_sentence_may_have_its_own_baseline() -> None:
+    model = make_model(baseline="a table")
+    model.baselines = {"close drawer": "drawer"}
+    text = model.encode_text(["press button", "close drawer"])
+    wanted = model.clip.encode_text(["a table", "drawer"])
+    torch.testing.assert_close(text[:, 1:], wanted)
+    assert not torch.equal(wanted[0], wanted[1])
+
+
 def test_goal_and_baseline_must_differ() -> None:
     model = make_model(baseline="Press the button")
     message = (

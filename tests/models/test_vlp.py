@@ -388,6 +388,42 @@ def test_attention_maps_follow_the_patches(backbone: OpenClipBackbone) -> None:
     assert maps[0, 0].max().item() == pytest.approx(np.exp(6) / (np.exp(6) + 15), rel=1e-5)
 
 
+def test_the_attention_of_words_is_a_part_of_the_sentences(backbone: OpenClipBackbone) -> None:
+    """The maps of single tokens, weighed by their attention to a frame, make up the map of all."""
+    model = make_model(backbone)
+    sentence = "press the button"
+    tokens, text = torch.randn(1, 1, 16, 32), model.encode_text([sentence])
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    places = model.word_tokens(sentence)
+    assert [len(each) for each in places] == [1, 1, 1]
+    assert [place for each in places for place in each] == [1, 2, 3]  # between the start and the end
+    real = int((text != 0).any(-1).sum())
+    assert real == 5
+
+    def only(*numbers: int) -> Tensor:
+        shown = torch.zeros(1, text.shape[1], dtype=torch.bool)
+        shown[0, list(numbers)] = True
+        return model.attention_maps(tokens, text, mask, shown)
+
+    # In one frame, each token's attention is a map of sum 1.
+    single = torch.stack([only(number) for number in range(real)])
+    torch.testing.assert_close(single.mean(0), model.attention_maps(tokens, text, mask))
+    torch.testing.assert_close(only(1, 3), (single[1] + single[3]) / 2)
+    assert not torch.allclose(single[1], single[3])
+
+
+def test_words_of_many_tokens(backbone: OpenClipBackbone) -> None:
+    model = make_model(backbone)
+    places = model.word_tokens("unscrewdriverize the nut-bolt")
+    assert [place for each in places for place in each] == list(range(1, 1 + sum(map(len, places))))
+    assert len(places) == 3
+    assert len(places[0]) > 1
+    cut = model.word_tokens(" ".join(["button"] * 20))
+    assert (len(cut), cut[-1]) == (20, [])
+    assert max(place for each in cut for place in each) == backbone.context_length - 1
+    assert VLPModel("small", head=(4,)).word_tokens("press the button") == []
+
+
 def test_a_checkpoint_leaves_restorable_weights_out(weights: str, tmp_path: Path) -> None:
     model = make_model(f"open_clip:tiny-vit/{weights}", dropout=0.2, head=(8, 4), temporal_embedding=True)
     assert not any(key.startswith("backbone.") for key in model.checkpoint_state())

@@ -9,26 +9,59 @@ from typing import TYPE_CHECKING, Literal
 from vlp_gym.errors import DatasetError, did_you_mean
 
 if TYPE_CHECKING:
+    from vlp_gym.data.instruction_file import InstructionFile
     from vlp_gym.data.sources import Source
     from vlp_gym.data.trajectory import Trajectory
 
 SplitName = Literal["vlp", "ml45", "rewind", "all", "data"]
 
 
-def load(*folders: Path, tasks: Sequence[str] = ()) -> list[Trajectory]:
+TABLE_12 = "vlp-table-12"
+
+
+def load(*folders: Path, tasks: Sequence[str] = (), instructions: InstructionFile | None = None) -> list[Trajectory]:
     """All trajectories of data sets; Meta-World tasks without sentences get theirs.
 
     Args:
         folders: folders with parquet shards, or other data sets, see `open_source`.
         tasks: load only these; default: all. The suffix -v3 of a Meta-World task may be omitted.
+        instructions: sentences in the place of those in the data, see `with_instructions`.
 
     Raises:
-        DatasetError: see `Source`, or none has one of the tasks.
+        DatasetError: see `Source`, or none has one of the tasks, or `instructions` has sentences for none of them.
     """
     from vlp_gym.data.sources import open_source
 
-    found = load_numbered([open_source(folder) for folder in folders], " ".join(map(str, folders)), tasks)
-    return [trajectory for _, trajectory in found]
+    where = " ".join(map(str, folders))
+    found = [trajectory for _, trajectory in load_numbered([open_source(folder) for folder in folders], where, tasks)]
+    if instructions is None:
+        return found
+    from vlp_gym.data.instruction_file import with_instructions
+
+    if not any(trajectory.task in instructions.tasks for trajectory in found):
+        raise DatasetError(
+            f"--instructions: expected sentences for tasks of {where}, got some for "
+            f"{', '.join(sorted(instructions.tasks))}"
+        )
+    return [with_instructions(trajectory, instructions.tasks) for trajectory in found]
+
+
+def opened_instructions(name: str | None) -> InstructionFile | None:
+    """The sentences that the option --instructions names: a file, or `TABLE_12`; None without.
+
+    Raises:
+        DatasetError: see `read_instructions`.
+    """
+    if name is None:
+        return None
+    from vlp_gym.data.instruction_file import InstructionFile, TaskInstructions, read_instructions
+
+    if name != TABLE_12:
+        return read_instructions(name)
+    from vlp_gym.metaworld.published import VLP_TABLE_12
+
+    own = {task: TaskInstructions(sentences=[said], baseline=base) for task, (said, base) in VLP_TABLE_12.items()}
+    return InstructionFile(source="VLP, table 12", tasks=own)
 
 
 def load_numbered(sources: Sequence[Source], where: str, tasks: Sequence[str] = ()) -> list[tuple[int, Trajectory]]:

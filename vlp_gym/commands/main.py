@@ -12,11 +12,13 @@ from vlp_gym.commands.collect import collect
 from vlp_gym.commands.datasets import data
 from vlp_gym.commands.evaluate import evaluate
 from vlp_gym.commands.examples import examples
+from vlp_gym.commands.instructions import instructions
 from vlp_gym.commands.label import label
 from vlp_gym.commands.models import calibrate, convert, models
 from vlp_gym.commands.policy import policy
 from vlp_gym.commands.score import score
 from vlp_gym.commands.serve import serve
+from vlp_gym.commands.study import study
 from vlp_gym.commands.train import train, tune
 from vlp_gym.commands.usage import check_names, later, options_of, parse
 from vlp_gym.errors import VLPError, did_you_mean, missing_extra
@@ -30,10 +32,12 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "score": score,
     "label": label,
     "policy": policy,
+    "study": study,
     "convert": convert,
     "calibrate": calibrate,
     "models": models,
     "serve": serve,
+    "instructions": instructions,
     "examples": examples,
 }
 KEPT = {
@@ -42,7 +46,9 @@ KEPT = {
     "train": "the last saved state is kept, and the same command goes on from there",
     "label": "saved labels are kept, and the same command adds further pairs to them",
     "policy": "the last saved state is kept, and the same command goes on from there",
+    "study": "finished runs and the last saved state are kept, and the same command goes on from there",
     "score": "finished files are kept; the same command begins anew",
+    "instructions": "finished tasks are kept, and the same command goes on from there",
     "serve": "clients wait for the same command",
 }
 NOTHING = "nothing was written; the same command begins anew"

@@ -6,10 +6,9 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from vlp_gym.data.sources import Numbered, Source
     from vlp_gym.engine.engine import QueryEngine
 
 GIF_FRAMES = 120  # longer GIFs skip frames, to stay below hundreds of megabytes
@@ -21,10 +20,18 @@ def score(
     *,
     instruction: str | None = None,
     model: str = "vlp-compact",
-    dataset: Path | None = None,
+    dataset: tuple[Path, ...] = (),
     tasks: tuple[str, ...] = (),
     threshold: float = 0.5,
     temperature: float = 1.0,
+    frames: int = 16,
+    per_set: int = 0,
+    ask_success: Literal["no", "plain", "reasoning"] = "no",
+    examples_from: Path | None = None,
+    example_task: Literal["same", "other", "any"] = "same",
+    shots: int = 1,
+    cross: bool = False,
+    attention: bool = False,
     out: Path | None = None,
 ) -> None:
     """Score videos for an instruction; writes the reward curve (PNG, JSON), and the video with the curve (MP4, GIF).
@@ -39,35 +46,58 @@ def score(
         videos: video files (mp4, mkv, webm, avi, gif ...) of at most 2,000 frames, or folders of them.
         instruction: the task in one sentence; with --dataset the default is each rollout's own, where it has one.
         model: a shipped name (see `vlp-gym models`), a checkpoint folder, or a hub id org/name.
-        dataset: folder from `vlp-gym collect`, or another data set (see `vlp-gym data --help`), instead of videos. For
-            lerobot:... progress.parquet is written, too; for minari:... a copy of it with the model's rewards.
+        dataset: folder from `vlp-gym collect`, or another data set (see `vlp-gym data --help`), instead of videos;
+            several are ranked by their mean VOC. For lerobot:... progress.parquet is written, too; for minari:... a
+            copy of it with the model's rewards.
         tasks: score only these tasks of the dataset; default: all.
         threshold: value-order correlation from which a rollout counts as a success, in [-1, 1].
         temperature: tau of the step weights exp(tau * change of value), in [0, 100].
+        frames: frames of a rollout that are shown, with --dataset; GVL's figures have 30.
+        per_set: score only so many rollouts of each dataset, drawn at random; 0: all.
+        ask_success: also ask the chat model of gvl:... whether a rollout succeeds, plainly or after reasoning
+            (GVL's SuccessVQA).
+        examples_from: another dataset, whose successes are shown to gvl:... as examples of progress.
+        example_task: examples of the same task, of another one, or of any, as of another robot's data.
+        shots: number of examples for each task.
+        cross: ask about all rollouts under the sentence of every task, for the matrix of VOC (cross.md, cross.png).
+        attention: also draw where each part of the sentence looks in a video (attention.png), for models with
+            cross-attention, that is those of `vlp-gym train vlp`.
         out: folder for the results, with a folder for each of several videos; default: runs/score/NAME.
     """
-    if bool(videos) == (dataset is not None):
+    if bool(videos) == bool(dataset):
         raise ValueError("expected videos or --dataset, and not both")
-    if tasks and dataset is None:
+    if tasks and not dataset:
         raise ValueError("--tasks: only --dataset has tasks, got videos")
+    if attention and dataset:
+        raise ValueError("--attention: expected with videos, got --dataset")
     if not -1 <= threshold <= 1:
         raise ValueError(f"--threshold: expected -1 to 1, got {threshold}")
     if not 0 <= temperature <= 100:
         raise ValueError(f"--temperature: expected 0 to 100, got {temperature}")
+    for option, value, least in (("frames", frames, 3), ("per-set", per_set, 0), ("shots", shots, 1)):
+        if value < least:
+            raise ValueError(f"--{option}: expected at least {least}, got {value}")
+    if cross and instruction is not None:
+        raise ValueError("--cross: expected without --instruction, as it takes the sentence of every task")
     from vlp_gym.errors import check_packages
     from vlp_gym.text import normalize_instruction
 
     instruction = None if instruction is None else normalize_instruction(instruction)
-    if dataset is not None:
+    if dataset:
         check_packages(dict.fromkeys(("datasets", "PIL", "scipy", "matplotlib"), "train"), "scoring rollouts needs")
-        out = out or Path("runs") / "score" / dataset.name
-        _score_dataset(dataset, tasks, instruction, model, out, threshold, temperature)
+        from vlp_gym.commands.score_dataset import DatasetOptions, score_datasets
+
+        options = DatasetOptions(
+            model, tasks, instruction, threshold, temperature, frames, per_set, ask_success,
+            examples_from, example_task, shots, cross,
+        )  # fmt: skip
+        score_datasets(dataset, out, options)
         return
     if instruction is None:
         raise ValueError("--instruction: expected what is to be done in the video, in one sentence")
     files = _files(videos)
     check_packages(dict.fromkeys(("av", "matplotlib", "PIL"), "viz"), "scoring a video needs")
-    _score_videos(files, instruction, model, _folders(files, videos, out))
+    _score_videos(files, instruction, model, _folders(files, videos, out), attention=attention)
 
 
 def _files(videos: Sequence[Path]) -> list[Path]:
@@ -96,21 +126,62 @@ def _folders(files: Sequence[Path], videos: Sequence[Path], out: Path | None) ->
     return [(out or Path("runs") / "score") / name for name in names]
 
 
-def _score_videos(files: Sequence[Path], instruction: str, model: str, folders: Sequence[Path]) -> None:
+def _score_videos(
+    files: Sequence[Path], instruction: str, model: str, folders: Sequence[Path], *, attention: bool
+) -> None:
     from vlp_gym.engine.engine import QueryEngine
     from vlp_gym.errors import DatasetError
     from vlp_gym.models.registry import best_device, load_reward_model
 
-    score_one = _scorer(QueryEngine(load_reward_model(model, device=best_device())), instruction)
+    device = best_device()
+    live = load_reward_model(model, device=device)
+    draw = _attention_drawer(live, model, instruction, device) if attention else None
+    score_one = _scorer(QueryEngine(live), instruction)
     failed: list[DatasetError] = []
     for episode, (file, folder) in enumerate(zip(files, folders, strict=True)):
         try:
             print(score_one(episode, file, folder), flush=True)
+            if draw is not None:
+                draw(file, folder)
         except DatasetError as error:  # a damaged one of a hundred
             failed.append(error)
     if failed:
         more = f"; {len(failed)} of {len(files)} videos cannot be scored" if len(files) > 1 else ""
         raise DatasetError(f"{failed[0]}{more}")
+
+
+def _attention_drawer(live: Any, name: str, instruction: str, device: str) -> Callable[[Path, Path], None]:
+    """A function that draws into a folder where the sentence, and each part of it, looks in a video.
+
+    Raises:
+        ValueError: the model has no cross-attention.
+    """
+    from vlp_gym.engine.video import VideoScorer
+    from vlp_gym.models.protocol import AttendingModel
+    from vlp_gym.text import word_groups
+    from vlp_gym.video import read_video
+    from vlp_gym.viz import plot_attention
+
+    if not isinstance(live, AttendingModel):
+        raise ValueError(
+            f"--attention: expected a model with cross-attention, such as one from `vlp-gym train vlp`, got {name}, a "
+            f"{type(live).__name__}"
+        )
+    scorer = VideoScorer(live, [instruction], device)
+    tokens = live.word_tokens(instruction)
+    parts = {instruction: None} | {
+        said: [token for word in words for token in tokens[word]] for said, words in word_groups(instruction) if tokens
+    }
+
+    def draw(file: Path, folder: Path) -> None:
+        frames = read_video(file)
+        scorer.open(frames, str(file))
+        shown = {said: scorer.attention(instruction, words) for said, words in parts.items() if words != []}
+        chosen = shown[instruction][0]
+        maps = {said: each for said, (_, each) in shown.items()}
+        plot_attention(frames[chosen], maps, folder / "attention.png", title=f"where {Path(name).name} looks")
+
+    return draw
 
 
 def _scorer(engine: QueryEngine, instruction: str) -> Callable[[int, Path, Path], str]:
@@ -158,83 +229,3 @@ def _scorer(engine: QueryEngine, instruction: str) -> Callable[[int, Path, Path]
         )
 
     return score_one
-
-
-def _score_dataset(
-    folder: Path, tasks: tuple[str, ...], instruction: str | None, model: str, out: Path, threshold: float, tau: float
-) -> None:
-    import torch
-
-    from vlp_gym.commands.data import load_numbered
-    from vlp_gym.data.sources import Numbered
-    from vlp_gym.engine.unknown import far_away
-    from vlp_gym.evaluation.demonstrations import plot_scores, score_dataset, summarize
-    from vlp_gym.evaluation.score_log import ScoreLog
-    from vlp_gym.models.registry import best_device, load_reward_model
-    from vlp_gym.storage import write_atomic
-
-    source = _opened(folder, instruction)
-    annotate = _annotator(source, tasks, model, out) if isinstance(source, Numbered) else None
-    device = best_device()
-    live = load_reward_model(model, device=device)
-    numbered = load_numbered([source], str(folder), tasks)
-    trajectories = [trajectory for _, trajectory in numbered]
-    out.mkdir(parents=True, exist_ok=True)
-    log = ScoreLog(out / "scores.jsonl", model)
-    rows = score_dataset(
-        live, trajectories, instruction=instruction, threshold=threshold, temperature=tau, device=device, log=log
-    )
-    settings = {"model": model, "dataset": str(folder), "threshold": threshold, "temperature": tau}
-    table = summarize(rows, threshold)
-    write_atomic(out / "scores.json", json.dumps({"settings": settings, "videos": rows}, indent=1).encode())
-    write_atomic(out / "scores.md", f"# {model} on {folder}\n\n{table}\n".encode())
-    plot_scores(rows, out / "scores.png", threshold=threshold, title=model)
-    written = [out / f"scores.{kind}" for kind in ("json", "md", "png")]
-    if annotate is not None:
-        written.append(annotate(numbered, rows))
-    log.path.unlink(missing_ok=True)
-    print(table)
-    novelty = [row["novelty"] for row in rows if row["novelty"] is not None]
-    if (said := far_away(torch.tensor(novelty))) is not None:
-        print(f"{folder}: {said}", file=sys.stderr)
-    print(f"written: {' '.join(map(str, written))}")
-
-
-def _opened(folder: Path, instruction: str | None) -> Source:
-    """The data set; one without sentences takes the instruction as its own."""
-    from vlp_gym.data.sources import SentencesMissingError, SourceOptions, open_source
-
-    try:
-        return open_source(folder)
-    except SentencesMissingError:
-        if instruction is None:
-            raise
-        return open_source(folder, SourceOptions(instruction=instruction))
-
-
-def _annotator(source: Numbered, tasks: tuple[str, ...], model: str, out: Path) -> Callable[[Any, Any], Path]:
-    """A function that writes a model's scores in the way of the data set's own library, and returns where."""
-    from vlp_gym.data.sources import annotate
-    from vlp_gym.data.sources.minari import Minari
-    from vlp_gym.errors import DatasetError
-    from vlp_gym.storage import check_new, write_atomic
-
-    def write_progress(numbered: Any, rows: Any) -> Path:
-        path = out / "progress.parquet"
-        curves = annotate.curves(source, numbered, rows)
-        write_atomic(path, annotate.progress_parquet(source.lengths(), curves, model))
-        return path
-
-    if not isinstance(source, Minari):
-        return write_progress
-    annotate.check_rewards_fit(source)
-    if tasks and set(source.tasks()) - set(tasks):
-        raise DatasetError("--tasks: every episode of a Minari data set gets new rewards; score all of its tasks")
-    copy = out / annotate.rewarded_id(source, model)
-    check_new(copy)  # before the scores are computed
-
-    def write_rewards(numbered: Any, rows: Any) -> Path:
-        annotate.write_rewards(source, annotate.curves(source, numbered, rows), model, copy)
-        return copy
-
-    return write_rewards

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from vlp_gym.commands.data import load, training_tasks
+from vlp_gym.commands.data import load, opened_instructions, training_tasks
 from vlp_gym.commands.usage import check_names, check_values, listed, option_names, parse
 from vlp_gym.errors import check_packages
 from vlp_gym.training.recipes.registry import available_recipes, load_options
@@ -77,7 +77,9 @@ def _train(system: str, options: TrainOptions) -> None:
     tasks = options.training_tasks(training_tasks(options.split, options.data))
     out = Path("runs") / f"{system}-{options.split}" if options.out is None else options.out
     start = None if options.init is None else load_reward_model(options.init)
-    trajectories, held = hold_out(load(*options.data, tasks=tasks), options.hold_out, options.seed)
+    book = opened_instructions(None if options.instructions is None else str(options.instructions))
+    every = load(*options.data, tasks=tasks, instructions=book)
+    trajectories, held = hold_out(every, options.hold_out, options.seed)
     torch.manual_seed(options.seed)
     model, recipe = options.build(trajectories)
     if start is not None:

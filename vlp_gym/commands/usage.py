@@ -76,7 +76,7 @@ def check_values(values: Mapping[str, Any]) -> None:
         if option == "seed" and not 0 <= value <= MAX_SEED:
             raise ValueError(f"{name}: expected 0 to {MAX_SEED}, got {value}")
         if option == "out" and value is not None:
-            _check_folder(name, value)
+            _check_folder(name, value.parent if value.suffix == ".json" else value)
 
 
 def _check_folder(name: str, folder: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vlp_gym.engine.guard import GuardedModel
 from vlp_gym.engine.windows import segment_window, window_indices
-from vlp_gym.models.protocol import GoalModel, RewardModel
+from vlp_gym.models.protocol import AttendingModel, GoalModel, RewardModel
 from vlp_gym.rewards.shaping import gated_progress
 
 Floats = NDArray[np.float64]
@@ -128,6 +128,32 @@ class VideoScorer:
         row = self._row[sentence]
         scores = self.guard.score(self._tokens[None], self._text[row : row + 1], mask, where=self._name)
         return None if scores.progress is None else _array([scores.progress[0]])
+
+    def attention(self, sentence: str, words: Sequence[int] | None = None) -> tuple[NDArray[np.int64], Floats]:
+        """Where a sentence, or some of its words, look in T frames that are spread evenly over the video.
+
+        Args:
+            sentence: the instruction.
+            words: numbers of the text tokens to average over; None: all.
+
+        Returns:
+            The frames, int64 ``[T]``, and their maps, float ``[T, h, w]``, each of sum 1.
+
+        Raises:
+            TypeError: the model has no attention, see `AttendingModel`.
+        """
+        if not isinstance(self.model, AttendingModel):
+            raise TypeError(f"expected a model with attention maps, got {type(self.model).__name__}")
+        chosen, mask = self.window(0, len(self._tokens))
+        text = self._text[self._row[sentence]][None]
+        shown = None
+        if words is not None:
+            shown = torch.zeros(text.shape[:2], dtype=torch.bool, device=text.device)
+            shown[0, list(words)] = True
+        frames = self._tokens[torch.from_numpy(chosen[mask]).to(self._tokens.device)][None]
+        real = torch.ones(frames.shape[:2], dtype=torch.bool, device=frames.device)
+        maps = self.model.attention_maps(frames, text, real, shown)
+        return chosen[mask], maps[0].double().cpu().numpy()
 
     def final_rewards(self, sentences: Sequence[str]) -> dict[str, float] | None:
         """What the wrapper pays at the last frame (gated progress) by sentence; None without a progress head."""

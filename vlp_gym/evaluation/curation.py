@@ -5,7 +5,7 @@ Pure functions of the values, which may come from any model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -64,6 +64,20 @@ def dataset_quality(videos: Sequence[ArrayLike]) -> tuple[float, float, int]:
         ValueError: if a video has fewer than two values or one that is not finite.
     """
     return mean_and_spread([voc(values)["spearman"] for values in videos])
+
+
+def dataset_ranking(sets: Mapping[str, Sequence[float]]) -> str:
+    """Data sets by the mean VOC of their videos, the best first, as a Markdown table (GVL, tables 1, 5 and 6).
+
+    Args:
+        sets: name -> the VOC of each video; -1 for a refused one.
+    """
+    found = {name: mean_and_spread(values) for name, values in sets.items()}
+    lines = ["| data set | VOC, mean | deviation | videos |", "|---|---:|---:|---:|"]
+    for name in sorted(found, key=lambda name: -found[name][0]):
+        mean, spread, count = found[name]
+        lines.append(f"| {name} | {mean:.2f} | {spread:.2f} | {count} |")
+    return "\n".join(lines)
 
 
 def advantage_weights(values: ArrayLike, *, temperature: float, max_weight: float | None = None) -> NDArray[np.float64]:

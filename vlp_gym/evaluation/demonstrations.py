@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,12 @@ from vlp_gym.evaluation.curation import THRESHOLD, advantage_weights, detect_suc
 from vlp_gym.evaluation.goals import expert_goals
 from vlp_gym.evaluation.metrics import auc, voc, voc_by_position
 from vlp_gym.evaluation.score_log import Scored, ScoreLog
+from vlp_gym.models.prompted.base import PromptedModel
 from vlp_gym.models.protocol import RewardModel
+from vlp_gym.prompting.success import ask_success
 
 FRAMES = 16  # frames per video, evenly spread
+Ask = Literal["no", "plain", "reasoning"]
 REFUSED = -1.0  # the VOC of a video that a chat model refuses to judge
 
 
@@ -33,8 +37,10 @@ def score_dataset(
     device: str = "cpu",
     progress_bar: bool = True,
     log: ScoreLog | None = None,
+    frames: int = FRAMES,
+    ask: Ask = "no",
 ) -> list[dict[str, Any]]:
-    """Values of up to 16 frames of each video, and GVL's three uses of them, as JSON values.
+    """Values of some frames of each video, and GVL's three uses of them, as JSON values.
 
     The model scores the frames together in one window, as in GVL; a model without progress gives its preference for the
     video up to each frame.
@@ -52,26 +58,33 @@ def score_dataset(
         device: torch device of the model.
         progress_bar: show a progress bar.
         log: keeps what the model said of each video at once; videos that it knows are not asked about again.
+        frames: of each video, evenly spread, at most; GVL's figures show 30.
+        ask: for a model that asks a chat model, also ask it whether the video shows a success, "plain" or after
+            "reasoning" (GVL's SuccessVQA); an answer that cannot be read is none.
 
     Returns:
         One row per video: "task", "tier", "seed", "camera", "instruction", "novelty" of its first frame (see
         `KnowingModel`; None if the model cannot say), "step" and "value" ``[T]``, "voc" (Spearman, equal values share
         their ranks), "voc_by_position" (see `voc_by_position`), "detected" (success by the values), "success" (by the
-        environment), "weight" ``[T - 1]``, <= 100, "refused" (the reason, or None). The values and weights of a refused
-        video are empty.
+        environment), "weight" ``[T - 1]``, <= 100, "refused" (the reason, or None), "asked" (success by the answer, or
+        None). The values and weights of a refused video are empty.
 
     Raises:
-        ValueError: for a threshold or temperature out of range.
+        ValueError: for a threshold, temperature or number of frames out of range, or a model that cannot be asked.
         DatasetError: without an instruction, if a video carries no sentences.
         QueryError: if a video has fewer than three frames, or the model fails in another way than by refusing.
     """
     if not 0 <= temperature <= 100:
         raise ValueError(f"temperature must be in [0, 100], got {temperature}")
+    if frames < 3:
+        raise ValueError(f"expected at least 3 frames, got {frames}")
+    if ask != "no" and not isinstance(model, PromptedModel):
+        raise ValueError(f"expected a model that asks a chat model, such as gvl:MODEL, got {type(model).__name__}")
     sentences = sorted({instruction or trajectory.canonical for trajectory in trajectories})
     scorer = VideoScorer(model, sentences, device, goals=expert_goals(trajectories))
     rows = []
     for trajectory in tqdm(trajectories, desc="scoring", unit="video", disable=not progress_bar):
-        index = np.linspace(0, len(trajectory.frames) - 1, min(FRAMES, len(trajectory.frames))).round().astype(np.int64)
+        index = np.linspace(0, len(trajectory.frames) - 1, min(frames, len(trajectory.frames))).round().astype(np.int64)
         sentence = instruction or trajectory.canonical
         if len(index) < 3:
             raise QueryError(f"{trajectory.name}: expected a video of at least 3 frames, got {len(index)}")
@@ -84,7 +97,12 @@ def score_dataset(
             "value": scored.value,
             "success": bool(trajectory.success.any()),
             "refused": scored.refused,
+            "asked": None,
         }
+        if ask != "no" and isinstance(model, PromptedModel):
+            shown = model.resize(trajectory.frames[index])
+            with contextlib.suppress(AnswerError):
+                row["asked"] = ask_success(model.chat, shown, sentence, reasoning=ask == "reasoning")
         if scored.refused is None:
             given, rest = scored.value, scored.value[1:]
             row |= {
@@ -131,21 +149,32 @@ def summarize(rows: Sequence[dict[str, Any]], threshold: float) -> str:
     by_value = float("nan")
     if answered:
         by_value = auc([row["value"][-1] for row in answered], [row["success"] for row in answered])
-    right = np.mean([row["detected"] == row["success"] for row in rows])
     positive = np.mean(succeeded)
     kept = [row for row in rows if row["detected"]]
     true = sum(row["success"] for row in kept)
+    commoner = f" ({max(positive, 1 - positive):.3f} by always saying the commoner answer)"
     lines += [
         "",
-        f"success detection at VOC >= {threshold:g}: accuracy {right:.3f} ({max(positive, 1 - positive):.3f} by always "
-        f"saying the commoner answer), precision {_share(true, len(kept))}, recall {_share(true, sum(succeeded))}, "
-        f"n = {len(rows)}",
+        f"success detection at VOC >= {threshold:g}: {_detection(rows, 'detected', commoner)}",
         f"successes against failures (AUC): {by_order:.3f} by VOC, {by_value:.3f} by the value of the last frame",
         f"kept: {len(kept)} videos, of which {true / len(kept) if kept else 0:.0%} succeed; {positive:.0%} of all do",
     ]
+    if (told := sum(row.get("asked") is not None for row in rows)) > 0:
+        lines.append(f"success by asking: {_detection(rows, 'asked')}, {len(rows) - told} answers could not be read")
     if refused := len(rows) - len(answered):
         lines.append(f"refused: {refused} videos, counted with a VOC of {REFUSED:g}")
     return "\n".join(lines)
+
+
+def _detection(rows: Sequence[dict[str, Any]], name: str, commoner: str = "") -> str:
+    """Accuracy, precision and recall of what a row's entry says of success."""
+    said = [row for row in rows if row[name]]
+    true, succeeded = sum(row["success"] for row in said), sum(row["success"] for row in rows)
+    right = np.mean([bool(row[name]) == row["success"] for row in rows])
+    return (
+        f"accuracy {right:.3f}{commoner}, precision {_share(true, len(said))}, recall {_share(true, succeeded)}, "
+        f"n = {len(rows)}"
+    )
 
 
 def _share(part: int, whole: int) -> str:

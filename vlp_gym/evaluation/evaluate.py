@@ -19,9 +19,9 @@ from vlp_gym.evaluation import metrics
 from vlp_gym.evaluation.compare import Difference, by_pairwise_head, by_pixels, by_score, by_sum
 from vlp_gym.evaluation.goals import expert_goals
 from vlp_gym.evaluation.measure import Curves, finite, measure
-from vlp_gym.evaluation.plan import Key, Pair, TaskPlan, plan_task, reward_sentences
+from vlp_gym.evaluation.plan import Key, Pair, PairsBy, TaskPlan, plan_task, reward_sentences
 from vlp_gym.evaluation.report import FIGURES
-from vlp_gym.models.protocol import GoalModel, RewardModel
+from vlp_gym.models.protocol import GoalModel, RewardModel, value_range
 
 
 def evaluate(
@@ -34,6 +34,7 @@ def evaluate(
     device: str = "cpu",
     pairs_per_task: int = 500,
     segment_steps: int = 50,
+    pairs_by: PairsBy = "rewards",
     progress_bar: bool = True,
 ) -> dict[str, Any]:
     """Evaluate a reward model; ITP and IVP compare videos by one score, ``Scores.preference``.
@@ -52,6 +53,7 @@ def evaluate(
         device: a torch device.
         pairs_per_task: pairs drawn for scripted ITP, each IVP and ILP.
         segment_steps: length of a scripted-label segment, in environment steps.
+        pairs_by: what pairs of segments are chosen by, see `plan_task`.
         progress_bar: show a progress bar.
 
     Returns:
@@ -60,13 +62,13 @@ def evaluate(
 
     Raises:
         ValueError: if no task is given or a task has no trajectory.
-        DatasetError: if a task's first trajectory carries no sentences.
+        DatasetError: if a task's first trajectory carries no sentences, or see ``pairs_by``.
         QueryError: if the model answers NaN or inf, naming the trajectory.
     """
     if not tasks:
         raise ValueError("tasks: expected at least one, got none")
     rng = np.random.default_rng(seed)
-    plans = [plan_task(task, tasks, trajectories, rng, pairs_per_task, segment_steps) for task in tasks]
+    plans = [plan_task(task, tasks, trajectories, rng, pairs_per_task, segment_steps, pairs_by) for task in tasks]
     goals = expert_goals(trajectories)
     for plan in plans:
         if isinstance(model, GoalModel) and model.needs_goal and plan.sibling_sentence not in goals:
@@ -74,7 +76,9 @@ def evaluate(
     groups = {plan.task: plan.groups() for plan in plans}
 
     def all_pairs() -> list[Pair]:
-        return [pair for plan in plans for pair in chain(*groups[plan.task].values(), plan.ilp)]
+        return [
+            pair for plan in plans for pair in chain(*groups[plan.task].values(), plan.ilp, *plan.ilp_by_kind.values())
+        ]
 
     plan_of = {i: plan for plan in plans for i in plan.watched}
     sentences = {key[1] for pair in all_pairs() for key in pair}.union(*map(reward_sentences, plans))
@@ -106,8 +110,10 @@ def evaluate(
         difference, orders = answers.both.__getitem__, (answers.first.__getitem__, answers.second.__getitem__)
     pixels = by_pixels(trajectories, keys)
     sums = by_sum(trajectories, {i: each.value for i, each in curves.items()}, segment_steps)
+    share = value_range(scorer.model) == (0.0, 1.0)
     per_task = {
-        plan.task: measure(plan, groups[plan.task], difference, pixels, sums, curves, seed, orders) for plan in plans
+        plan.task: measure(plan, groups[plan.task], difference, pixels, sums, curves, seed, orders, share)
+        for plan in plans
     }
     summary = {
         name: metrics.mean_and_spread([figures[name] for figures in per_task.values()])
@@ -124,6 +130,7 @@ def evaluate(
             "compared_by": "pairwise head, both orders" if pairwise else "preference",
             "pairs_per_task": pairs_per_task,
             "segment_steps": segment_steps,
+            "pairs_by": pairs_by,
         },
         "counts": {
             plan.task: {

@@ -40,6 +40,7 @@ def measure(
     curves: Mapping[int, Curves],
     seed: int,
     orders: tuple[Difference, Difference] | None = None,
+    share: bool = True,
 ) -> dict[str, float | None]:
     """All figures of one task; None where the data cannot give one.
 
@@ -53,6 +54,7 @@ def measure(
         seed: seeds the draw of time steps.
         orders: for a pairwise head, the comparison that shows the pair's first video first, and the one that shows it
             second.
+        share: the model's progress, if it has such a head, is a share of the task, in [0, 1].
     """
     figures = {name: _accuracy(pairs, difference) for name, pairs in groups.items()}
     for name in ("itp_scripted", "itp_tier"):
@@ -61,11 +63,23 @@ def measure(
         figures[f"{name}_sum"] = _accuracy(groups[name], sums)
     for number, order in enumerate(("first", "second")):
         figures[f"itp_scripted_better_{order}"] = _accuracy(groups["itp_scripted"], orders[number]) if orders else None
-    ilp = [difference(pair) for pair in plan.ilp]
-    figures["ilp_loss"] = metrics.ilp_loss(ilp, np.zeros(len(ilp))) if ilp else None
+    figures["label_correlation"] = _label_correlation(plan, difference)
+    for name in ("itp_scripted", "ivp"):
+        figures[f"{name}_loss"] = _loss(groups[name], difference)
+    figures["ilp_loss"] = _indifference(plan.ilp, difference)
+    figures["average_loss"] = _mean_of_all([figures[name] for name in ("itp_scripted_loss", "ivp_loss", "ilp_loss")])
     for kind in VARIANT_KINDS:
-        figures.setdefault(f"itp_{kind}", None)
+        itp, ivp = (groups.get(f"{name}_{kind}", ()) for name in ("itp_scripted", "ivp"))
+        losses = (
+            _loss(itp, difference),
+            _loss(ivp, difference),
+            _indifference(plan.ilp_by_kind.get(kind, ()), difference),
+        )
+        figures |= {f"ilp_loss_{kind}": losses[2], f"average_loss_{kind}": _mean_of_all(losses)}
+        for name in ("itp", "itp_scripted", "ivp"):
+            figures.setdefault(f"{name}_{kind}", None)
     figures.update(_measure_progress(plan, curves, seed))
+    figures.update(_measure_share(plan, curves, share))
     figures.update(_measure_near(plan, curves))
     figures.update(_measure_controls(plan, curves))
     far = [curves[i].novelty for i in plan.watched]
@@ -77,6 +91,33 @@ def _accuracy(pairs: Sequence[Pair], difference: Difference) -> float | None:
     """Share of pairs whose better video is preferred; a tie counts one half."""
     differences = [difference(pair) for pair in pairs]
     return metrics.preference_accuracy(differences, np.zeros(len(pairs))) if pairs else None
+
+
+def _loss(pairs: Sequence[Pair], difference: Difference) -> float | None:
+    """Cross-entropy of the preference for the better video."""
+    differences = [difference(pair) for pair in pairs]
+    return metrics.preference_loss(differences, np.zeros(len(pairs))) if pairs else None
+
+
+def _indifference(pairs: Sequence[Pair], difference: Difference) -> float | None:
+    """Cross-entropy of the preference for the label 0.5."""
+    differences = [difference(pair) for pair in pairs]
+    return metrics.ilp_loss(differences, np.zeros(len(pairs))) if pairs else None
+
+
+def _label_correlation(plan: TaskPlan, difference: Difference) -> float | None:
+    """Of the model's labels with scripted ones, where 1 says that the segment of k-means' first set is better."""
+    if not plan.scripted:
+        return None
+    true = np.asarray(plan.first_set_better, np.float64)
+    right = np.array([np.heaviside(difference(pair), 0.5) for pair in plan.scripted])
+    return metrics.label_correlation(np.where(true == 1, right, 1 - right), true)
+
+
+def _mean_of_all(values: Sequence[float | None]) -> float | None:
+    """The mean; None where a value is missing, as it would be another mean."""
+    there = [value for value in values if value is not None]
+    return _mean(there) if len(there) == len(values) else None
 
 
 def _measure_progress(plan: TaskPlan, curves: Mapping[int, Curves], seed: int) -> dict[str, float | None]:
@@ -94,6 +135,7 @@ def _measure_progress(plan: TaskPlan, curves: Mapping[int, Curves], seed: int) -
     own = [i for tier in TIERS for i in plan.videos[tier] if len(curves[i].value) >= 2]
     failing = [i for i in own if trajectories[i].tier != "expert"]
     figures["reward_consistency"] = figures["fixed_time"] = figures["fixed_time_held"] = figures["success_auc"] = None
+    figures["reward_correlation_spearman"] = figures["reward_correlation_pearson"] = None
     if failing:  # the paper draws its pairs from random and sub-optimal rollouts; frame 0 has no reward yet
         value = np.concatenate([curves[i].value[1:] for i in failing])
         reward = np.concatenate([trajectories[i].reward[1:] for i in failing])
@@ -105,7 +147,23 @@ def _measure_progress(plan: TaskPlan, curves: Mapping[int, Curves], seed: int) -
         watched = [i for i in plan.watched if len(curves[i].value) >= 2]
         succeeded = [bool(np.any(trajectories[i].success)) for i in watched]
         figures["success_auc"] = metrics.auc([curves[i].value[-1] for i in watched], succeeded)
+        together = metrics.reward_correlation(np.concatenate(values), np.concatenate(rewards))
+        figures |= {f"reward_correlation_{name}": value for name, value in together.items()}
     return figures
+
+
+def _measure_share(plan: TaskPlan, curves: Mapping[int, Curves], share: bool) -> dict[str, float | None]:
+    """Of experts until success: their progress against the share of the time that has passed (SPUR, section 4)."""
+    errors, orders = [], []
+    for i in plan.videos["expert"]:
+        end = plan.trajectories[i].first_success
+        if end is None or end < 1:
+            continue
+        value = curves[i].value[: end + 1]
+        orders.append(metrics.voc(value)["spearman"])
+        if share and curves[i].rewards is not None:  # it has a head for progress
+            errors.append(float(np.mean((value - np.arange(end + 1) / end) ** 2)))
+    return {"progress_error": _mean(errors), "progress_order": _mean(orders)}
 
 
 def _measure_near(plan: TaskPlan, curves: Mapping[int, Curves]) -> dict[str, float | None]:

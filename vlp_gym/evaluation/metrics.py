@@ -36,6 +36,19 @@ def preference_accuracy(scores_better: ArrayLike, scores_worse: ArrayLike) -> fl
     return float(np.mean((better > worse) + 0.5 * (better == worse)))
 
 
+def preference_loss(scores_better: ArrayLike, scores_worse: ArrayLike) -> float:
+    """Cross-entropy of the Bradley-Terry preference against the label that is known (VLP eq. 4, terms a and c).
+
+    Args:
+        scores_better: scores of the better videos, float ``[P]``.
+        scores_worse: scores of the worse videos, float ``[P]``.
+
+    >>> round(preference_loss([1.0, -3.0], [1.0, -3.0]), 3), round(preference_loss([9.0], [0.0]), 3)
+    (0.693, 0.0)
+    """
+    return float(np.mean(np.logaddexp(0.0, -np.subtract(*_pair(scores_better, scores_worse)))))
+
+
 def ilp_loss(score_a: ArrayLike, score_b: ArrayLike) -> float:
     """Cross-entropy of the Bradley-Terry preference against the label 0.5 (VLP eq. 4, term b).
 
@@ -131,6 +144,49 @@ def reward_consistency(pred: ArrayLike, true: ArrayLike, *, pairs: int | None = 
     first, second = first[distinct], second[distinct]
     agreement = np.sign(predicted[first] - predicted[second]) * np.sign(truth[first] - truth[second])
     return float(np.mean((agreement + 1.0) / 2.0))
+
+
+def reward_correlation(pred: ArrayLike, true: ArrayLike) -> dict[str, float]:
+    """Correlation of predicted with true rewards, all time steps together (VLP, table 6).
+
+    The paper does not name the coefficient.
+
+    Args:
+        pred: predicted rewards, float ``[T]``.
+        true: true rewards of the same time steps, float ``[T]``.
+
+    Returns:
+        The keys "spearman" and "pearson"; NaN if one of the two does not vary.
+
+    >>> round(reward_correlation([1.0, 2.0, 3.0], [0.0, 5.0, 10.0])["pearson"], 6)
+    1.0
+    """
+    predicted, truth = _pair(pred, true)
+    if len(truth) < 2 or _is_constant(predicted) or _is_constant(truth):
+        return {"spearman": float("nan"), "pearson": float("nan")}
+    return {
+        "spearman": float(stats.spearmanr(predicted, truth).statistic),
+        "pearson": float(stats.pearsonr(predicted, truth).statistic),
+    }
+
+
+def label_correlation(pred: ArrayLike, true: ArrayLike) -> float:
+    """Pearson's correlation of two vectors of labels (VLP, table 6).
+
+    Equal vectors have 1.0 even if all labels are of one class, as where the paper has an accuracy of 100 %.
+
+    Args:
+        pred: predicted labels, 0, 0.5 or 1, float ``[P]``.
+        true: true labels, float ``[P]``.
+
+    Returns:
+        A number in [-1, 1]; NaN if the two differ and one of them does not vary.
+
+    >>> label_correlation([0, 1, 1], [0, 1, 1]), label_correlation([1, 1], [1, 1]), label_correlation([1, 0], [0, 1])
+    (1.0, 1.0, -1.0)
+    """
+    predicted, truth = _pair(pred, true)
+    return 1.0 if np.array_equal(predicted, truth) else reward_correlation(predicted, truth)["pearson"]
 
 
 def fixed_time_correlation(pred: ArrayLike, true: ArrayLike, *, least: int = 3) -> float:

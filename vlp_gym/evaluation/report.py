@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vlp_gym.data.trajectory import VARIANT_KINDS
 from vlp_gym.evaluation.verdict import verdict
 from vlp_gym.models.protocol import NOVEL
 from vlp_gym.storage import write_atomic
@@ -25,16 +26,31 @@ FIGURES: dict[str, dict[str, str]] = {
         "itp_tier_held_out": "ITP, tier labels, held-out phrasings",
         "itp_tier_pixel": "ITP, tier labels: pixel-difference baseline",
         "itp_near_miss": "ITP, expert over near-miss",
+        "itp_success": "ITP, success over failure (SPUR)",
+        "label_correlation": "Correlation with scripted labels (VLP, table 6)",
         "ivp": "IVP, canonical sentence",
         "ivp_held_out": "IVP, held-out phrasings",
         "ivp_same_tier": "IVP, both videos of one tier",
         "ivp_random_over_expert": "IVP, random of the task over expert of another",
         "ivp_sibling": "IVP, same object, opposite task (experts)",
         "ilp_loss": "ILP loss (0.693 is best)",
+        "itp_scripted_loss": "ITP loss, scripted labels",
+        "ivp_loss": "IVP loss, canonical sentence",
+        "average_loss": "Mean of these three losses (VLP, tables 7, 13, 14)",
         "itp_phrase": "ITP, tier labels: phrase",
         "itp_description": "ITP, tier labels: description",
         "itp_right_colour": "ITP, tier labels: right colour",
         "itp_wrong_colour": "ITP, tier labels: wrong colour",
+    },
+    "Kinds of sentences (VLP, table 7)": {
+        name.format(kind): title.format(kind.replace("_", " "))
+        for name, title in (
+            ("itp_scripted_{}", "ITP, scripted labels: {}"),
+            ("ivp_{}", "IVP: {}"),
+            ("ilp_loss_{}", "ILP loss: {}"),
+            ("average_loss_{}", "Mean of the three losses: {}"),
+        )
+        for kind in VARIANT_KINDS
     },
     "Progress": {
         "voc_expert_spearman": "VOC expert, Spearman",
@@ -49,6 +65,10 @@ FIGURES: dict[str, dict[str, str]] = {
         "reward_consistency": "Consistency with the true reward",
         "fixed_time": "Correlation with the true reward at a fixed time",
         "fixed_time_held": "the same, ended episodes held at their last frame",
+        "reward_correlation_pearson": "Correlation with the true reward, Pearson (VLP, table 6)",
+        "reward_correlation_spearman": "Correlation with the true reward, Spearman",
+        "progress_error": "Squared error of progress, experts until success (SPUR)",
+        "progress_order": "VOC of experts until success, Spearman (SPUR's rho)",
         "success_auc": "Success AUC of the final value",
         "near_below_moved": "Hand at the object below object on its way, share of experts",
         "near_over_done": "Value with the hand at the object over value when done (0.25 is right)",
@@ -96,8 +116,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         f"# Evaluation of {settings['model']} on {result['split']}",
         "",
         f"{len(tasks)} tasks, seed {result['seed']}, {settings['pairs_per_task']} pairs a task, segments of "
-        f"{settings['segment_steps']} steps, window {settings['window']} ({settings['history']}). "
-        "Mean and sample standard deviation over tasks.",
+        f"{settings['segment_steps']} steps paired by {settings['pairs_by']}, window {settings['window']} "
+        f"({settings['history']}). Mean and sample standard deviation over tasks.",
         "",
         verdict(result),
     ]

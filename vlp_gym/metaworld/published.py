@@ -1,4 +1,4 @@
-"""Success that VLP publishes for policies on its five held-out tasks (table 2), to be printed beside ours."""
+"""What VLP publishes of its five held-out tasks: success of policies (table 2), sentences (table 12)."""
 
 from __future__ import annotations
 
@@ -23,6 +23,16 @@ VLP_TABLE_2: dict[str, dict[str, tuple[Figure, Figure]]] = {
         "p-iql": ((62.4, 6.4), (69.7, 6.8)), "ipl": ((54.1, 6.7), (61.4, 8.6)), "cpl": ((91.6, 1.7), (99.1, 1.1)),
     },
 }  # fmt: skip
+
+
+# task -> the sentence for all other models, the baseline for VLM-RM
+VLP_TABLE_12: dict[str, tuple[str, str]] = {
+    "button-press-v3": ("press button", "button"),
+    "door-close-v3": ("close door", "door"),
+    "drawer-close-v3": ("close drawer", "drawer"),
+    "faucet-close-v3": ("turn faucet left", "faucet"),
+    "window-open-v3": ("move window left", "window"),
+}
 
 
 def published_success(task: str, method: str, source: str) -> Figure | None:

@@ -144,6 +144,26 @@ class GoalModel(RewardModel, Protocol):
 
 
 @runtime_checkable
+class AttendingModel(RewardModel, Protocol):
+    """A model whose sentence attends to places in the frames."""
+
+    def attention_maps(self, frames: Tensor, text: Tensor, mask: Tensor, words: Tensor | None = None) -> Tensor:
+        """Attention within each frame, float ``[B, T, h, w]``, each frame's of sum 1; arguments as in `score`.
+
+        Args:
+            frames: see `score`.
+            text: see there.
+            mask: see there.
+            words: bool ``[B, L]``, the text tokens to average over; None takes all of them.
+        """
+        ...
+
+    def word_tokens(self, instruction: str) -> list[list[int]]:
+        """The text tokens of each word, words being what blanks divide; empty where tokens are not words."""
+        ...
+
+
+@runtime_checkable
 class PixelModel(RewardModel, Protocol):
     """A model with a trainable encoder: it also encodes augmented float pictures."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from urllib.parse import parse_qsl
 
 import torch
@@ -30,6 +30,10 @@ class VLMRMModel(ClipReward):
         alpha: strength of the regularisation, in [0, 1]; 0 gives CLIP's cosine.
         truncate: truncate sentences over the text tower's limit instead of raising.
 
+    Attributes:
+        baselines: sentence -> its own baseline in the place of that one, to be set (VLP's table 12 has one for each
+            task).
+
     Raises:
         ValueError: alpha is not in [0, 1].
         InstructionError: the baseline is blank or too long.
@@ -48,6 +52,7 @@ class VLMRMModel(ClipReward):
             raise ValueError(f"alpha: expected a number in [0, 1], got {alpha}")
         super().__init__(ClipTowers(name, pretrained, truncate=truncate).requires_grad_(False))
         self.baseline, self.alpha = baseline, alpha
+        self.baselines: Mapping[str, str] = {}
         self.clip.encode_text([baseline])  # raise now, not with the first instruction
 
     @classmethod
@@ -72,15 +77,16 @@ class VLMRMModel(ClipReward):
             InstructionError: a sentence is blank or too long, or CLIP cannot tell it from the baseline.
         """
         goals = self.clip.encode_text(instructions)
-        baseline = self.clip.encode_text([self.baseline])
+        baselines = [self.baselines.get(instruction, self.baseline) for instruction in instructions]
+        baseline = self.clip.encode_text(baselines)
         same = (goals - baseline).norm(dim=-1).squeeze(1) < SAME
         if self.alpha > 0 and bool(same.any()):
-            twin = instructions[int(same.int().argmax())]
+            twin = int(same.int().argmax())
             raise InstructionError(
-                f"the goal {twin!r} and the baseline {self.baseline!r} are the same to this CLIP, so there is no "
-                "direction from one to the other; describe the goal otherwise, or the baseline"
+                f"the goal {instructions[twin]!r} and the baseline {baselines[twin]!r} are the same to this CLIP, "
+                "so there is no direction from one to the other; describe the goal otherwise, or the baseline"
             )
-        return torch.cat([goals, baseline.expand_as(goals)], dim=1)
+        return torch.cat([goals, baseline], dim=1)
 
     def score(self, frames: Tensor, text: Tensor, mask: Tensor) -> Scores:
         """The regularised similarity of each frame, float ``[B, T]``; shapes as in `RewardModel`.

@@ -156,12 +156,12 @@ class VLPModel(OnBackbone, CheckpointMixin):
         return self.head(pooled).squeeze(-1).float()
 
     @torch.no_grad()
-    def attention_maps(self, frames: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+    def attention_maps(self, frames: Tensor, text: Tensor, mask: Tensor, words: Tensor | None = None) -> Tensor:
         """Attention of the sentence within each frame (VLP, figure 4); call ``eval()`` first to disable dropout.
 
         The weights of the cross-attention from text queries to video keys, averaged over heads and the sentence's
-        tokens without padding. Each frame's map is normalised to sum 1, so it does not show which frame is attended
-        to; the map of a masked frame is zero.
+        tokens without padding, or those that `words`, bool ``[B, L]``, names. Each frame's map is normalised to sum 1,
+        so it does not show which frame is attended to; the map of a masked frame is zero.
 
         Arguments as in `RewardModel.score`; returns float ``[B, T, h, w]`` with ``h = w = sqrt(K)``.
 
@@ -172,11 +172,16 @@ class VLPModel(OnBackbone, CheckpointMixin):
         side = math.isqrt(tokens)
         if side * side != tokens:
             raise ValueError(f"expected a square number of tokens a frame, got {tokens}")
-        video, words = self.attend_video(frames, mask), self.attend_text(text)
-        weights = self.cross_text.attention.weights(words.tokens, video.tokens, video.mask).mean(1)  # [B, L, T*K]
-        maps = _mean(weights, words.mask).view(batch, length, tokens)
+        video, said = self.attend_video(frames, mask), self.attend_text(text)
+        weights = self.cross_text.attention.weights(said.tokens, video.tokens, video.mask).mean(1)  # [B, L, T*K]
+        maps = _mean(weights, said.mask if words is None else words).view(batch, length, tokens)
         maps = maps / maps.sum(-1, keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
         return maps.view(batch, length, side, side)
+
+    def word_tokens(self, instruction: str) -> list[list[int]]:
+        """The text tokens of each word, see `AttendingModel`; empty unless the backbone is open_clip's."""
+        tokens = getattr(self.backbone, "word_tokens", None)
+        return [] if tokens is None else tokens(instruction)
 
 
 class _Attention(nn.Module):

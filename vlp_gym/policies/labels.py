@@ -129,15 +129,12 @@ def two_sets(trajectories: Sequence[Trajectory], seed: int = 0) -> NDArray[np.in
         DatasetError: there is one trajectory only, or k-means finds one kind only.
     """
     from vlp_gym.evaluation.metrics import kmeans_two_sets  # needs scipy
+    from vlp_gym.evaluation.plan import state_features
 
     check_recorded(trajectories)
     if len(trajectories) < 2:
         raise DatasetError(f"{trajectories[0].name}: expected at least two trajectories to compare, got one")
-    features = [
-        np.concatenate([np.asarray(rows, np.float64).mean(0) for rows in (t.observation, t.action)])
-        for t in trajectories
-    ]
-    sets = kmeans_two_sets(features, seed=seed)
+    sets = kmeans_two_sets(state_features(trajectories), seed=seed)
     if set(sets.tolist()) != {0, 1}:
         raise DatasetError(
             f"task {trajectories[0].task}: k-means found one kind of trajectory only, the other set is empty; add "

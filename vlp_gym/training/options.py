@@ -28,6 +28,7 @@ class TrainOptions(TrainConfig, ABC):
         init: start from the weights of this model (a shipped name, a folder or a hub id) instead of random ones. Copies
             all weights of a model of the same system, or only the small encoders from another system. Its score
             constants are not copied. Do not use a model that has seen your held-out tasks.
+        instructions: file with sentences for the tasks in the place of those in the data, from `vlp-gym instructions`.
         out: folder for the checkpoint, the saved state and the training curve; default: runs/SYSTEM-SPLIT.
 
     Raises:
@@ -39,6 +40,7 @@ class TrainOptions(TrainConfig, ABC):
     tasks: tuple[str, ...] = ()
     leave_out: tuple[str, ...] = ()
     init: str | None = None
+    instructions: Path | None = None
     out: Path | None = None
 
     def __post_init__(self) -> None:

@@ -237,3 +237,61 @@ def test_arguments_that_do_not_fit_are_refused(chat: ChatClient, options: dict[s
     with pytest.raises(ValueError) as caught:
         GVLModel(chat, **options)
     assert str(caught.value) == message
+
+
+def texts_of(server: ChatServer) -> list[list[str]]:
+    """The texts of each request; pictures as their grey level."""
+    return [
+        [part.get("text") or f"<{round(255 * brightness(part))}>" for part in request["messages"][0]["content"]]
+        for request in server.requests
+    ]
+
+
+def test_without_shuffling_frames_are_in_the_order_of_time(chat: ChatClient, server: ChatServer) -> None:
+    model = GVLModel(chat, frame_size=8, shuffle=False)
+    levels = [0, 200, 10, 180, 20, 160, 30]
+    np.testing.assert_allclose(model.values(video(*levels), SENTENCE), [level / 255 for level in levels], atol=1e-5)
+    (texts,) = texts_of(server)
+    assert [text for text in texts if text.startswith("<")] == [f"<{level}>" for level in levels]
+    assert not any("random order" in text for text in texts)
+    assert "Please pay attention to the individual frames" in texts[0]
+
+
+def test_single_frames_are_asked_about_alone(chat: ChatClient, server: ChatServer) -> None:
+    model = GVLModel(chat, frame_size=8, single_frame=True)
+    levels = [90, 200, 10]
+    np.testing.assert_allclose(model.values(video(*levels), SENTENCE), [level / 255 for level in levels], atol=1e-5)
+    shown = [[text for text in texts if text.startswith("<")] for texts in texts_of(server)]
+    assert shown == [["<90>"], ["<200>"], ["<10>"]]
+    assert not any(
+        "Initial robot scene" in text or "random order" in text for texts in texts_of(server) for text in texts
+    )
+    assert model.values(video(60), SENTENCE) == pytest.approx([60 / 255], abs=1e-5)
+
+
+def test_the_last_frame_may_be_the_goal(chat: ChatClient, server: ChatServer) -> None:
+    model = GVLModel(chat, frame_size=8, goal_image=True)
+    model.values(video(0, 100, 200), SENTENCE)
+    (texts,) = texts_of(server)
+    assert texts[1:3] == ["Goal picture:", "<200>"]
+    assert not any(SENTENCE in text for text in texts)
+    assert "for the task of reaching the scene of the goal picture" in texts[0]
+
+
+def test_examples_of_one_instruction(model: GVLModel, server: ChatServer) -> None:
+    model.show_examples({f" {SENTENCE}": [(video(70), [30.0])]})
+    model.values(video(0, 10), SENTENCE)
+    model.values(video(0, 10), "another task")
+    first, second = texts_of(server)
+    assert first[1:4] == ["Example frame:", "<70>", "Task Completion Percentages: 30%"]
+    assert "We provide several examples" in first[0]
+    assert second[1] == "Initial robot scene:"
+    assert "We provide several examples" not in second[0]
+
+
+def test_switches_of_a_name(server: ChatServer) -> None:
+    at = f"base_url={server.url}&cache=none"
+    model = GVLModel.from_spec(f"tiny?{at}&shuffle=0&single_frame=1&goal_image=true")
+    assert (model.shuffle, model.single_frame, model.goal_image) == (False, True, True)
+    with pytest.raises(ValueError, match=r"shuffle cannot be 'maybe' \(expected 1 or 0\)$"):
+        GVLModel.from_spec(f"tiny?{at}&shuffle=maybe")

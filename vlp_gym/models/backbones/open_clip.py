@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,12 @@ class OpenClipBackbone(OpenClip):
         real = torch.arange(self.context_length) < torch.tensor(lengths)[:, None]
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
             return self._words(tokens) * real.to(self.mean.device).unsqueeze(-1)
+
+    def word_tokens(self, instruction: str) -> list[list[int]]:
+        """The text tokens of each word of a sentence, words being what blanks divide; those cut off are left out."""
+        words = normalize_sentence(instruction).split()
+        ends = [_count_tokens(self.tokenizer, " ".join(words[:k])) - 1 for k in range(len(words) + 1)]  # 1: the end
+        return [list(range(start, min(end, self.context_length))) for start, end in itertools.pairwise(ends)]
 
     def _patches(self, images: Tensor) -> Tensor:
         """``[N, 3, H, W]`` -> ``[N, M, frame_dim]``."""
