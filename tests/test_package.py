@@ -87,7 +87,7 @@ def test_wheel_holds_everything(wheel: Path) -> None:
     }
     assets = {
         f"vlp_gym/{path.relative_to(ROOT)}"
-        for path in (*(ROOT / "assets").rglob("*"), *(ROOT / "examples").glob("*.py"))
+        for path in (*(ROOT / "assets").rglob("*"), *(ROOT / "examples").glob("*.*"))
         if path.is_file() and not path.name.startswith(".")
     }
     assert not (sources | assets) - names
@@ -110,7 +110,7 @@ def test_unpacked_wheel_copies_its_examples(unpacked: Path, tmp_path: Path) -> N
     code = "from vlp_gym.commands.main import main; main(['examples', '--out', 'own'])"
     run_python(code, cwd=tmp_path, PYTHONPATH=str(unpacked))
     copied = {path.name: path.read_bytes() for path in (tmp_path / "own").iterdir()}
-    assert copied == {path.name: path.read_bytes() for path in (ROOT / "examples").glob("*.py")}
+    assert copied == {path.name: path.read_bytes() for path in (ROOT / "examples").glob("*.*")}
 
 
 def test_unpacked_wheel_finds_its_assets(unpacked: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from vlp_gym.commands.main import main
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.*"))
 
 
 def test_without_a_folder_it_lists(capsys, tmp_path, monkeypatch):

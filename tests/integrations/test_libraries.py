@@ -1,8 +1,4 @@
-"""TorchRL, Minari, Tianshou and skrl: every stored reward is what the painted frame of its own transition says.
-
-The observation of a `SeenEnv` is the value that its frame shows: the reward of a transition is its next observation,
-which is the observation before it and one `STEP`.
-"""
+"""TorchRL, Minari, Tianshou and skrl: every stored reward is what the painted frame of its own transition says."""
 
 from __future__ import annotations
 
@@ -19,67 +15,15 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
-from gymnasium.vector import SyncVectorEnv
-from late import SENTENCE, SeenEnv, SlowModel
+from late import SeenEnv, SlowModel
+from libraries import LENGTHS, RAY, STEP, FlakyModel, equal, single, until_it_fails, vector
 from test_docs import ROOT, blocks, run_python, shorten
 
-from vlp_gym import VLPRewardWrapper, VLPVectorRewardWrapper, capture_frames
 from vlp_gym.engine import QueryEngine
 from vlp_gym.errors import MissingExtraError, QueryError
 from vlp_gym.testing import PaintedEnv
 
 pytestmark = pytest.mark.timeout(600)  # the first import of such a library takes long, and numba compiles
-
-STEP = 2.0**-24
-LENGTHS = ((7, 3, 1, 9), (4, 6))
-
-
-class FlakyModel(SlowModel):
-    """Takes its time, and fails once: at a later step than an episode's first, from the call on that is set."""
-
-    fails_at: int | None = None
-    failed: tuple[int, ...] = ()
-    """What was painted on the newest frames of the call that failed, in `STEP`."""
-
-    def score(self, frames, text, mask):
-        painted = (frames[:, -1, 0, 0] / STEP).long()
-        if self.fails_at is not None and self.calls >= self.fails_at and (painted & 1023).min() > 1:
-            self.fails_at, self.failed = None, tuple(painted.tolist())
-            raise ZeroDivisionError("division by zero")
-        return super().score(frames, text, mask)
-
-
-def single(mode="async", model=None, env=None, **options):
-    return VLPRewardWrapper(env or SeenEnv(LENGTHS[0]), SENTENCE, model or SlowModel(), mode=mode, **options)
-
-
-def vector(kind, mode="async", autoreset="Disabled", model=None, **options):
-    """A vector environment with reward wrappers in or around it."""
-    fns = [partial(SeenEnv, each, env=env) for env, each in enumerate(LENGTHS)]
-    model = model or SlowModel()
-    if kind == "captured":
-        venv = SyncVectorEnv(capture_frames(fns), autoreset_mode=autoreset)
-        return VLPVectorRewardWrapper(venv, SENTENCE, model, mode=mode, **options)
-    wrapped = [partial(lambda fn: single(mode, model, fn(), **options), fn) for fn in fns]
-    return SyncVectorEnv(wrapped, autoreset_mode=autoreset)
-
-
-def equal(rewards, right) -> bool:
-    """Whether there are rewards, and all are right, to the bit of float32."""
-    rewards, right = np.asarray(rewards, np.float32), np.asarray(right, np.float32)
-    return rewards.size > 0 and rewards.shape == right.shape and bool((rewards == right).all())
-
-
-def until_it_fails(call, times=30):
-    """What is returned until the model has failed: the error comes with a later step."""
-    results = []
-    try:
-        for _ in range(times):
-            results.append(call())
-    except QueryError as error:
-        assert "ZeroDivisionError: division by zero" in str(error)  # noqa: PT017
-        return results
-    raise AssertionError("the error of the model was lost")
 
 
 # ---------------------------------------------------------------- TorchRL
@@ -565,11 +509,13 @@ SCRIPTS = {block.title: block.text for block in blocks(ROOT / "docs" / "integrat
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_scripts_of_the_page_run(name, tmp_path, monkeypatch):
     library = name.partition("_")[0]
-    pytest.importorskip(library)
-    if library == "minari" and find_spec("jax") is None:
-        pytest.skip("DataCollector needs jax")
+    for needed in {"rllib": ["ray"], "minari": ["minari", "jax"]}.get(library, [library]):
+        if find_spec(needed) is None:
+            pytest.skip(f"{library} needs {needed}")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    for variable, value in {**RAY, "HOME": str(tmp_path)}.items():
+        monkeypatch.setenv(variable, value)
     (tmp_path / name).write_text(shorten(SCRIPTS[name]))
     assert re.search(r"\d", run_python([name], tmp_path))
 
@@ -584,7 +530,7 @@ def test_ten_lines_are_enough(name):
 @pytest.mark.parametrize(
     ("module", "library", "extra"),
     [("torchrl", "torchrl", "TorchRL"), ("minari", "minari", "Minari"), ("tianshou", "tianshou", "Tianshou"),
-     ("skrl", "skrl", "skrl")],
+     ("skrl", "skrl", "skrl"), ("rllib", "ray", "RLlib")],
 )  # fmt: skip
 def test_without_the_library(module, library, extra, monkeypatch):
     monkeypatch.delitem(sys.modules, f"vlp_gym.integrations.{module}", raising=False)

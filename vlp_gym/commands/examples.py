@@ -17,11 +17,10 @@ def examples(*, out: Path | None = None) -> None:
     from vlp_gym.assets_path import examples_path
     from vlp_gym.storage import write_atomic
 
-    programs = {path.name: path.read_bytes() for path in sorted(examples_path().glob("*.py"))}
+    programs = {path.name: path.read_bytes() for path in sorted(examples_path().glob("*.*"))}
     width = max(map(len, programs))
     for name, program in programs.items():
-        said = ast.get_docstring(ast.parse(program)) or ""
-        print(f"{name:{width}}  {said.splitlines()[0]}")
+        print(f"{name:{width}}  {_first_line(name, program.decode())}")
     if out is None:
         print("copy them: vlp-gym examples --out .")
         return
@@ -32,6 +31,11 @@ def examples(*, out: Path | None = None) -> None:
     for name, program in programs.items():
         write_atomic(out / name, program)
     print(f"copied to {out}; each says at its top how it is run, and --help what it takes")
+
+
+def _first_line(name: str, program: str) -> str:
+    said = (ast.get_docstring(ast.parse(program)) or "") if name.endswith(".py") else program.removeprefix("# ")
+    return said.splitlines()[0]
 
 
 def _has_other(path: Path, content: bytes) -> bool:

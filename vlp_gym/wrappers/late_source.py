@@ -54,6 +54,14 @@ class LateSource:
             logger.warning(MEDDLING, name)
             self.late = False
 
+    def come_late(self) -> None:
+        """Let rewards come late until a reset in mid-episode, and errors of the model by `poll` only.
+
+        For whoever polls seldom, and calls this after each reset; others poll after each step, and need it not.
+        """
+        self._each("raise_in_poll")
+        self._each("take_late_rewards")
+
     def poll(self, timeout_s: float = 0.0, *, raises: bool = True) -> Iterator[tuple[int, list[Delivery]]]:
         """Take the rewards that have come, one environment at a time: an error in one loses no reward of another.
 

@@ -38,6 +38,7 @@ _HARMLESS_VECTORS = (
     gym.vector.VectorWrapper,
     gym.vector.VectorObservationWrapper,
     gym.vector.VectorActionWrapper,
+    vector.DictInfoToList,
     vector.HumanRendering,
     vector.NormalizeObservation,
     vector.RecordEpisodeStatistics,

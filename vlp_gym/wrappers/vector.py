@@ -28,9 +28,7 @@ KINDS: dict[str, type] = {
 }  # fmt: skip
 
 
-class VLPVectorRewardWrapper(
-    CapturedRewards, gym.vector.VectorWrapper[Any, Any, Any, Any, Any], gym.utils.RecordConstructorArgs
-):
+class VLPVectorRewardWrapper(CapturedRewards, gym.vector.VectorWrapper, gym.utils.RecordConstructorArgs):
     """Replaces the rewards of a vector environment by what a reward model gives its frames under an instruction.
 
     The twin of `VLPRewardWrapper`, for a `SyncVectorEnv` or `AsyncVectorEnv` made from `capture_frames`, in every mode
