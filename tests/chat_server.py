@@ -25,6 +25,8 @@ class ChatServer:
         faults: what the next requests meet, one each: a number (status), a pair of it and headers, "drop", "slow",
             "garbage" (no JSON), "strange" (JSON without choices), "refuse" (no content), "no-logprobs", "say:TEXT", or
             a function that answers the handler by itself.
+        schemas: what is done with response_format: "take" (an answer in JSON), "ignore", a status that refuses it, or
+            "say:TEXT", the answer to whatever has the field.
         bodies: what the next requests are answered with, whatever else they meet: JSON values, or bytes as they are.
         requests: bodies of the requests so far, and when they came (`time.monotonic`).
         headers: of these requests.
@@ -35,6 +37,7 @@ class ChatServer:
 
     def __init__(self) -> None:
         self.faults: deque[Any] = deque()
+        self.schemas: Any = "take"
         self.bodies: list[Any] = []
         self.requests: list[dict[str, Any]] = []
         self.times: list[float] = []
@@ -94,6 +97,8 @@ class ChatServer:
             fault(handler)
             handler.close_connection = True
             return
+        if "response_format" in body and fault is None and self.schemas not in ("take", "ignore"):
+            fault = self.schemas
         status, headers = fault if isinstance(fault, tuple) else (fault if isinstance(fault, int) else 200, {})
         headers = dict(headers)
         if self.bodies:
@@ -108,7 +113,7 @@ class ChatServer:
             data = json.dumps({"error": {"message": f"status {status} for {key}", "code": headers.pop("code", None)}})
             data = data.encode()
         else:
-            data = json.dumps(completion(body, fault)).encode()
+            data = json.dumps(completion(body, fault, in_json=self.schemas == "take")).encode()
         handler.send_response(status)
         for name, value in {"Content-Type": "application/json", "Content-Length": len(data), **headers}.items():
             handler.send_header(name, str(value))
@@ -116,13 +121,15 @@ class ChatServer:
         handler.wfile.write(data)
 
 
-def completion(body: dict[str, Any], fault: Any) -> dict[str, Any]:
+def completion(body: dict[str, Any], fault: Any, *, in_json: bool = True) -> dict[str, Any]:
     """A chat completion for a request."""
     content = body["messages"][-1]["content"]
     if isinstance(fault, str) and fault.startswith("say:"):
         text: str | None = fault.removeprefix("say:")
     else:
         text = None if fault == "refuse" else answer(content)
+        if text and in_json and "response_format" in body:
+            text = as_json(text, body["response_format"]["json_schema"])
     choice: dict[str, Any] = {
         "index": 0,
         "finish_reason": "stop",
@@ -157,6 +164,18 @@ def answer(content: list[dict[str, Any]]) -> str:
         done = brightness([part for part in content if part["type"] == "image_url"][-1]) > 0.5
         return f"The last frame says it.\n{'Yes' if done else 'No'}."
     return "Hello."
+
+
+def as_json(text: str, form: dict[str, Any]) -> str:
+    """An answer of `answer` as the object that the schema has room for, in the order of the schema."""
+    assert form["strict"]
+    properties = form["schema"]["properties"]
+    assert form["schema"]["required"] == list(properties)
+    if "answer" in properties:
+        return json.dumps({"answer": int(text)})
+    rated = dict(re.findall(r"(Frame \d+):.*?: ([\d.]+)%", text))
+    said = {name: {"Frame Description": "x", "Task Completion Percentages": float(rated[name])} for name in properties}
+    return json.dumps(said)
 
 
 def brightness(part: dict[str, Any]) -> float:

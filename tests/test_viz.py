@@ -265,3 +265,16 @@ def test_dollars_in_a_sentence_are_no_mathematics(tmp_path):
     title = "take the $5 cup (50% off), not the $10 cup"
     viz.plot_reward_curves({"$a_{b$": [0.0, 1.0]}, tmp_path / "curve.png", title=title)
     assert (tmp_path / "curve.png").stat().st_size > 1_000
+
+
+def test_a_point_between_gaps_is_visible(tmp_path):
+    nan = float("nan")
+    for curve in ([nan, nan, 0.5, nan], [0.5]):
+        viz.plot_reward_curves({"x": curve}, tmp_path / "point.png", reward_range=(0, 1))
+        viz.plot_reward_curves({"x": [nan] * len(curve)}, tmp_path / "nothing.png", reward_range=(0, 1))
+        point, nothing = (
+            np.asarray(Image.open(tmp_path / name).convert("RGB")) for name in ("point.png", "nothing.png")
+        )
+        blue = np.array([0, 0x72, 0xB2])
+        assert (point == blue).all(-1).sum() > 20
+        assert not (nothing == blue).all(-1).any()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from vlp_gym.errors import import_extra
 from vlp_gym.storage import write_atomic
@@ -87,9 +88,15 @@ def figure_file(width: float, height: float, path: str | Path, *, title: str = "
     write_atomic(path, buffer.getvalue())
 
 
-def marker(x: Any) -> dict[str, str]:
-    """A line through one point is invisible without a marker."""
-    return {"marker": "o"} if len(x) == 1 else {}
+def marker(values: ArrayLike) -> dict[str, Any]:
+    """Options of a line for values ``[N]``: those without a finite neighbour are invisible without a marker.
+
+    >>> marker([0.5]), marker([0.1, 0.2, float("nan"), 0.4]), marker([0.1, 0.2])
+    ({'marker': 'o', 'markevery': [0]}, {'marker': 'o', 'markevery': [3]}, {})
+    """
+    finite = np.pad(np.isfinite(np.asarray(values, np.float64)), 1)
+    alone = np.flatnonzero(finite[1:-1] & ~finite[:-2] & ~finite[2:]).tolist()
+    return {"marker": "o", "markevery": alone} if alone else {}
 
 
 def show_at_least(axes: Axes, values: tuple[float, float] | None) -> None:

@@ -69,7 +69,7 @@ def plot_reward_curves(
         for label, curve in curves.items():
             x = np.arange(len(np.asarray(curve))) if steps is None else np.asarray(steps[label])
             style: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.4} if label in dashed else {}
-            axes.plot(x, np.asarray(curve), color=colour[label], label=label, **marker(x), **style)
+            axes.plot(x, np.asarray(curve), color=colour[label], label=label, **marker(curve), **style)
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.margins(x=0.01)
         show_at_least(axes, reward_range)
@@ -110,7 +110,7 @@ def plot_training(history: Sequence[Mapping[str, float]], path: str | Path, *, t
                 x, y = np.asarray(points, dtype=np.float64).T
                 if len(x) > 20:
                     axes.plot(x, y, color=colour, alpha=0.22, linewidth=0.8)
-                axes.plot(x, _smooth(y), color=colour, label=name, **marker(x))
+                axes.plot(x, _smooth(y), color=colour, label=name, **marker(y))
             name = group if len(quantities) > 1 or group in quantities else f"{group} {next(iter(quantities))}"
             axes.set(title=name.replace("_", " "), xlabel="step")
             axes.margins(x=0.01)
@@ -158,7 +158,7 @@ def plot_learning_curve(
                 if len(x) == 0:
                     continue
                 seeds = f" ({len(curves)} seeds)" if len(curves) > 1 else ""
-                axes.plot(x, curves.mean(axis=0), color=colour, label=label + seeds, **marker(x))
+                axes.plot(x, curves.mean(axis=0), color=colour, label=label + seeds, **marker(curves.mean(axis=0)))
                 if len(curves) > 1:
                     axes.fill_between(x, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.18, linewidth=0)
             axes.set(title=name, xlabel=xlabel)

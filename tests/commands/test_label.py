@@ -118,6 +118,14 @@ class TestModel:
         assert re.fullmatch(r"12 pairs: \d+ first, \d+ second, \d+ equal, 0 skipped", lines[0])
         assert len(PreferenceBuffer.load(tmp_path)) == 12
 
+    def test_what_the_model_is_unsure_of_goes_to_another(self, stored, model, tmp_path, capsys):
+        source = f"cascade:{model}|scripted|band=0.5|share=0.25"
+        assert run(stored, "--out", tmp_path, "--labels", source, *SENTENCE, "--pairs", 40) == 0
+        assert capsys.readouterr().out.splitlines()[2] == "10 of 40 pairs (25%) were sent on"
+        assert run(stored, "--out", tmp_path / "2", "--labels", f"{source}|budget=x", *SENTENCE) == 2
+        assert 'expected "cascade:SMALL|LARGE"' in capsys.readouterr().err
+        assert not (tmp_path / "2").exists()
+
     def test_an_interrupt_keeps_what_was_labelled(self, stored, model, tmp_path, monkeypatch):
         blocks = iter([10])
 

@@ -129,6 +129,8 @@ class TestErrors:
         [
             (["staged"], ["accelerate"], 'accelerate: pip install "vlp_gym[train]"'),
             (["joint"], ["datasets", "matplotlib"], 'datasets, matplotlib: pip install "vlp_gym[train]"'),
+            (["staged", "--log", "wandb"], ["wandb"], 'wandb: pip install "vlp_gym[wandb]"'),
+            (["vlp", "--log", "trackio"], ["trackio"], 'trackio: pip install "vlp_gym[trackio]"'),
             (["vlp"], ["open_clip"], 'open_clip: pip install "vlp_gym[clip]"'),
             (["rewind"], ["transformers"], 'transformers: pip install "vlp_gym[vlm]"'),
             (["siglip2-lora"], ["peft", "PIL"], 'PIL, peft: pip install "vlp_gym[train,vlm]"'),

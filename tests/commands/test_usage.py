@@ -50,6 +50,7 @@ WRONG = [
     (["x"], f"unknown command 'x': expected one of {', '.join(cli.COMMANDS)}"),
     (["train", "stagd"], f"unknown system 'stagd': expected one of {SYSTEMS}; did you mean staged?"),
     (["examples", "--ut", "x"], unknown("--ut", "examples", "--out")),
+    (["push", "runs/x", "me/x", "--licence", "mit"], unknown("--licence", "push", "--license")),
     (["serve", "vlp-compact", "--prt", "1"], unknown("--prt", "serve", "--port")),
     ([*COLLECT, "--taks", "x"], unknown("--taks", "collect", "--tasks")),
     ([*COLLECT, "--per_teir=3"], unknown("--per-teir", "collect", "--per-tier")),

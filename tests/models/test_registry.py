@@ -72,9 +72,9 @@ def test_shipped_name_without_its_asset(monkeypatch: pytest.MonkeyPatch) -> None
 def test_unknown_name_suggests_a_near_one() -> None:
     expected = (
         "unknown reward model 'vlp-compct': expected one of ['vlp-compact', 'vlp-compact-45', 'clip:...', "
-        "'vlm-rm:...', 'gvl:...', 'rl-vlm-f:...', 'topreward:...', 'furl:...', 'ensemble:...', 'http:...', "
-        "'https:...'], a folder with config.json and model.safetensors, or a hub id 'org/name'; did you mean "
-        "vlp-compact or vlp-compact-45?"
+        "'vlm-rm:...', 'gvl:...', 'rl-vlm-f:...', 'topreward:...', 'furl:...', 'ensemble:...', 'cascade:...', "
+        "'http:...', 'https:...'], a folder with config.json and model.safetensors, or a hub id 'org/name'; did you "
+        "mean vlp-compact or vlp-compact-45?"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
         load_reward_model("vlp-compct")

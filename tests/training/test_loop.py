@@ -5,8 +5,12 @@ from __future__ import annotations
 import ast
 import json
 import math
+import os
 import re
 import shutil
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +28,7 @@ from vlp_gym.models.backbones.small import SmallBackbone
 from vlp_gym.models.registry import load_reward_model
 from vlp_gym.models.vlp import VLPModel
 from vlp_gym.storage import read_pair, write_pair
-from vlp_gym.training import loop
+from vlp_gym.training import log, loop
 from vlp_gym.training.loop import schedule, train
 from vlp_gym.training.recipe import Recipe, Stage, TrainConfig
 from vlp_gym.training.recipes.clips import ClipSampler
@@ -304,5 +308,62 @@ class TestStages:
         imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
         ours = {name for name in imported if name.startswith(("vlp_gym.models", "vlp_gym.training"))}
         assert ours == {"vlp_gym.models.checkpoint"} | {
-            f"vlp_gym.training.{name}" for name in ("early_stopping", "recipe", "state")
+            f"vlp_gym.training.{name}" for name in ("early_stopping", "log", "recipe", "state")
         }
+
+
+class TestLog:
+    def test_every_step_is_in_tensorboard(self, tmp_path):
+        pytest.importorskip("tensorboard")
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        _, history = run(tmp_path, replace(CONFIG, log="tensorboard"))
+        (written,) = (tmp_path / "vlp_gym").glob("events.*")
+        events = EventAccumulator(str(written)).Reload()
+        shown = [(event.step, event.value) for event in events.Scalars("loss")]
+        assert shown == [(row["step"], pytest.approx(row["loss"])) for row in history]
+        assert len(events.Scalars("learning_rate")) == len(history) == 4
+
+    def test_a_log_may_be_added_to_a_run(self, tmp_path, straight):
+        pytest.importorskip("tensorboard")
+        shutil.copytree(straight[0], tmp_path / "run")
+        _, history = run(tmp_path / "run", replace(CONFIG, log="tensorboard"))
+        assert numbers(history) == numbers(straight[2])
+
+    @pytest.mark.parametrize("name", ["wandb", "trackio"])
+    def test_offline(self, name, tmp_path):
+        pytest.importorskip(name)
+        code = (
+            "import sys; sys.path[:0] = ['.', 'tests']\n"
+            "from pathlib import Path\n"
+            "import warnings; warnings.simplefilter('ignore')\n"
+            "from training import test_loop as t\n"
+            "t.run(Path(sys.argv[2]), t.replace(t.CONFIG, log=sys.argv[1]))\n"
+        )
+        offline = {
+            "WANDB_MODE": "offline", "TRACKIO_DIR": str(tmp_path), "HF_HUB_OFFLINE": "1",
+            "WANDB_CACHE_DIR": str(tmp_path / "cache"), "WANDB_DATA_DIR": str(tmp_path / "data"),
+        }  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", code, name, tmp_path / "run"], env={**os.environ, **offline},
+            cwd=Path(__file__).parents[2], text=True, capture_output=True, timeout=100,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        files = [path for path in tmp_path.rglob("*") if path.suffix in (".wandb", ".db", ".db-wal")]
+        data = b"".join(path.read_bytes() for path in files)
+        assert b"learning_rate" in data
+        assert b"relevance_steps" in data  # the settings
+
+    def test_what_cannot_be_started_is_said_before_the_first_step(self, tmp_path):
+        class Broken:
+            def init_trackers(self, *args, **options):
+                raise RuntimeError("no login")
+
+        with (
+            pytest.raises(ValueError) as caught,
+            log.open_log(Broken(), "wandb", tmp_path, {}),
+        ):
+            pytest.fail("a step was made")
+        assert str(caught.value) == (
+            "--log wandb: it could not be started (no login); log in, or set WANDB_MODE=offline"
+        )

@@ -30,7 +30,7 @@ def make(**options):
 
 def test_the_config_is_its_share_of_them():
     changed = {"steps": 3, "learning_rate": 0.5, "weight_decay": 0.25, "warmup": 0.75, "seed": 9, "precision": "bf16"}
-    changed |= {"save_every": 2, "half": True, "hold_out": 0.25, "patience": 4}
+    changed |= {"save_every": 2, "half": True, "hold_out": 0.25, "patience": 4, "log": "tensorboard"}
     assert make(**changed).config() == TrainConfig(**changed)
     assert {field.name for field in fields(TrainConfig)} == changed.keys()
     assert make().config() == TrainConfig()

@@ -59,9 +59,11 @@ def data(
         tasks: only these tasks; default: all.
         skip_broken: leave out recordings that cannot be read, and count them, instead of stopping at the first.
     """
-    check_packages(
-        {"datasets": "train", **dict.fromkeys(("PIL", "matplotlib", "av"), "viz")}, "reading a data set needs"
-    )
+    needed = {"datasets": "train", **dict.fromkeys(("PIL", "matplotlib", "av"), "viz")}
+    check_packages(needed, "reading a data set needs")
+    if source.startswith("minari:") or to == "minari":
+        done = "reading" if source.startswith("minari:") else "writing"
+        check_packages(dict.fromkeys(("minari", "h5py"), "minari"), f"{done} Minari data sets needs")
     from vlp_gym.data.sources import SourceOptions, open_source
 
     options = SourceOptions(instruction=instruction, camera=camera, size=size, fps=fps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vlp_gym.preferences.segments import Segments
 
 UNDECIDED = 0.01  # a pairwise model's label this close to 0.5 is skipped
+CASCADE = "cascade:"
 _BLOCK = 10  # pairs that a model labels between two saves
 
 
@@ -42,7 +43,8 @@ def label(
     Args:
         segments: folder from SegmentStore.save; use SegmentStore(frame_size=224) for labels by hand.
         out: folder for the labelled pairs, for PreferenceBuffer.load; pairs already there are kept.
-        labels: human (web page), scripted (larger sum of environment rewards), or a reward model (name, folder or id).
+        labels: human (web page), scripted (larger sum of environment rewards), a reward model (name, folder or id), or
+            two of them, as "cascade:vlp-compact|human|budget=50": the second labels what the first is unsure of.
         human: same as --labels human.
         instruction: the task in one sentence; not needed for scripted labels.
         kind: a reward model compares segments by frames spread over each (preference) or by summed rewards (reward).
@@ -58,7 +60,9 @@ def label(
     from tqdm import tqdm
 
     from vlp_gym.errors import check_packages
+    from vlp_gym.models.gate import read_cascade
     from vlp_gym.preferences.buffer import PreferenceBuffer
+    from vlp_gym.preferences.cascade import gate_of
     from vlp_gym.preferences.samplers import choose_pairs
     from vlp_gym.preferences.segment_store import SegmentStore
     from vlp_gym.storage import locked
@@ -72,16 +76,19 @@ def label(
     for name, value in {"pairs": pairs, "length": length, "newest": newest}.items():
         if value is not None and value < 1:
             raise ValueError(f"--{name}: expected at least 1, got {value}")
-    if source == "human":
+    who = set(source.removeprefix(CASCADE).split("|"))
+    if "human" in who:
         check_packages({"PIL": "viz"}, "labels by a person need")
         if not 0 <= port <= 65535:
             raise ValueError(f"--port: expected 0 to 65535, got {port}")
+    if source.startswith(CASCADE):
+        read_cascade(source.removeprefix(CASCADE))
     if source != "scripted":
         instruction = normalize_instruction(instruction)
     store = SegmentStore.load(segments)
     store.length = length or store.length
     given = np.full(pairs, np.nan)
-    block = pairs if source in ("human", "scripted") else _BLOCK
+    block = pairs if who & {"human", "scripted"} else _BLOCK
     with (
         open_labeler(source, instruction, kind=kind, seed=seed, port=port, browser=browser) as labeler,
         locked(out, ".label.lock"),  # a second command would write over this one's labels
@@ -100,6 +107,8 @@ def label(
             buffer.save(out)
             bar.update(len(given[some]))
     print(summary(first, second, given))
+    if (gate := gate_of(labeler)) is not None:
+        print(gate)
     print(f"preferences: {out} ({len(buffer)} pairs)")
     if getattr(labeler, "interrupted", False):
         raise KeyboardInterrupt  # a person's labels are kept first
@@ -107,12 +116,30 @@ def label(
 
 @contextmanager
 def open_labeler(
-    source: str, instruction: str, *, kind: Kind, seed: int, port: int = 0, browser: bool = True
+    source: str,
+    instruction: str,
+    *,
+    kind: Kind,
+    seed: int,
+    port: int = 0,
+    browser: bool = True,
+    soft: bool = False,
 ) -> Iterator[Callable[[Segments, Segments], NDArray[np.float64]]]:
-    """The labeler for a source of labels: "human", "scripted", or the name of a reward model."""
+    """The labeler for a source of labels: "human", "scripted", the name of a reward model, or a cascade of two."""
     from vlp_gym.preferences.labelers import ModelLabeler, ScriptedLabeler
 
-    if source == "human":
+    if source.startswith(CASCADE):
+        from vlp_gym.models.gate import read_cascade
+        from vlp_gym.preferences.cascade import CascadeLabeler
+
+        small, large, gate = read_cascade(source.removeprefix(CASCADE))
+        options: dict[str, Any] = {"kind": kind, "seed": seed, "port": port, "browser": browser}
+        with (
+            open_labeler(small, instruction, soft=True, **options) as below,
+            open_labeler(large, instruction, **options) as above,
+        ):
+            yield CascadeLabeler(below, above, gate)
+    elif source == "human":
         from vlp_gym.preferences.human import HumanLabeler
 
         with HumanLabeler(instruction, port=port, open_browser=browser) as person:
@@ -126,7 +153,7 @@ def open_labeler(
         model = load_reward_model(source, device=best_device())
         # A pairwise model's undecided pairs are not "equal" (RL-VLM-F drops them).
         margin = UNDECIDED if kind == "preference" and isinstance(model, PairwiseModel) else 0.0
-        yield ModelLabeler(model, instruction, kind=kind, margin=margin)
+        yield ModelLabeler(model, instruction, kind=kind, margin=margin, soft=soft)
 
 
 def summary(first: Segments, second: Segments, labels: NDArray[np.float64]) -> str:

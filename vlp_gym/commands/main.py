@@ -12,15 +12,17 @@ from vlp_gym.commands.collect import collect
 from vlp_gym.commands.datasets import data
 from vlp_gym.commands.evaluate import evaluate
 from vlp_gym.commands.examples import examples
+from vlp_gym.commands.extras import help_line
 from vlp_gym.commands.instructions import instructions
 from vlp_gym.commands.label import label
 from vlp_gym.commands.models import calibrate, convert, models
 from vlp_gym.commands.policy import policy
+from vlp_gym.commands.push import push
 from vlp_gym.commands.score import score
 from vlp_gym.commands.serve import serve
 from vlp_gym.commands.study import study
 from vlp_gym.commands.train import train, tune
-from vlp_gym.commands.usage import check_names, later, options_of, parse
+from vlp_gym.commands.usage import check_names, later, options_of, parse, with_line
 from vlp_gym.errors import VLPError, did_you_mean, missing_extra
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -38,6 +40,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "models": models,
     "serve": serve,
     "instructions": instructions,
+    "push": push,
     "examples": examples,
 }
 KEPT = {
@@ -95,7 +98,7 @@ def _read(arguments: Sequence[str]) -> Callable[[], None]:
         )
     call: Callable[[], None] = parse(
         lambda: tyro.extras.subcommand_cli_from_dict(
-            {name: later(function) for name, function in COMMANDS.items()},
+            {name: with_line(later(function), help_line(name)) for name, function in COMMANDS.items()},
             prog="vlp-gym",
             description="Any Gymnasium environment that can render gets a reward from a sentence.",
             args=[command, *options],

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from vlp_gym.commands.extras import check_conversion
+
 
 def models() -> None:
     """List the available reward models, shipped and from other packages."""
@@ -40,6 +42,7 @@ def convert(
         tokenizer: for r3m, folder or hub id of DistilBERT's tokenizer; default: the published one.
         vocabulary: for roboclip, the released s3d_dict.npy.
     """
+    check_conversion(system)
     from vlp_gym.models.published.convert import convert as turn
 
     given = {"base": base, "tokenizer": tokenizer, "vocabulary": vocabulary}

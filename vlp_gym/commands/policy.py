@@ -10,6 +10,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from vlp_gym.commands.extras import help_line
 from vlp_gym.commands.policy_data import load_rollouts, make_learner, source_of
 from vlp_gym.commands.policy_options import METHODS, RunOptions, method_classes
 from vlp_gym.commands.usage import check_names, check_values, later, listed, option_names, options_of, parse
@@ -23,7 +24,7 @@ TABLES = "tables"
 _PROGRAM = "vlp-gym policy"
 _DESCRIPTION = (
     "Learn a policy from rollouts and labels, without an environment; repeat the command to resume.\n\n"
-    "For example: vlp-gym policy cpl --data data/train --task push --labels vlp-compact-45"
+    "For example: vlp-gym policy cpl --data data/train --task push --labels vlp-compact-45\n\n" + help_line("policy")
 )
 
 

@@ -131,6 +131,7 @@ def _labels(run: LabelledOptions, trajectories: list[Trajectory], folder: Path) 
     """The labels of the run: those that are saved there, or else new ones, saved before any training."""
     from vlp_gym.policies.labels import CoinLabeler, TierLabeler, find_pairs, label_pairs, load_labels
     from vlp_gym.preferences.buffer import PreferenceBuffer
+    from vlp_gym.preferences.cascade import gate_of
 
     if (folder / "preferences.json").exists():
         return load_labels(folder, source=run.labels, pairs=run.pairs, length=run.length)
@@ -150,6 +151,8 @@ def _labels(run: LabelledOptions, trajectories: list[Trajectory], folder: Path) 
             with open_labeler(run.labels, sentence, kind=run.kind, seed=run.label_seed) as labeler:
                 labelled = ask(labeler)
                 interrupted = getattr(labeler, "interrupted", False)
+                if (gate := gate_of(labeler)) is not None:
+                    print(gate)
     labelled.save(folder)
     if interrupted:
         raise KeyboardInterrupt  # a person's labels are kept first

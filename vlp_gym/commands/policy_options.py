@@ -77,7 +77,8 @@ class LabelledOptions(RunOptions):
 
     Attributes:
         labels: scripted (larger sum of environment rewards), mtvlp (better tier), random, human (web page), a reward
-            model (name, folder or id), or a folder with labels of the same data from an earlier run.
+            model (name, folder or id), a folder with labels of the same data from an earlier run, or two of them, as
+            "cascade:vlp-compact|human|budget=50": the second labels what the first is unsure of.
         kind: a reward model compares segments by frames spread over each (preference), or by the sum of its values over
             the steps (reward), which is for models that judge single frames.
         pairs: number of labelled pairs.

@@ -95,8 +95,8 @@ def score(
         return
     if instruction is None:
         raise ValueError("--instruction: expected what is to be done in the video, in one sentence")
-    files = _files(videos)
     check_packages(dict.fromkeys(("av", "matplotlib", "PIL"), "viz"), "scoring a video needs")
+    files = _files(videos)
     _score_videos(files, instruction, model, _folders(files, videos, out), attention=attention)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from vlp_gym.commands.data import load, opened_instructions, training_tasks
+from vlp_gym.commands.extras import help_line
 from vlp_gym.commands.usage import check_names, check_values, listed, option_names, parse
 from vlp_gym.errors import check_packages
 from vlp_gym.training.recipes.registry import available_recipes, load_options
@@ -43,13 +44,14 @@ def train(arguments: Sequence[str]) -> Callable[[], None]:
             systems,
             prog="vlp-gym train",
             description="Train a reward model; repeat the command to resume.\n\n"
-            "For example: vlp-gym train staged --data data/train --split vlp --out runs/staged-vlp",
+            "For example: vlp-gym train staged --data data/train --split vlp --out runs/staged-vlp\n\n"
+            + help_line("train"),
             args=arguments or ["--help"],
         ),
         command,
     )
     check_values({field.name: getattr(options, field.name) for field in fields(options)})
-    return lambda: _train(system, options)
+    return lambda: _train(system, options, arguments)
 
 
 def _parsed(options_class: type[TrainOptions]) -> Callable[[Any], Any]:
@@ -64,12 +66,13 @@ def _parsed(options_class: type[TrainOptions]) -> Callable[[Any], Any]:
     return parsed
 
 
-def _train(system: str, options: TrainOptions) -> None:
+def _train(system: str, options: TrainOptions, arguments: Sequence[str]) -> None:
     if not options.data:
         raise ValueError("--data: expected at least one folder, got none")
     options.check_packages()
     import torch
 
+    from vlp_gym.evaluation.card import write_made
     from vlp_gym.models.registry import load_reward_model
     from vlp_gym.training.hold_out import hold_out
     from vlp_gym.training.loop import train as run_training
@@ -85,6 +88,8 @@ def _train(system: str, options: TrainOptions) -> None:
     if start is not None:
         _start_from(model, start, f"{options.init}")
     run_training(model, recipe, out, options.config(), held_out=_held_out_recipe(model, held, options))
+    if _leads():
+        write_made(out, arguments, options.data, len(trajectories), [trajectory.task for trajectory in trajectories])
     if held:
         _judge(held, out, options)
     print(f"checkpoint: {out}")
@@ -104,14 +109,19 @@ def _held_out_recipe(model: nn.Module, held: Sequence[Trajectory], options: Trai
         ) from error
 
 
-def _judge(held: Sequence[Trajectory], out: Path, options: TrainOptions) -> None:
-    """Write a report on the held-out episodes."""
+def _leads() -> bool:
+    """Whether this is the process that writes, of those of one training."""
     import accelerate
 
+    return bool(accelerate.PartialState().is_main_process)
+
+
+def _judge(held: Sequence[Trajectory], out: Path, options: TrainOptions) -> None:
+    """Write a report on the held-out episodes."""
     from vlp_gym.commands.evaluate import report
     from vlp_gym.models.registry import best_device, load_reward_model
 
-    if not accelerate.PartialState().is_main_process:
+    if not _leads():
         return
     device = best_device()
     live = load_reward_model(str(out), device=device)

@@ -30,6 +30,13 @@ def later(function: Callable[..., None]) -> Callable[..., Callable[[], None]]:
     return bound
 
 
+def with_line(function: Callable[..., Result], line: str) -> Callable[..., Result]:
+    """The function, with one more paragraph in its help, before the arguments."""
+    head, heading, arguments = (inspect.getdoc(function) or "").partition("\nArgs:")
+    function.__doc__ = f"{head.rstrip()}\n\n{line}\n{heading}{arguments}"
+    return function
+
+
 def options_of(function: Callable[..., Any]) -> list[str]:
     """The command-line options of a function, such as "--out"."""
     parameters = inspect.signature(function).parameters.values()

@@ -64,6 +64,10 @@ _FAMILIES = {
         "vlp_gym.models.ensemble:EnsembleModel",
         "ensemble:mean|MODEL|MODEL: mean (or min, or lower) of rank-normalised models",
     ),
+    "cascade": (
+        "vlp_gym.models.cascade:CascadeModel",
+        "cascade:SMALL|LARGE|band=0.25|budget=500: LARGE decides the pairs that SMALL is unsure of",
+    ),
     "http": ("vlp_gym.serving.remote:RemoteModel", "http://HOST:PORT: the model that `vlp-gym serve` has there"),
     "https": ("vlp_gym.serving.remote:RemoteModel", "https://HOST:PORT: the same"),
 }

@@ -1,4 +1,6 @@
 from .buffer import PreferenceBuffer as PreferenceBuffer
+from .cascade import CascadeLabeler as CascadeLabeler
+from .cascade import Gate as Gate
 from .exploration import StateEntropy as StateEntropy
 from .human import HumanLabeler as HumanLabeler
 from .labelers import Labeler as Labeler

@@ -36,6 +36,7 @@ from tqdm import tqdm
 from vlp_gym.engine.tickets import Ticket
 from vlp_gym.errors import CheckpointError
 from vlp_gym.preferences.buffer import PreferenceBuffer
+from vlp_gym.preferences.cascade import CascadeLabeler, gate_of
 from vlp_gym.preferences.labelers import Labeler, ModelLabeler, agreement, as_labels, check_labeler
 from vlp_gym.preferences.reward import FitReport, RewardEnsemble
 from vlp_gym.preferences.samplers import Sampler, choose_pairs
@@ -102,6 +103,9 @@ class PreferenceLearner:
         if reward_std is not None and not 0.0 < reward_std < float("inf"):
             raise ValueError(f"reward_std must be a number above 0, or None, got {reward_std}")
         check_labeler(labeler)
+        parts = (labeler.small, labeler.large) if isinstance(labeler, CascadeLabeler) else ()
+        if not keep_frames and any(isinstance(part, ModelLabeler) for part in parts):
+            raise ValueError("the models of a cascade look at frames, each at its own tokens; give keep_frames=112")
         self.labeler, self.queries = labeler, queries or Queries()
         self.fit_epochs, self.hidden, self.standardize = fit_epochs, tuple(hidden), standardize
         self.reward_std, self._mean, self._factor = reward_std, 0.0, 1.0
@@ -188,9 +192,9 @@ class PreferenceLearner:
         Returns:
             A row for logs: ``step``; ``labels`` (pairs so far); ``skipped`` (new pairs without a label);
             ``label_accuracy`` (share of new labels that agree with the environment's own returns); ``judged_accuracy``
-            (the same with means of a judge's values, if there are any);
-            ``ensemble_agreement`` (share that the reward predicted before it learned them); and, if there was anything
-            to fit, ``fit_accuracy`` and ``fit_loss``.
+            (the same with means of a judge's values, if there are any); ``ensemble_agreement`` (share that the reward
+            predicted before it learned them); ``sent_up`` (pairs that a cascade has sent on so far); and, if there was
+            anything to fit, ``fit_accuracy`` and ``fit_loss``.
 
         Raises:
             ValueError: before `start`, with the budget spent, or without two different segments.
@@ -221,6 +225,8 @@ class PreferenceLearner:
         judged = first.mean_values - second.mean_values
         if np.isfinite(judged).any():
             row["judged_accuracy"] = agreement(labels, judged)[0]
+        if (gate := gate_of(self.labeler)) is not None:
+            row["sent_up"] = gate.sent
         unlabelled = None
         if self.semi_supervised and not first_time:
             unlabelled = choose_pairs(
@@ -282,6 +288,8 @@ class PreferenceLearner:
             "rng": generator_state(self.rng),
             "labeler_rng": generator_state(_generator(self.labeler)),
         }
+        if (gate := gate_of(self.labeler)) is not None:
+            document["gate"] = [gate.asked, gate.sent]
         tensors: dict[str, Tensor] = {}
         for name in PARTS:
             if (part := getattr(self, name)) is not None:
@@ -309,6 +317,8 @@ class PreferenceLearner:
         self.history = [{name: float("nan") if x is None else x for name, x in row.items()} for row in rows]
         self.asked, self.next_session, self.unfitted = saved.asked, saved.next, saved.unfitted
         self._mean, self._factor = saved.reward
+        if (gate := gate_of(self.labeler)) is not None and saved.gate is not None:
+            gate.asked, gate.sent = saved.gate
         for generator, state in ((self.rng, saved.rng), (_generator(self.labeler), saved.labeler_rng)):
             generator.bit_generator.state = check_generator(state, generator, where)
 

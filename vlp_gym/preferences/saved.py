@@ -29,6 +29,7 @@ class Row(Document):
     label_accuracy: Share | None
     ensemble_agreement: Share | None
     judged_accuracy: Share | None = None
+    sent_up: Count | None = None
     fit_accuracy: Share | None = None
     fit_loss: Loss | None = None
 
@@ -44,6 +45,7 @@ class SavedLearner(Document):
     next: Count | None
     rng: dict[str, Any]
     labeler_rng: dict[str, Any]
+    gate: Annotated[list[Count], Field(min_length=2, max_length=2)] | None = None
     segments: dict[str, Any]
     preferences: dict[str, Any]
     ensemble: dict[str, Any] | None = None

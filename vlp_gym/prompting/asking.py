@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from vlp_gym.errors import AnswerError
 from vlp_gym.prompting.cache import PromptCache, question_key
-from vlp_gym.prompting.content import Content
+from vlp_gym.prompting.content import Content, Schema
 from vlp_gym.prompting.parse import Unparsed
 from vlp_gym.prompting.workers import leave_if_abandoned
 
@@ -21,6 +21,9 @@ Result = TypeVar("Result")
 
 # A longer answer is a model that never stops, not one to parse.
 MAX_ANSWER = 100_000  # characters
+
+# A model held to a schema may never end, or write nothing. After so many such answers in a row no more schema is sent.
+MOST_UNREAD = 3
 
 COUNTERS = ("requests", "retries", "cached", "unparsed", "prompt_tokens", "completion_tokens")
 
@@ -47,15 +50,16 @@ class AskedChat(ABC):
         # Rows of a batch are often equal; the second waits for the first one's answer. Questions whose keys share the
         # first byte share a lock, so that the number of locks is fixed.
         self._locks = [threading.Lock() for _ in range(256)]
+        self._schema_tries = MOST_UNREAD
 
-    def ask(self, content: Content, read: Callable[[str], Result]) -> Result:
-        """See `Chat.ask`."""
-        return self._answer(content, read, self._complete, ("text",))
+    def ask(self, content: Content, read: Callable[[str], Result], schema: Schema | None = None) -> Result:
+        """See `Chat.ask`. The schema is sent with the first attempt only: the next ones ask for the text."""
+        return self._answer(content, read, self._complete, ("text",), schema)
 
     def logprobs(self, content: Content, candidates: Sequence[str]) -> list[float]:
         """See `Chat.logprobs`."""
 
-        def send(content: Content) -> str:
+        def send(content: Content, schema: None) -> str:
             return json.dumps(self._first_token(content, candidates))
 
         def read(answer: str) -> list[float]:
@@ -75,8 +79,8 @@ class AskedChat(ABC):
             return {name: self._counts[name] for name in COUNTERS}
 
     @abstractmethod
-    def _complete(self, content: Content) -> str:
-        """The model's answer."""
+    def _complete(self, content: Content, schema: Schema | None) -> str:
+        """The model's answer, in JSON by the schema if the model can be held to one."""
 
     @abstractmethod
     def _first_token(self, content: Content, candidates: Sequence[str]) -> list[float]:
@@ -88,7 +92,12 @@ class AskedChat(ABC):
             self._counts.update(increments)
 
     def _answer(
-        self, content: Content, read: Callable[[str], Result], send: Callable[[Content], str], kind: Sequence[str]
+        self,
+        content: Content,
+        read: Callable[[str], Result],
+        send: Callable[[Content, Any], str],
+        kind: Sequence[str],
+        schema: Schema | None = None,
     ) -> Result:
         """Return the cached answer, or ask with `send` and cache the answer if `read` can parse it.
 
@@ -110,15 +119,19 @@ class AskedChat(ABC):
                 # A model at temperature 0 repeats itself unless the question changes.
                 again = [] if attempt == 1 else [f"Attempt {attempt}: {reason}. Keep exactly to the format asked for."]
                 leave_if_abandoned()
-                reply = send([*content, *again])
+                held_to = schema if attempt == 1 and self._schema_tries > 0 else None
+                reply = send([*content, *again], held_to)
                 try:
                     if len(reply) > MAX_ANSWER:
                         raise Unparsed(f"it has {len(reply)} characters, at most {MAX_ANSWER} are read")
                     value = read(reply)
                 except Unparsed as error:
                     self._count(unparsed=1)
+                    self._schema_tries -= held_to is not None
                     reason = f"the answer could not be read, because {error}"
                 else:
+                    if held_to is not None:
+                        self._schema_tries = MOST_UNREAD
                     self._cache.put(key, reply, self.name)
                     return value
         times = "once" if self._attempts == 1 else f"{self._attempts} times"

@@ -11,13 +11,14 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from vlp_gym.errors import QueryError, import_extra
 from vlp_gym.prompting.asking import AskedChat
 from vlp_gym.prompting.cache import DEFAULT
-from vlp_gym.prompting.content import Content, Image, png_bytes
-from vlp_gym.prompting.failures import Failure, NoCompletion, diagnose, masked
+from vlp_gym.prompting.content import Content, Image, Schema, png_bytes
+from vlp_gym.prompting.failures import Failure, NoCompletion, RequestRefused, diagnose, masked
 from vlp_gym.prompting.workers import leave_if_abandoned, pause
 
 Result = TypeVar("Result")
@@ -27,6 +28,7 @@ TOP_LOGPROBS = 20  # the protocol's maximum
 NO_JSON = (ValueError, RecursionError)
 BACKOFF_CAP_S = 8.0
 RETRY_AFTER_CAP_S = 60.0
+IN_JSON = "Write the answer as JSON that fits the schema of this request."
 MOST_TOKENS = 10**9  # per request; larger counts are ignored as nonsense
 
 
@@ -36,6 +38,10 @@ class ChatClient(AskedChat):
     Requests are retried if they time out, are refused temporarily (408, 409, 429), fail in the server (5xx) or return
     something other than a chat completion. The pause is the server's Retry-After, else exponential: `backoff_s`,
     doubled each time, at most 8 s, minus a random part of up to a quarter.
+
+    A question with a schema is sent with ``response_format``, which vLLM, SGLang and hosted models decode by. An
+    endpoint that refuses that field is asked without it, and from then on always. Equal parts of a question are sent as
+    equal bytes, and what questions share comes first, so that the caches of servers (prefixes, pictures) serve them.
 
     Args:
         model: the endpoint's name for the model.
@@ -102,6 +108,7 @@ class ChatClient(AskedChat):
         self._random = random.Random()  # not the global generator: a retry must not change the agent's draws
         self._given_url, self._key = base_url, _key(base_url)
         self._clients: dict[int, Any] = {}
+        self._takes_schemas = True
         self.base_url = str(self._client.base_url).rstrip("/")
 
     def stats(self) -> dict[str, float]:
@@ -137,8 +144,15 @@ class ChatClient(AskedChat):
             api_key=self._key, base_url=self._given_url, timeout=None, max_retries=0, http_client=http
         )
 
-    def _complete(self, content: Content) -> str:
-        return self._request(content, self._options, _text)
+    def _complete(self, content: Content, schema: Schema | None) -> str:
+        if schema is None or not self._takes_schemas:
+            return self._request(content, self._options, _text)
+        form = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
+        with suppress(RequestRefused):
+            return self._request([*content, IN_JSON], {**self._options, "response_format": form}, _text)
+        answer = self._request(content, self._options, _text)
+        self._takes_schemas = False  # only now: it was not the question that was refused
+        return answer
 
     def _first_token(self, content: Content, candidates: Sequence[str]) -> list[float]:
         """From the 20 most likely first tokens, the protocol's maximum.

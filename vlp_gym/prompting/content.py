@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
@@ -16,6 +16,8 @@ Image: TypeAlias = NDArray[np.uint8]
 """One picture, uint8 ``[H, W, 3]``."""
 Content: TypeAlias = Sequence["str | Image"]
 """Text and pictures in reading order."""
+Schema: TypeAlias = Mapping[str, Any]
+"""A JSON schema, of an object."""
 
 Result = TypeVar("Result")
 
@@ -30,13 +32,15 @@ class Chat(Protocol):
 
     name: str
 
-    def ask(self, content: Content, read: Callable[[str], Result]) -> Result:
+    def ask(self, content: Content, read: Callable[[str], Result], schema: Schema | None = None) -> Result:
         """Ask a question and parse the answer.
 
         Args:
             content: the user's message.
             read: parses the answer, or raises `vlp_gym.prompting.parse.Unparsed`; then the question is asked again
                 with the reason added.
+            schema: of an answer in JSON, for models that can be held to one; `read` must read the answers of others,
+                too.
 
         Raises:
             QueryError: there is no answer, or none that can be parsed.

@@ -12,7 +12,12 @@ from typing import Any
 from vlp_gym.errors import AnswerError, QueryError, QueryTimeout
 
 REFUSED = ("content_filter", "content_policy_violation")  # codes of an endpoint that refuses a question
-PASSING = (408, 409, 429)  # statuses worth a retry, besides all 5xx
+PASSING = (408, 409, 429)  # statuses worth a retry, besides 5xx
+NOT_IMPLEMENTED = 501
+
+
+class RequestRefused(QueryError):
+    """The endpoint does not take such a request, whatever the question."""
 
 
 class NoCompletion(ValueError):
@@ -92,12 +97,13 @@ def _of_status(error: Any, model: str, key: str) -> Failure:
         return Failure(what, f"{model!r} is not asked such things there", passing=False, error=AnswerError)
     if error.code == "insufficient_quota":  # also 429, but waiting does not help
         return Failure(what, "the account has no credit left", passing=False)
-    if status in PASSING or status >= 500:
+    if status in PASSING or (status >= 500 and status != NOT_IMPLEMENTED):
         advice = "try later"
         if status == 429:
             advice = "lower requests_per_minute or max_concurrency, or try later"
         return Failure(what, advice, retry_after_s=retry_after_s(error.response.headers))
-    return Failure(what, f"the endpoint does not take such a request for {model!r}", passing=False)
+    advice = f"the endpoint does not take such a request for {model!r}"
+    return Failure(what, advice, passing=False, error=RequestRefused)
 
 
 def retry_after_s(headers: Any) -> float | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from vlp_gym.errors import CheckpointError, QueryError, import_extra, missing_extra
 from vlp_gym.prompting.asking import AskedChat
 from vlp_gym.prompting.cache import DEFAULT
-from vlp_gym.prompting.content import Content, to_pil
+from vlp_gym.prompting.content import Content, Schema, to_pil
 from vlp_gym.prompting.workers import leave_if_abandoned
 
 
@@ -63,7 +63,8 @@ class LocalChat(AskedChat):
         self._model = None
 
     @torch.inference_mode()
-    def _complete(self, content: Content) -> str:
+    def _complete(self, content: Content, schema: Schema | None) -> str:
+        """In text: `generate` cannot be held to a schema."""
         from transformers import StoppingCriteriaList
 
         inputs = self._inputs(content)

@@ -5,7 +5,13 @@ Each expression takes time linear in the answer: no two repeats that may match t
 
 from __future__ import annotations
 
+import json
 import re
+from typing import Any
+
+from vlp_gym.prompting.content import Schema
+
+DESCRIPTION, PERCENTAGE = "Frame Description", "Task Completion Percentages"
 
 # A line that begins with "Frame 3", after any Markdown and the number of a list ("1. Frame 1").
 _FRAME = re.compile(r"^[^\w\n]*(?:\d+[.)][^\w\n]*)?frame\s*#?(\d{1,9})\b", re.IGNORECASE | re.MULTILINE)
@@ -20,14 +26,34 @@ _ANOTHER = re.compile(r"^\W*(?:(?:to|or|and|through)\b\W*)?\d|\d\s*(?:\}\s*)?%",
 _CHOICE = re.compile(r"(?<![\w.+-])(-1|0|1)(?![\w%]|\.\d)")
 
 
+def object_schema(properties: Schema) -> dict[str, Any]:
+    """The JSON schema of an object with exactly these properties, as strict endpoints want it."""
+    return {
+        "type": "object",
+        "properties": dict(properties),
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def percentages_schema(count: int) -> dict[str, Any]:
+    """The schema for `parse_percentages`: no frame can be left out, and each is described before it is rated."""
+    frame = object_schema({DESCRIPTION: {"type": "string"}, PERCENTAGE: {"type": "number"}})
+    return object_schema({f"Frame {number}": frame for number in range(1, count + 1)})
+
+
+CHOICE_SCHEMA = object_schema({"answer": {"type": "integer", "enum": [0, 1, -1]}})
+"""The schema for `parse_choice`."""
+
+
 class Unparsed(ValueError):
     """An answer does not have the requested form; the message says why."""
 
 
 def parse_percentages(answer: str, count: int) -> list[float]:
-    """Read ``Frame {i}: Frame Description: ..., Task Completion Percentages: {p}%`` for i = 1 .. count.
+    """Read ``Frame {i}: Frame Description: ..., Task Completion Percentages: {p}%`` for i = 1 .. count, or JSON.
 
-    Lines may be in any order, with Markdown around and text between them.
+    JSON is as in `percentages_schema`. Lines may be in any order, with Markdown around and text between them.
 
     >>> parse_percentages("Frame 2: Frame Description: open, Task Completion Percentages: 80%\\n"
     ...                   "Frame 1: Frame Description: shut, Task Completion Percentages: 12.5%", 2)
@@ -44,6 +70,8 @@ def parse_percentages(answer: str, count: int) -> list[float]:
         Unparsed: a frame is missing, appears twice or was never shown, or its percentage is missing, ambiguous or
             outside [0, 100].
     """
+    if (said := _json_object(answer)) is not None:
+        return _percentages_in(said, count)
     starts = list(_FRAME.finditer(answer))
     ends = [*(match.start() for match in starts), len(answer)][1:]
     found: dict[int, float] = {}
@@ -69,7 +97,7 @@ def parse_percentages(answer: str, count: int) -> list[float]:
 
 
 def parse_choice(answer: str) -> int:
-    """Read 0, 1 or -1 from the last line that is not blank.
+    """Read 0, 1 or -1 from the last line that is not blank, or from JSON as in `CHOICE_SCHEMA`.
 
     >>> parse_choice("Image 1 is nearer to the goal.\\n**0**"), parse_choice("Answer: -1")
     (0, -1)
@@ -77,6 +105,11 @@ def parse_choice(answer: str) -> int:
     Raises:
         Unparsed: that line has none or several of them.
     """
+    if (said := _json_object(answer)) is not None:
+        choice = said.get("answer")
+        if type(choice) is not int or choice not in (0, 1, -1):
+            raise Unparsed(f"its answer is {_quoted(choice)}, expected 0, 1 or -1")
+        return choice
     lines = [line for line in answer.replace("\N{MINUS SIGN}", "-").splitlines() if line.strip()]
     found = _CHOICE.findall(lines[-1]) if lines else []
     if len(found) != 1:
@@ -89,3 +122,39 @@ def parse_text(answer: str) -> str:
     if not (text := answer.strip()):
         raise Unparsed("the answer is empty")
     return text
+
+
+def _percentages_in(said: dict[str, Any], count: int) -> list[float]:
+    names = [f"Frame {number}" for number in range(1, count + 1)]
+    if said.keys() != set(names):
+        wrong = sorted(said.keys() ^ set(names))
+        raise Unparsed(f"expected Frame 1 to Frame {count} in the JSON, each once; wrong are {_quoted(wrong)}")
+    found: list[float] = []
+    for name in names:
+        value = said[name].get(PERCENTAGE) if isinstance(said[name], dict) else None
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 100:
+            raise Unparsed(f"{name} has the percentage {_quoted(value)}, expected a number from 0 to 100")
+        found.append(float(value))
+    return found
+
+
+def _json_object(answer: str) -> dict[str, Any] | None:
+    """The object of an answer that begins as one, perhaps in a fence of Markdown; None for any other text."""
+    text = answer.strip().removeprefix("```json").removeprefix("```").removesuffix("```").strip()
+    if not text.startswith("{"):
+        return None
+    try:
+        return dict(json.loads(text, object_pairs_hook=_unique))
+    except (ValueError, RecursionError) as error:
+        raise Unparsed(f"it begins as JSON, but is none ({error})") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name comes twice")
+    return found
+
+
+def _quoted(value: Any) -> str:
+    return repr(value)[:80]

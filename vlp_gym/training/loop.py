@@ -21,6 +21,7 @@ from vlp_gym.models.checkpoint import load_state, save_checkpoint, stored_config
 from vlp_gym.schema import Document
 from vlp_gym.storage import write_atomic
 from vlp_gym.training.early_stopping import HELD_OUT, held_out_loss, lowest, next_step, stage_of
+from vlp_gym.training.log import open_log
 from vlp_gym.training.recipe import Loss, Recipe, Stage, TrainConfig
 from vlp_gym.training.state import load_training_state, save_training_state
 
@@ -60,7 +61,9 @@ def train(
     folder = Path(folder)
     # A stage may train a few weights only: DistributedDataParallel would wait for the others' gradients for ever.
     resting = accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)
-    accelerator = accelerate.Accelerator(mixed_precision=config.precision, kwargs_handlers=[resting])
+    accelerator = accelerate.Accelerator(
+        mixed_precision=config.precision, kwargs_handlers=[resting], log_with=config.log, project_dir=str(folder)
+    )
     generator = torch.Generator().manual_seed(config.seed + accelerator.process_index)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = recipe.optimizer(model, config)
@@ -97,7 +100,7 @@ def train(
             _write_history(folder, history)
 
     current: Stage | None = None
-    with bar:
+    with bar, open_log(accelerator, config.log, folder, settings) as log:
         while step < total:
             first, end = stage_of(step, ends)
             place = ends.index(end)
@@ -139,6 +142,7 @@ def train(
                             f"step {step + 1}: the held-out loss was lowest after step {low.step + 1}, "
                             f"{low.loss:.4g}: its weights are kept; {end - step - 1} of {stage.steps} steps were left"
                         )
+            log({**history[-1], "learning_rate": optimizer.param_groups[0]["lr"]})
             bar.update(follows - step)
             step = follows
             if due and step < total:
@@ -223,7 +227,7 @@ def _check_same_settings(before: dict[str, Any], now: dict[str, Any], folder: Pa
         "recipe_seed": before.get("seed"),
         **before,
     }
-    free = ("save_every", "half", "model")
+    free = ("save_every", "half", "log", "model")
     changed = {key: (before.get(key), now[key]) for key in now if key not in free and before.get(key) != now[key]}
     own, model = before.get("model", {}), now.get("model", {})
     changed |= {f"model.{key}": (own[key], model[key]) for key in model if key in own and own[key] != model[key]}

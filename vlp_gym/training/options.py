@@ -12,6 +12,7 @@ from torch import nn
 
 from vlp_gym.data.trajectory import Trajectory
 from vlp_gym.errors import check_packages, did_you_mean
+from vlp_gym.training.log import EXTRAS
 from vlp_gym.training.recipe import Recipe, TrainConfig
 
 
@@ -78,7 +79,8 @@ class TrainOptions(TrainConfig, ABC):
 
     def packages(self) -> dict[str, str]:
         """Package needed for this training -> the extra of vlp_gym that installs it."""
-        return dict.fromkeys(("accelerate", "datasets", "PIL", "matplotlib", "scipy"), "train")
+        needed = dict.fromkeys(("accelerate", "datasets", "PIL", "matplotlib", "scipy"), "train")
+        return needed if self.log is None else {**needed, self.log: EXTRAS[self.log]}
 
     def check_packages(self) -> None:
         """Raise MissingExtraError if any of `packages` is not installed; imports none of them."""

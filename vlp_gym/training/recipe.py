@@ -10,6 +10,8 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from vlp_gym.training.log import LogName
+
 Loss = Callable[[nn.Module, Any, torch.Generator], dict[str, Tensor]]
 """(model, batch, generator on the CPU) -> "loss" to minimise and its named parts, all scalars."""
 _B = TypeVar("_B", bound="Batch")
@@ -34,6 +36,8 @@ class TrainConfig:
         patience: with hold_out, the loss on these episodes is measured at every `save_every`, the weights of its lowest
             are kept, and training stops after so many measurements in a row without a lower one; 0 trains all steps
             and keeps the last weights.
+        log: also log every step to TensorBoard, Weights & Biases (WANDB_MODE=offline: without a network) or Trackio;
+            losses are always in history.json and training.png.
     """
 
     steps: int = 700
@@ -46,6 +50,7 @@ class TrainConfig:
     half: bool = False
     hold_out: float = 0.0
     patience: int = 0
+    log: LogName | None = None
 
 
 @dataclass(frozen=True)

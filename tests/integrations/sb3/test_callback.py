@@ -77,6 +77,7 @@ def logged(model, steps, callback, **options):
 NAMES = {
     "reward", "score", "progress", "env_return", "latency_p50", "latency_p99", "queue_depth", "stale", "failed",
     "ready_share",
+    "rewards",
 }  # fmt: skip
 
 

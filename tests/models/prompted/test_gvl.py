@@ -18,6 +18,7 @@ from vlp_gym.evaluation.curation import detect_success
 from vlp_gym.models.prompted.gvl import GVLModel, shuffled
 from vlp_gym.models.registry import load_reward_model
 from vlp_gym.prompting import ChatClient
+from vlp_gym.prompting.client import IN_JSON
 from vlp_gym.testing import PaintedEnv, check_reward_model
 
 SENTENCE = "open the {drawer} 100%"
@@ -93,6 +94,7 @@ def test_the_prompt_is_the_papers(model: GVLModel, server: ChatServer) -> None:
         "<image>",
         "Frame 3:",
         "<image>",
+        IN_JSON,  # the endpoint takes a schema
     ]
 
 

@@ -18,6 +18,7 @@ from vlp_gym.preferences.labelers import ModelLabeler
 from vlp_gym.preferences.schedule import Queries
 from vlp_gym.preferences.segment_store import SegmentStore
 from vlp_gym.prompting import ChatClient
+from vlp_gym.prompting.client import IN_JSON
 from vlp_gym.testing import check_reward_model
 
 SENTENCE = "open the drawer"
@@ -67,7 +68,8 @@ def test_two_stages(model: RLVLMFModel, server: ChatServer) -> None:
     assert [part["text"] for part in second] == [
         f"These questions were asked about two images:\n{questions}\n\nThe answers were:\n{said}\n\n"
         "Going by these answers, in which image is the goal better achieved? Reply with one line that holds only a "
-        "number: 0 for Image 1, 1 for Image 2, or -1 if there is no difference or the answers are not sure."
+        "number: 0 for Image 1, 1 for Image 2, or -1 if there is no difference or the answers are not sure.",
+        IN_JSON,  # the endpoint takes a schema
     ]
 
 

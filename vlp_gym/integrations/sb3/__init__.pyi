@@ -5,7 +5,9 @@ from .buffers import VLPReplayBuffer as VLPReplayBuffer
 from .buffers import VLPRolloutBuffer as VLPRolloutBuffer
 from .callback import RewardNormalizer as RewardNormalizer
 from .callback import VLPRewardCallback as VLPRewardCallback
+from .film import RewardVideo as RewardVideo
 from .furl import FuRLCallback as FuRLCallback
+from .logs import TrackerWriter as TrackerWriter
 from .offline import OldDataReplayBuffer as OldDataReplayBuffer
 from .offline import start_from as start_from
 from .preferences import PreferenceCallback as PreferenceCallback

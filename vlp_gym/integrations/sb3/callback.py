@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
@@ -18,11 +20,15 @@ from vlp_gym.integrations.sb3.buffers import (
     VLPRolloutBuffer,
     late_rollout_buffer,
 )
+from vlp_gym.integrations.sb3.logs import NOT_IN_TEXT
 from vlp_gym.integrations.sb3.source import RewardSource
 from vlp_gym.rewards.delivery import Delivery
 from vlp_gym.rewards.info import HEADS, ours_in, ticket_in
 from vlp_gym.rewards.normalizer import RewardNormalizer as RewardNormalizer
 from vlp_gym.wrappers.streaming import NO_RELABELLING
+
+HISTOGRAM = "vlp/rewards"
+MOST_PAID = 10_000  # rewards in one histogram, the newest ones
 
 
 class VLPRewardCallback(BaseCallback):
@@ -35,9 +41,10 @@ class VLPRewardCallback(BaseCallback):
     Logged are ``vlp/reward``, ``vlp/score`` and, if the model has them, ``vlp/progress`` and ``vlp/relevance`` (means
     over deliveries), ``vlp/env_return`` (mean of the environments' own returns of finished episodes),
     ``vlp/latency_p50`` and ``vlp/latency_p99`` (seconds), and the buffer's ``vlp/queue_depth``, ``vlp/stale``,
-    ``vlp/failed`` and, of a replay buffer, ``vlp/ready_share`` (the share of the rows whose rewards are there). With
-    late rewards, Stable-Baselines3's own ``rollout/ep_rew_mean`` adds up placeholders; ``rollout/success_rate`` is that
-    of the last steps of episodes under ``success_threshold``, or the environment's own.
+    ``vlp/failed`` and, of a replay buffer, ``vlp/ready_share`` (the share of the rows whose rewards are there). Loggers
+    with histograms get ``vlp/rewards``, the rewards since the last time. With late rewards, Stable-Baselines3's own
+    ``rollout/ep_rew_mean`` adds up placeholders; ``rollout/success_rate`` is that of the last steps of episodes under
+    ``success_threshold``, or the environment's own.
 
     Where a wrapper outside may make steps or change rewards, as for a frame skip, every step waits for its reward.
 
@@ -60,6 +67,8 @@ class VLPRewardCallback(BaseCallback):
         self._source: RewardSource | None = None
         self._buffer: LateBuffer | None = None
         self._returns: list[float] = []
+        self._paid: deque[float] = deque(maxlen=MOST_PAID)
+        self._shown = 0  # of these, in a histogram
         self._ends: set[tuple[int, Ticket]] = set()  # last steps of episodes whose success is not known yet
 
     def update_locals(self, locals_: dict[str, Any]) -> None:
@@ -135,6 +144,10 @@ class VLPRewardCallback(BaseCallback):
 
     def _log_scores(self, reward: float, scores: Mapping[str, Any]) -> None:
         self._log("reward", reward)
+        if np.isfinite(reward):
+            if len(self._paid) == MOST_PAID:  # the oldest one goes
+                self._shown = max(self._shown - 1, 0)
+            self._paid.append(reward)
         for name in ("score", *HEADS):
             if (value := scores.get(name)) is not None and np.isfinite(value):
                 self._log(name, float(value))
@@ -152,6 +165,17 @@ class VLPRewardCallback(BaseCallback):
                 self.logger.record(f"vlp/{name}", counts[count])
         if isinstance(self._buffer, VLPReplayBuffer):
             self.logger.record("vlp/ready_share", self._buffer.ready_share())
+        self._log_rewards()
+
+    def _log_rewards(self) -> None:
+        """The rewards since the last dump of the logger, as a tensor, of which loggers draw histograms."""
+        if HISTOGRAM not in self.logger.name_to_value:
+            for _ in range(self._shown):
+                self._paid.popleft()
+            self._shown = 0
+        if self._paid:
+            self._shown = len(self._paid)
+            self.logger.record(HISTOGRAM, torch.tensor(self._paid), exclude=NOT_IN_TEXT)
 
 
 def check(model: Any, source: RewardSource) -> None:

@@ -16,7 +16,7 @@ from vlp_gym.models.prompted.base import PromptedModel
 from vlp_gym.models.protocol import Scores
 from vlp_gym.models.raw_tokens import windows_shown
 from vlp_gym.prompting.content import Chat, Image
-from vlp_gym.prompting.parse import parse_percentages
+from vlp_gym.prompting.parse import parse_percentages, percentages_schema
 from vlp_gym.prompting.shots import Example, check_example, load_examples
 from vlp_gym.prompting.spec import Options
 from vlp_gym.text import normalize_instruction
@@ -133,7 +133,8 @@ class GVLModel(PromptedModel):
         order = 1 + (shuffled(frames[1:], instruction) if self.shuffle else np.arange(len(frames) - 1))
         for asked in [np.array([index]) for index in range(len(frames))] if self.single_frame else [order]:
             read = functools.partial(parse_percentages, count=len(asked))
-            values[asked] = np.asarray(self.chat.ask(self._prompt(frames, asked, instruction), read)) / 100.0
+            answer = self.chat.ask(self._prompt(frames, asked, instruction), read, percentages_schema(len(asked)))
+            values[asked] = np.asarray(answer) / 100.0
         return values
 
     def _prompt(self, frames: NDArray[np.uint8], order: NDArray[np.int64], instruction: str) -> list[str | Image]:

@@ -12,7 +12,7 @@ from vlp_gym.models.prompted.base import PromptedModel
 from vlp_gym.models.protocol import Scores
 from vlp_gym.models.raw_tokens import tokens_to_images, tokens_to_sentences
 from vlp_gym.prompting.content import Chat, Image
-from vlp_gym.prompting.parse import parse_choice, parse_text
+from vlp_gym.prompting.parse import CHOICE_SCHEMA, parse_choice, parse_text
 from vlp_gym.prompting.spec import Options
 
 CHANCES = {0: 1.0, 1: 0.0, -1: 0.5}  # answer -> P(the first picture is better)
@@ -92,4 +92,4 @@ class RLVLMFModel(PromptedModel):
             "Going by these answers, in which image is the goal better achieved? Reply with one line that holds only a "
             "number: 0 for Image 1, 1 for Image 2, or -1 if there is no difference or the answers are not sure."
         )
-        return self.chat.ask([verdict], parse_choice)
+        return self.chat.ask([verdict], parse_choice, CHOICE_SCHEMA)
