@@ -173,12 +173,15 @@ def read(options: Options, model: Any) -> tuple[np.ndarray, Transitions, Transit
     seen: Counter[tuple[str, str]] = Counter()
     rng = np.random.default_rng(options.seed)
     blocks = []
-    for trajectory in tqdm(stream_trajectories(*options.data, tasks=tasks), desc="rewarding", unit=" rollouts"):
-        kind = trajectory.task, trajectory.tier
-        if trajectory.tier in options.tiers and seen[kind] < options.per_tier:
-            seen[kind] += 1
-            sentence = str(rng.choice(phrasings[trajectory.task]))
-            blocks.append(data.transitions(trajectory, (sentence, options.instruction)))
+
+    def keep(task: str, tier: str) -> bool:
+        seen[task, tier] += 1
+        return tier in options.tiers and seen[task, tier] <= options.per_tier
+
+    rollouts = stream_trajectories(*options.data, tasks=tasks, keep=keep)
+    for trajectory in tqdm(rollouts, desc="rewarding", unit=" rollouts"):
+        sentence = str(rng.choice(phrasings[trajectory.task]))
+        blocks.append(data.transitions(trajectory, (sentence, options.instruction)))
     if not blocks:
         raise SystemExit(f"--tiers: expected some that the data have, got {', '.join(options.tiers)}")
     own, relabelled = (joined(block) for block in zip(*blocks, strict=True))

@@ -16,7 +16,7 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
@@ -25,6 +25,8 @@ import pytest
 
 import vlp_gym
 from vlp_gym.commands import main as cli
+from vlp_gym.maniskill import simulator as maniskill_simulator
+from vlp_gym.metaworld import simulator as metaworld_simulator
 from vlp_gym.models.registry import _FAMILIES, _SHIPPED, load_reward_model
 from vlp_gym.rewards.shaping import REWARDS
 
@@ -189,7 +191,9 @@ def test_commands_are_understood(page, arguments, tmp_path, monkeypatch, capsys)
     lay_out(page, tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("vlp_gym.metaworld.collect.collect_metaworld", lambda *_, **__: None)  # it would take hours
+    for simulator in (metaworld_simulator, maniskill_simulator):  # they would take hours, or are not installed
+        quick = replace(simulator.SIMULATOR, collect=lambda *_, **__: None, packages={})
+        monkeypatch.setattr(simulator, "SIMULATOR", quick)
     monkeypatch.setattr("vlp_gym.serving.run.run_server", lambda *_, **__: None)  # it would not end
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     status = cli.main(arguments)

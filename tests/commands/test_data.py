@@ -17,6 +17,7 @@ from tiny import tiny_model
 from vlp_gym.commands.data import judged_tasks, load, training_tasks
 from vlp_gym.data.shards import shard_path
 from vlp_gym.errors import DatasetError
+from vlp_gym.maniskill.tasks import TEST, TRAIN
 from vlp_gym.metaworld import splits
 from vlp_gym.metaworld.instructions import instructions_for
 
@@ -56,6 +57,8 @@ def test_tasks_of_a_split(other):
     for split in ("vlp", "ml45", "rewind", "all"):
         assert training_tasks(split, [other]) == splits.train_tasks(split)
         assert judged_tasks(split, other) == splits.judged_tasks(split)
+    assert training_tasks("maniskill", [other]) == tuple(TRAIN)
+    assert judged_tasks("maniskill", other) == tuple(TEST)
 
 
 def test_train_evaluate_calibrate_and_score_on_data_of_ones_own(other, tmp_path, capsys):

@@ -243,3 +243,8 @@ def test_errors(clips, arguments, message, capsys):
 def test_a_task_that_no_data_set_has(clips, model, capsys):
     assert run("score", "--dataset", f"videos:{clips}", "--model", model, "--tasks", "dance") == 2
     assert "no trajectories of dance" in capsys.readouterr().err
+
+
+def test_the_data_set_is_looked_for_before_the_model(tmp_path, capsys):
+    assert run("score", "--dataset", tmp_path / "no-data", "--model", tmp_path / "no-model") == 2
+    assert f"{tmp_path / 'no-data'}: expected parquet shards" in capsys.readouterr().err

@@ -23,6 +23,7 @@ METHOD = ["--data", NOWHERE, "--task", "push"]
 ASKED = [
     (["collect", "metaworld", "--out", "out"], "metaworld", "metaworld"),
     (["collect", "fetch", "--out", "out"], "gymnasium_robotics", "fetch"),
+    (["collect", "maniskill", "--out", "out"], "mani_skill", "maniskill"),
     (["collect", "metaworld", "--out", "out", "--agent", "1"], "stable_baselines3", "sb3"),
     (["collect", "metaworld", "--out", "out"], "datasets", "train"),
     (["data", "inspect", f"videos:{NOWHERE}"], "av", "viz"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -27,11 +28,11 @@ class TestPushToHub:
     def _no_collection(self, monkeypatch):
         import huggingface_hub
 
-        from vlp_gym.metaworld import collect
+        from vlp_gym.metaworld import simulator
 
         self.Api.calls = []
         monkeypatch.setattr(huggingface_hub, "HfApi", self.Api)
-        monkeypatch.setattr(collect, "collect_metaworld", lambda *_, **__: None)
+        monkeypatch.setattr(simulator, "SIMULATOR", replace(simulator.SIMULATOR, collect=lambda *_, **__: None))
 
     def test_shards_and_settings_are_uploaded(self, tmp_path, capsys):
         assert run("collect", "metaworld", "--out", tmp_path, "--push-to-hub", "me/rollouts") == 0

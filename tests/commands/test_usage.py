@@ -15,6 +15,8 @@ from vlp_gym.commands.main import main
 from vlp_gym.commands.usage import MAX_SEED
 
 COLLECT = ["collect", "metaworld", "--out", "new"]
+SIMULATORS = ("metaworld", "fetch", "maniskill")
+SPLITS = ("vlp", "ml45", "rewind", "all", "maniskill", "data")
 TRAIN = ["train", "staged", "--data", "data"]
 EVAL = ["eval", "--data", "data"]
 DATA = ["data", "convert", "videos:clips", "--out", "new"]
@@ -70,7 +72,7 @@ WRONG = [
     (["models", "--all"], unknown("--all", "models")),
     (["models", "x"], "Unrecognized options: x; see `vlp-gym models --help`"),
     # choices
-    (["collect", "metawrld", "--out", "new"], choice("metawrld", "source", ("metaworld", "fetch"), "collect")),
+    (["collect", "metawrld", "--out", "new"], choice("metawrld", "source", SIMULATORS, "collect")),
     ([*COLLECT, "--tiers", "exprt"], choice("exprt", "--tiers", ("expert", "medium", "random"), "collect")),
     (
         [*COLLECT, "--camera", "cornr2"],
@@ -81,9 +83,9 @@ WRONG = [
             "collect",
         ),
     ),
-    ([*TRAIN, "--split", "ml10"], choice("ml10", "--split", ("vlp", "ml45", "rewind", "all", "data"), "train staged")),
+    ([*TRAIN, "--split", "ml10"], choice("ml10", "--split", SPLITS, "train staged")),
     ([*TRAIN, "--precision", "fp8"], choice("fp8", "--precision", ("no", "bf16", "fp16"), "train staged")),
-    ([*EVAL, "--split", "mt50"], choice("mt50", "--split", ("vlp", "ml45", "rewind", "all", "data"), "eval")),
+    ([*EVAL, "--split", "mt50"], choice("mt50", "--split", SPLITS, "eval")),
     ([*LABEL, "--sampler", "unform"], choice("unform", "--sampler", ("uniform", "k-center", "k-means"), "label")),
     ([*LABEL, "--kind", "rewards"], choice("rewards", "--kind", ("reward", "preference"), "label")),
     (

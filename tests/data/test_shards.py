@@ -11,6 +11,8 @@ import pytest
 
 pytest.importorskip("datasets")
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from rollouts import painted, painted_tasks, write_tasks, write_version_1
 
 from vlp_gym.data import check, shards
@@ -88,6 +90,26 @@ class TestRoundTrip:
         read = list(stream_trajectories(folder, tasks=["push-v3"]))
         assert {t.task for t in read} == {"push-v3"}
         assert len(read) == 4
+
+    def test_what_is_not_kept_is_not_decoded(self, tmp_path):
+        write_tasks(tmp_path, painted_tasks(["push-v3"], tiers=("expert", "random")))
+        damaged = shard_path(tmp_path, "push-v3", "random")
+        rows = pq.read_table(damaged).to_pylist()
+        schema = pq.read_schema(damaged)
+        for row in rows:
+            row["frames"] = [{"bytes": b"no picture", "path": None}] * len(row["frames"])
+        pq.write_table(pa.Table.from_pylist(rows, schema), damaged)
+        asked = []
+
+        def keep(*kind):
+            asked.append(kind)
+            return kind == ("push-v3", "expert") and len(asked) == 2
+
+        (only,) = stream_trajectories(tmp_path, keep=keep)
+        assert same(only, painted_tasks(["push-v3"], tiers=("expert",))[1])
+        assert asked == [("push-v3", "expert")] * 2 + [("push-v3", "random")] * 2
+        with pytest.raises(DatasetError, match="frame 0 cannot be decoded"):
+            list(stream_trajectories(tmp_path))
 
     def test_streaming_needs_no_more_than_it_is_asked_for(self, folder):
         assert next(iter(stream_trajectories(folder))).task == "push-back-v3"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -16,8 +18,10 @@ from vlp_gym.evaluation import cross
 from vlp_gym.evaluation.curation import dataset_ranking
 from vlp_gym.evaluation.demonstrations import score_dataset, summarize
 from vlp_gym.evaluation.examples import choose_examples, example_of
+from vlp_gym.evaluation.goals import goals_for
 from vlp_gym.evaluation.score_log import Scored, ScoreLog
 from vlp_gym.models.prompted.gvl import GVLModel
+from vlp_gym.models.vip import VIPModel
 from vlp_gym.prompting import ChatClient
 from vlp_gym.prompting.parse import Unparsed
 from vlp_gym.prompting.success import parse_success
@@ -42,6 +46,31 @@ def video(*levels, seed=0, success=True):
 
 def scored(model, *videos, **options):
     return score_dataset(model, videos, progress_bar=False, **options)
+
+
+def test_no_video_is_kept(model):
+    def stream():
+        for number in range(5):
+            made = video(0, 10, 20, 30, seed=number)
+            alive.append(weakref.ref(made))
+            yield made
+            del made
+            gc.collect()
+            assert sum(reference() is not None for reference in alive) <= 1  # the one before, until this one comes
+
+    alive = []
+    assert [row["seed"] for row in score_dataset(model, stream(), progress_bar=False)] == list(range(5))
+
+
+def test_pictures_of_goals_are_read_only_for_a_model_that_takes_them(model):
+    def stream():
+        yield from (video(0, 10, 20), video(0, 40, 90, seed=1))
+
+    goals = goals_for(VIPModel(resnet=18, dim=8), stream())
+    assert (goals.keys(), goals["push"][0, 0, 0]) == ({"push"}, 51)  # how the first of them ends
+    unread = stream()
+    assert goals_for(model, unread) == {}
+    assert len(list(unread)) == 2
 
 
 def test_the_first_frame_is_no_merit(model):

@@ -171,8 +171,8 @@ def test_the_command(tmp_path, capsys):
             ["--tasks", "FetchPsh"],
             "task: expected one of FetchPickAndPlace, FetchPush, FetchReach, FetchSlide; got 'FetchPsh'",
         ),
-        (["--explore", 3, "--random-start"], "--explore, --random-start: expected with metaworld only, got fetch"),
-        (["--camera", "topview"], "--camera: expected with metaworld only, got fetch"),
+        (["--explore", 3, "--random-start"], "--explore, --random-start: fetch has no such option"),
+        (["--camera", "topview"], "--camera: fetch has no such option"),
         (["--per-tier", 0], "expected something to collect: one of "),
     ],
 )

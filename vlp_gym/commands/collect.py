@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from vlp_gym.commands.usage import option_names
 from vlp_gym.errors import DatasetError, check_packages
+
+if TYPE_CHECKING:
+    from vlp_gym.data.simulator import Simulator
 
 
 def collect(
-    source: Literal["metaworld", "fetch"],
+    source: Literal["metaworld", "fetch", "maniskill"],  # each has a file vlp_gym/SOURCE/simulator.py
     /,
     *,
     out: Path,
@@ -37,10 +44,11 @@ def collect(
     For example: vlp-gym collect metaworld --out data/train --tasks button-press-v3 door-close-v3 --per-tier 8
 
     Args:
-        source: simulator to collect from: Meta-World, or the Fetch robot of Gymnasium-Robotics, which has no --explore,
-            --retreat, --apart, --either-way, --agent, --camera, --varied-share and --random-start.
+        source: simulator to collect from: Meta-World, the Fetch robot of Gymnasium-Robotics, or ManiSkill 3. Fetch and
+            ManiSkill have no --explore, --retreat, --apart, --either-way, --agent, --camera, --varied-share and
+            --random-start, ManiSkill no --near-miss.
         out: folder for the parquet shards, one per task and tier.
-        tasks: tasks to collect, such as button-press-v3 door-close-v3, or FetchPush; default: all.
+        tasks: tasks to collect, such as button-press-v3 door-close-v3, FetchPush, or PickCube; default: all.
         per_tier: rollouts per task and tier; may be 0 if other rollouts are collected.
         tiers: the tiers of skill that --per-tier counts.
         near_miss: additional rollouts per task that aim beside the object, or beside the goal (fetch).
@@ -62,58 +70,47 @@ def collect(
         workers: worker processes; default: one per core.
         push_to_hub: upload the shards to this dataset (org/name) on the Hugging Face hub.
     """
-    simulator = {"metaworld": "metaworld", "fetch": "gymnasium_robotics"}[source]
-    needed = {simulator: source, "mujoco": source, "datasets": "train", "PIL": "train"}
+    simulator: Simulator = import_module(f"vlp_gym.{source}.simulator").SIMULATOR
+    needed = {**simulator.packages, "datasets": "train", "PIL": "train"}
     check_packages({**needed, "stable_baselines3": "sb3"} if agent else needed, "collecting rollouts needs")
     from vlp_gym.data.check import MAX_PIXELS, check_side
-    from vlp_gym.fetch.collect import FetchConfig, collect_fetch
-    from vlp_gym.fetch.env import EPISODE_STEPS, fetch_task
-    from vlp_gym.metaworld.collect import MAX_STEPS, collect_metaworld
-    from vlp_gym.metaworld.config import CollectConfig
-    from vlp_gym.metaworld.splits import known_task
     from vlp_gym.models.checkpoint import is_hub_id
 
-    own = {"explore": explore, "retreat": retreat, "apart": apart, "either-way": either_way, "agent": agent}
-    of_metaworld = {**own, "camera": camera != "corner2", "varied-share": varied_share, "random-start": random_start}
-    if source != "metaworld" and (given := [f"--{name}" for name, value in of_metaworld.items() if value]):
-        raise ValueError(f"{', '.join(given)}: expected with metaworld only, got {source}")
-    if stride is None:
-        stride = 5 if source == "metaworld" else 2
-    counts = {"per-tier": per_tier, "near-miss": near_miss, **own}
-    positive = {"stride": stride, "workers": 1 if workers is None else workers}
-    for least, values in ((0, counts), (1, positive)):
+    options: dict[str, Any] = {
+        "per_tier": per_tier, "tiers": tiers, "near_miss": near_miss, "explore": explore, "retreat": retreat,
+        "apart": apart, "either_way": either_way, "agent": agent, "agent_model": agent_model, "stride": stride,
+        "size": size, "camera": camera, "varied_share": varied_share, "random_start": random_start, "seed": seed,
+    }  # fmt: skip
+    own, defaults = {field.name for field in fields(simulator.config)}, signature(collect).parameters
+    if others := [name for name, value in options.items() if name not in own and value != defaults[name].default]:
+        raise ValueError(f"{', '.join(option_names(others))}: {source} has no such option")
+    config = simulator.config(**{name: value for name, value in options.items() if name in own and value is not None})
+    kinds = [
+        name for name in ("per_tier", "near_miss", "explore", "retreat", "apart", "either_way", "agent") if name in own
+    ]
+    positive = {"stride": config.stride, "workers": 1 if workers is None else workers}
+    for least, values in ((0, {name: options[name] for name in kinds}), (1, positive)):
         for name, value in values.items():
             if value < least:
-                raise ValueError(f"--{name}: expected at least {least}, got {value}")
-    if not any(counts.values()):
-        raise ValueError(f"expected something to collect: one of --{', --'.join(counts)} over 0")
+                raise ValueError(f"{option_names([name])[0]}: expected at least {least}, got {value}")
+    if not any(options[name] for name in kinds):
+        raise ValueError(f"expected something to collect: one of {', '.join(option_names(kinds))} over 0")
     check_side(size)
-    steps = MAX_STEPS if source == "metaworld" else EPISODE_STEPS
-    if (most := (steps // stride + 2) * size**2) > MAX_PIXELS:
+    if (most := (simulator.steps // config.stride + 2) * size**2) > MAX_PIXELS:
         raise ValueError(
-            f"--size {size} with --stride {stride}: expected at most {MAX_PIXELS // 10**6} megapixels in the frames of "
-            f"a rollout, got up to {most // 10**6}; lower --size or raise --stride"
+            f"--size {size} with --stride {config.stride}: expected at most {MAX_PIXELS // 10**6} megapixels in the "
+            f"frames of a rollout, got up to {most // 10**6}; lower --size or raise --stride"
         )
     if not 0 <= varied_share <= 1:
         raise ValueError(f"--varied-share: expected 0 to 1, got {varied_share}")
-    names = [known_task(task) if source == "metaworld" else fetch_task(task) for task in tasks]
+    names = [simulator.task(task) for task in tasks]
     if push_to_hub is not None and not is_hub_id(push_to_hub):
         raise ValueError(f"--push-to-hub: expected org/name, got {push_to_hub!r}")
     if agent:  # an unknown model is an error before anything is written
         from vlp_gym.models.registry import load_reward_model
 
         load_reward_model(agent_model)
-    shared: dict[str, Any] = {
-        "per_tier": per_tier, "tiers": tiers, "near_miss": near_miss, "stride": stride, "size": size, "seed": seed,
-    }  # fmt: skip
-    if source == "metaworld":
-        config = CollectConfig(
-            **shared, explore=explore, retreat=retreat, apart=apart, either_way=either_way, agent=agent,
-            agent_model=agent_model, camera=camera, varied_share=varied_share, random_start=random_start,
-        )  # fmt: skip
-        collect_metaworld(out, config, tasks=names or None, workers=workers)
-    else:
-        collect_fetch(out, FetchConfig(**shared), tasks=names or None, workers=workers)
+    simulator.collect(out, config, tasks=names or None, workers=workers)
     print(f"rollouts: {out}")
     if push_to_hub is not None:
         print(f"uploaded: {_push_dataset(out, push_to_hub)}")

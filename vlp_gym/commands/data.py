@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vlp_gym.data.sources import Source
     from vlp_gym.data.trajectory import Trajectory
 
-SplitName = Literal["vlp", "ml45", "rewind", "all", "data"]
+SplitName = Literal["vlp", "ml45", "rewind", "all", "maniskill", "data"]
 
 
 TABLE_12 = "vlp-table-12"
@@ -30,10 +30,8 @@ def load(*folders: Path, tasks: Sequence[str] = (), instructions: InstructionFil
     Raises:
         DatasetError: see `Source`, or none has one of the tasks, or `instructions` has sentences for none of them.
     """
-    from vlp_gym.data.sources import open_source
-
     where = " ".join(map(str, folders))
-    found = [trajectory for _, trajectory in load_numbered([open_source(folder) for folder in folders], where, tasks)]
+    found = _loaded(folders, where, tasks)
     if instructions is None:
         return found
     from vlp_gym.data.instruction_file import with_instructions
@@ -64,30 +62,41 @@ def opened_instructions(name: str | None) -> InstructionFile | None:
     return InstructionFile(source="VLP, table 12", tasks=own)
 
 
-def load_numbered(sources: Sequence[Source], where: str, tasks: Sequence[str] = ()) -> list[tuple[int, Trajectory]]:
-    """As `load`, each trajectory with the number of its episode; `where` is the sources' name in messages."""
+def _loaded(folders: Sequence[Path], where: str, tasks: Sequence[str]) -> list[Trajectory]:
     from tqdm import tqdm
 
-    from vlp_gym.data.sources import Numbered
-    from vlp_gym.metaworld.sentences import with_sentences
+    from vlp_gym.data.sources import open_source
+
+    found = stream_numbered([open_source(folder) for folder in folders], where, tasks)
+    return [trajectory for _, trajectory in tqdm(found, desc=f"reading {where}", unit=" trajectories", leave=False)]
+
+
+def stream_numbered(
+    sources: Sequence[Source], where: str, tasks: Sequence[str] = ()
+) -> Iterator[tuple[int, Trajectory]]:
+    """As `load`, one in memory at a time, each trajectory with the number of its episode.
+
+    The tasks are checked at once, and nothing is read before the first is asked for; `where` is the sources' name in
+    messages.
+    """
     from vlp_gym.metaworld.splits import full_name
 
     known = [set(source.tasks()) for source in sources]
     names = [full_name(task) if any(full_name(task) in own for own in known) else task for task in tasks]
     if missing := [name for name in names if not any(name in own for own in known)]:
         raise DatasetError(f"{where}: no trajectories of {', '.join(missing)}; run vlp-gym collect with --tasks")
-    found: list[tuple[int, Trajectory]] = []
-    with tqdm(desc=f"reading {where}", unit=" trajectories", leave=False) as bar:
-        for source, own in zip(sources, known, strict=True):
-            some = [name for name in names if name in own]
-            if names and not some:
-                continue
-            wanted = some or None
-            stream = source.numbered(wanted) if isinstance(source, Numbered) else enumerate(source.stream(wanted))
-            for number, trajectory in stream:
-                found.append((number, with_sentences(trajectory)))
-                bar.update()
-    return found
+    wanted = [(source, [name for name in names if name in own]) for source, own in zip(sources, known, strict=True)]
+    return _streamed([(source, some or None) for source, some in wanted if some or not names])
+
+
+def _streamed(chosen: Sequence[tuple[Source, list[str] | None]]) -> Iterator[tuple[int, Trajectory]]:
+    from vlp_gym.data.sources import Numbered
+    from vlp_gym.metaworld.sentences import with_sentences
+
+    for source, tasks in chosen:
+        stream = source.numbered(tasks) if isinstance(source, Numbered) else enumerate(source.stream(tasks))
+        for number, trajectory in stream:
+            yield number, with_sentences(trajectory)
 
 
 def all_tasks(*folders: Path) -> tuple[str, ...]:
@@ -98,16 +107,22 @@ def all_tasks(*folders: Path) -> tuple[str, ...]:
 
 
 def training_tasks(split: SplitName, folders: Sequence[Path]) -> tuple[str, ...]:
-    """The training tasks of a Meta-World split; for "data" all tasks in the data sets."""
+    """The training tasks of a split; for "data" all tasks in the data sets."""
+    from vlp_gym.maniskill.tasks import TRAIN
     from vlp_gym.metaworld.splits import train_tasks
 
+    if split == "maniskill":
+        return tuple(TRAIN)
     return all_tasks(*folders) if split == "data" else train_tasks(split)
 
 
 def judged_tasks(split: SplitName, folder: Path) -> tuple[str, ...]:
-    """The evaluation tasks of a Meta-World split; for "data" all tasks in the data set."""
+    """The evaluation tasks of a split; for "data" all tasks in the data set."""
+    from vlp_gym.maniskill.tasks import TEST
     from vlp_gym.metaworld import splits
 
+    if split == "maniskill":
+        return tuple(TEST)
     return all_tasks(folder) if split == "data" else splits.judged_tasks(split)
 
 

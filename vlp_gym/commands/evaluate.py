@@ -34,8 +34,8 @@ def evaluate(
         model: a shipped name (see `vlp-gym models`), a checkpoint folder, or a hub id org/name.
         data: folder from `vlp-gym collect`, preferably with another seed than the training data; or another data set,
             see `vlp-gym data --help`.
-        split: vlp or ml45: the five Meta-World tasks that it holds out; rewind: ReWiND's seventeen; all: all 50; data:
-            every task in the folder.
+        split: vlp or ml45: the five Meta-World tasks that it holds out; rewind: ReWiND's seventeen; all: all 50;
+            maniskill: the three ManiSkill tasks that are not for training; data: every task in the folder.
         tasks: judge only these tasks of the split; default: all of them. The suffix -v3 of a Meta-World task may be
             omitted.
         out: folder for the report; default: runs/eval/MODEL-SPLIT.

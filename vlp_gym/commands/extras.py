@@ -7,7 +7,8 @@ from vlp_gym.errors import check_packages
 ALWAYS = "train"
 """The command line itself; `viz` and `serve` bring it, too."""
 EXTRAS: dict[str, dict[str, str]] = {
-    "collect": {"metaworld": "collect metaworld", "fetch": "collect fetch", "sb3": "--agent"},
+    "collect": {"metaworld": "collect metaworld", "fetch": "collect fetch", "maniskill": "collect maniskill",
+                "sb3": "--agent"},
     "data": {"viz": "", "minari": "minari: as source or --to"},
     "train": {"clip": "vlp", "vlm": "rewind, siglip2-lora, spur", "wandb": "--log wandb",
               "trackio": "--log trackio"},

@@ -5,22 +5,25 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from vlp_gym.commands.data import load, load_numbered
+from vlp_gym.commands.data import load, stream_numbered
 from vlp_gym.data.sources import Numbered, Source
 from vlp_gym.data.trajectory import Trajectory
 from vlp_gym.engine.unknown import far_away
+from vlp_gym.errors import DatasetError
 from vlp_gym.evaluation import cross
 from vlp_gym.evaluation.curation import dataset_ranking
 from vlp_gym.evaluation.demonstrations import Ask, plot_scores, score_dataset, summarize
 from vlp_gym.evaluation.examples import Which, choose_examples
+from vlp_gym.evaluation.goals import goals_for
 from vlp_gym.evaluation.score_log import ScoreLog
 from vlp_gym.models.prompted.gvl import GVLModel
 from vlp_gym.models.registry import best_device, load_reward_model
@@ -52,7 +55,9 @@ def score_datasets(folders: Sequence[Path], out: Path | None, options: DatasetOp
     if len(folders) > 1:
         out = out or base / "ranking"
         places = [out / re.sub(r"[^\w.-]+", "-", str(folder)).strip("-.") for folder in folders]
-    sources = [_opened(folder, options.instruction) for folder in folders]  # before a large model is loaded
+    sources = [_opened(folder, options.instruction) for folder in folders]
+    for folder, source in zip(folders, sources, strict=True):
+        stream_numbered([source], str(folder), options.tasks)  # raises before a large model is loaded
     whole = not options.per_set and not options.cross
     annotators = [
         _annotator(source, options.tasks, options.model, place) if whole and isinstance(source, Numbered) else None
@@ -85,37 +90,42 @@ def _score(
     options: DatasetOptions,
 ) -> list[dict[str, Any]]:
     """Score a data set, and write and print what comes out; returns a row for each rollout."""
-    numbered = load_numbered([source], str(folder), options.tasks)
-    if options.per_set and options.per_set < len(numbered):
-        drawn = np.random.default_rng(0).choice(len(numbered), options.per_set, replace=False)
-        numbered = [numbered[int(k)] for k in sorted(drawn)]
-    trajectories = [trajectory for _, trajectory in numbered]
-    sentences = {t.task: options.instruction or t.canonical for t in trajectories}
+    survey = _survey(live, folder, source, options)
     shown = ""
     if options.examples_from is not None:
-        _show_examples(live, sentences, options)
+        _show_examples(live, survey.sentences, options)
         shown = f" with {options.shots} of {options.examples_from}, {options.example_task}"
     out.mkdir(parents=True, exist_ok=True)
     log = ScoreLog(out / "scores.jsonl", options.model + shown)
     settings: dict[str, Any] = {
         "threshold": options.threshold, "temperature": options.temperature, "frames": options.frames,
     }  # fmt: skip
+    steps: list[tuple[int, NDArray[np.int64]]] = []
+
+    def videos() -> Iterator[Trajectory]:
+        for place, (number, trajectory) in enumerate(stream_numbered([source], str(folder), options.tasks)):
+            if survey.drawn is None or place in survey.drawn:
+                steps.append((number, trajectory.step))
+                yield trajectory
 
     def ask(instruction: str | None) -> list[dict[str, Any]]:
         return score_dataset(
-            live, trajectories, instruction=instruction, device=device, log=log, ask=options.ask, **settings
-        )
+            live, videos(), instruction=instruction, goals=survey.goals, device=device, log=log, ask=options.ask,
+            **settings,
+        )  # fmt: skip
 
-    rows = _crossed(ask, sentences, out, options.model) if options.cross else ask(options.instruction)
+    rows = _crossed(ask, survey.sentences, out, options.model) if options.cross else ask(options.instruction)
+    if not rows:
+        raise DatasetError(f"{folder}: expected recordings, found none")
     about = {"model": options.model, "dataset": str(folder), **settings, "examples": shown.strip()}
-    own = [row for row in rows if row["instruction"] == sentences[row["task"]]]
+    own = [row for row in rows if not options.cross or row["instruction"] == survey.sentences[row["task"]]]
     table = summarize(own, options.threshold)
     write_atomic(out / "scores.json", json.dumps({"settings": about, "videos": rows}, indent=1).encode())
     write_atomic(out / "scores.md", f"# {options.model} on {folder}\n\n{table}\n".encode())
     plot_scores(own, out / "scores.png", threshold=options.threshold, title=options.model)
     written = [out / f"scores.{kind}" for kind in ("json", "md", "png")]
     if annotate is not None:
-        written.append(annotate(numbered, rows))
+        written.append(annotate(steps, rows))
     log.path.unlink(missing_ok=True)
     print(table)
     novelty = [row["novelty"] for row in rows if row["novelty"] is not None]
@@ -123,6 +133,37 @@ def _score(
         print(f"{folder}: {said}", file=sys.stderr)
     print(f"written: {' '.join(map(str, written))}")
     return own
+
+
+@dataclass
+class _Survey:
+    """What must be known of a data set before its first rollout is scored.
+
+    Attributes:
+        sentences: task -> its sentence, of the rollouts that are scored.
+        goals: see `goals_for`.
+        drawn: places of the rollouts that are scored; None: all.
+    """
+
+    sentences: dict[str, str]
+    goals: dict[str, NDArray[np.uint8]]
+    drawn: set[int] | None
+
+
+def _survey(live: Any, folder: Path, source: Source, options: DatasetOptions) -> _Survey:
+    """Go through the data set once before, where that is needed."""
+
+    def rollouts() -> Iterator[Trajectory]:
+        return (trajectory for _, trajectory in stream_numbered([source], str(folder), options.tasks))
+
+    goals = goals_for(live, rollouts())
+    if not (options.per_set or options.cross or options.examples_from):
+        return _Survey({}, goals, None)
+    told = [(trajectory.task, options.instruction or trajectory.canonical) for trajectory in rollouts()]
+    drawn = None
+    if 0 < options.per_set < len(told):
+        drawn = set(np.random.default_rng(0).choice(len(told), options.per_set, replace=False).tolist())
+    return _Survey(dict(told[k] for k in (range(len(told)) if drawn is None else sorted(drawn))), goals, drawn)
 
 
 def _show_examples(live: GVLModel, sentences: dict[str, str], options: DatasetOptions) -> None:
@@ -169,9 +210,9 @@ def _annotator(source: Numbered, tasks: tuple[str, ...], model: str, out: Path) 
     from vlp_gym.errors import DatasetError
     from vlp_gym.storage import check_new, write_atomic
 
-    def write_progress(numbered: Any, rows: Any) -> Path:
+    def write_progress(steps: Any, rows: Any) -> Path:
         path = out / "progress.parquet"
-        curves = annotate.curves(source, numbered, rows)
+        curves = annotate.curves(source, steps, rows)
         write_atomic(path, annotate.progress_parquet(source.lengths(), curves, model))
         return path
 
@@ -183,8 +224,8 @@ def _annotator(source: Numbered, tasks: tuple[str, ...], model: str, out: Path) 
     copy = out / annotate.rewarded_id(source, model)
     check_new(copy)  # before the scores are computed
 
-    def write_rewards(numbered: Any, rows: Any) -> Path:
-        annotate.write_rewards(source, annotate.curves(source, numbered, rows), model, copy)
+    def write_rewards(steps: Any, rows: Any) -> Path:
+        annotate.write_rewards(source, annotate.curves(source, steps, rows), model, copy)
         return copy
 
     return write_rewards

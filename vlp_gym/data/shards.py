@@ -10,7 +10,7 @@ Nothing in a shard is trusted: see `rows` for the file, `frames.picture` for its
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -238,8 +238,16 @@ def shard_tasks(*folders: str | Path) -> list[str]:
     return sorted({_task_of(file) for file in _shard_files(folders, None)})
 
 
-def stream_trajectories(*folders: str | Path, tasks: Sequence[str] | None = None) -> Iterator[Trajectory]:
+def stream_trajectories(
+    *folders: str | Path, tasks: Sequence[str] | None = None, keep: Callable[[str, str], bool] | None = None
+) -> Iterator[Trajectory]:
     """Yield trajectories one by one, folder by folder, in the order of the shards' names.
+
+    Args:
+        folders: with shards.
+        tasks: only these; None: all.
+        keep: is asked about each trajectory, by task and tier, before anything of it is decoded or checked, and may
+            leave it out by False.
 
     Raises:
         DatasetError: if a folder holds no shards, none has one of the tasks, or a shard is damaged, breaks the contract
@@ -254,12 +262,13 @@ def stream_trajectories(*folders: str | Path, tasks: Sequence[str] | None = None
             try:
                 allowed += BYTES_PER_BYTE * file.stat().st_size
                 for batch in reader.read(file):
-                    trajectory = _decode(batch, pool)
-                    _check_place(trajectory, file)
-                    allowed -= _cost(trajectory)
-                    if allowed < 0:
-                        raise DatasetError("the shard unfolds to much more than its size; collect it again")
-                    yield trajectory
+                    if keep is None or keep(_task_of(file), _tier_of(file)):
+                        trajectory = _decode(batch, pool)
+                        _check_place(trajectory, file)
+                        allowed -= _cost(trajectory)
+                        if allowed < 0:
+                            raise DatasetError("the shard unfolds to much more than its size; collect it again")
+                        yield trajectory
                     number += 1
                 if not number:
                     raise ValueError("it has no rows")
@@ -323,6 +332,10 @@ def _shard_files(folders: Sequence[str | Path], tasks: Sequence[str] | None) -> 
 
 def _task_of(file: Path) -> str:
     return file.stem.rpartition("-")[0]  # no tier has a hyphen
+
+
+def _tier_of(file: Path) -> str:
+    return file.stem.rpartition("-")[2]
 
 
 def fields_schema() -> Any:

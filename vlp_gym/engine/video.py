@@ -57,6 +57,10 @@ class VideoScorer:
         chunks = torch.from_numpy(np.ascontiguousarray(frames)).split(ENCODE_BATCH)
         self._tokens = torch.cat([self.guard.encode_frames(chunk, where=name) for chunk in chunks])
 
+    def close(self) -> None:
+        """Forget the open video."""
+        self._tokens = torch.empty(0)
+
     def novelty(self) -> float | None:
         """How far the first frame is from the training data, see `KnowingModel`; None if the model cannot say."""
         if not self.guard.knowing:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,6 @@ from vlp_gym.data.trajectory import Trajectory
 from vlp_gym.engine.video import VideoScorer
 from vlp_gym.errors import AnswerError, QueryError, reason
 from vlp_gym.evaluation.curation import THRESHOLD, advantage_weights, detect_success
-from vlp_gym.evaluation.goals import expert_goals
 from vlp_gym.evaluation.metrics import auc, voc, voc_by_position
 from vlp_gym.evaluation.score_log import Scored, ScoreLog
 from vlp_gym.models.prompted.base import PromptedModel
@@ -29,9 +28,10 @@ REFUSED = -1.0  # the VOC of a video that a chat model refuses to judge
 
 def score_dataset(
     model: RewardModel,
-    trajectories: Sequence[Trajectory],
+    trajectories: Iterable[Trajectory],
     *,
     instruction: str | None = None,
+    goals: Mapping[str, NDArray[np.uint8]] | None = None,
     threshold: float = THRESHOLD,
     temperature: float = 1.0,
     device: str = "cpu",
@@ -51,8 +51,9 @@ def score_dataset(
 
     Args:
         model: any reward model.
-        trajectories: the videos, of at least three frames each.
+        trajectories: the videos, of at least three frames each; one is in memory at a time, where they come so.
         instruction: instruction for all videos; None uses each one's canonical sentence.
+        goals: for a model that takes pictures of goals only, see `goals_for`.
         threshold: value-order correlation of a success, see `detect_success`.
         temperature: tau of the weights, in [0, 100], see `advantage_weights`.
         device: torch device of the model.
@@ -80,15 +81,16 @@ def score_dataset(
         raise ValueError(f"expected at least 3 frames, got {frames}")
     if ask != "no" and not isinstance(model, PromptedModel):
         raise ValueError(f"expected a model that asks a chat model, such as gvl:MODEL, got {type(model).__name__}")
-    sentences = sorted({instruction or trajectory.canonical for trajectory in trajectories})
-    scorer = VideoScorer(model, sentences, device, goals=expert_goals(trajectories))
+    scorers: dict[str, VideoScorer] = {}  # by sentence
     rows = []
     for trajectory in tqdm(trajectories, desc="scoring", unit="video", disable=not progress_bar):
         index = np.linspace(0, len(trajectory.frames) - 1, min(frames, len(trajectory.frames))).round().astype(np.int64)
         sentence = instruction or trajectory.canonical
         if len(index) < 3:
             raise QueryError(f"{trajectory.name}: expected a video of at least 3 frames, got {len(index)}")
-        scored = _ask(scorer, trajectory.frames[index], sentence, trajectory.name, log)
+        if sentence not in scorers:
+            scorers[sentence] = VideoScorer(model, [sentence], device, goals=goals)
+        scored = _ask(scorers[sentence], trajectory.frames[index], sentence, trajectory.name, log)
         row: dict[str, Any] = {
             **{key: getattr(trajectory, key) for key in ("task", "tier", "seed", "camera")},
             "instruction": sentence,
@@ -131,6 +133,7 @@ def _ask(scorer: VideoScorer, frames: NDArray[np.uint8], sentence: str, name: st
         if not isinstance(error.__cause__, AnswerError):
             raise
         scored = Scored(key=key, value=[], refused=reason(error), novelty=scorer.novelty())
+    scorer.close()
     if log is not None:
         log.add(scored)
     return scored

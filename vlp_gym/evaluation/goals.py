@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlp_gym.data.trajectory import Trajectory
+from vlp_gym.models.protocol import GoalModel, RewardModel
 
 
 def expert_goals(trajectories: Iterable[Trajectory]) -> dict[str, NDArray[np.uint8]]:
@@ -19,3 +20,8 @@ def expert_goals(trajectories: Iterable[Trajectory]) -> dict[str, NDArray[np.uin
             for sentence in (*trajectory.sentences, *trajectory.held_out, *others):
                 goals.setdefault(sentence, trajectory.frames[-1])
     return goals
+
+
+def goals_for(model: RewardModel, trajectories: Iterable[Trajectory]) -> dict[str, NDArray[np.uint8]]:
+    """As `expert_goals` for a model that takes pictures of goals only; none for others, and nothing is read."""
+    return expert_goals(trajectories) if isinstance(model, GoalModel) and model.needs_goal else {}

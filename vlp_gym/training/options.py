@@ -23,7 +23,7 @@ class TrainOptions(TrainConfig, ABC):
     Attributes:
         data: one or more folders from `vlp-gym collect`, or other data sets, see `vlp-gym data --help`.
         split: training tasks. vlp and ml45: Meta-World without the five tasks that each holds out; rewind: ReWiND's
-            twenty; all: all 50 tasks; data: every task in the folders.
+            twenty; all: all 50 tasks; maniskill: eight ManiSkill tasks; data: every task in the folders.
         tasks: train only on these tasks of the split; default: all of them.
         leave_out: do not train on these tasks, to validate on them (see `vlp-gym tune`).
         init: start from the weights of this model (a shipped name, a folder or a hub id) instead of random ones. Copies
@@ -37,7 +37,7 @@ class TrainOptions(TrainConfig, ABC):
     """
 
     data: tuple[Path, ...]
-    split: Literal["vlp", "ml45", "rewind", "all", "data"] = "vlp"
+    split: Literal["vlp", "ml45", "rewind", "all", "maniskill", "data"] = "vlp"
     tasks: tuple[str, ...] = ()
     leave_out: tuple[str, ...] = ()
     init: str | None = None

@@ -24,21 +24,21 @@ Curves = Mapping[int, tuple[NDArray[np.int64], NDArray[np.float64]]]
 
 
 def curves(
-    source: Numbered, trajectories: Iterable[tuple[int, Trajectory]], scored: Iterable[Mapping[str, Any]]
+    source: Numbered, steps: Iterable[tuple[int, NDArray[np.int64]]], scored: Iterable[Mapping[str, Any]]
 ) -> Curves:
     """Where the scores of trajectories are in their data set.
 
     Args:
         source: that they are from.
-        trajectories: each with the number of its episode.
+        steps: of each, the number of its episode and its `step`.
         scored: their rows of `score_dataset`, in the same order; refused ones are left out.
     """
     lengths, found = source.lengths(), {}
-    for (number, trajectory), row in zip(trajectories, scored, strict=True):
+    for (number, step), row in zip(steps, scored, strict=True):
         if not row["value"]:
             continue
         shown = source.shown_rows(lengths[number])
-        found[number] = shown[np.searchsorted(trajectory.step, row["step"])], np.array(row["value"])
+        found[number] = shown[np.searchsorted(step, row["step"])], np.array(row["value"])
     return found
 
 
