@@ -196,15 +196,26 @@ def test_a_person_labels_on_the_page(rollouts, tmp_path, monkeypatch):
     assert kept == [values[key] for key in pressed if key != "skip"]
 
 
-def test_ctrl_c_keeps_what_a_person_has_labelled_and_trains_nothing(rollouts, tmp_path, monkeypatch):
-    person = Person(monkeypatch, lambda left, right, pair: None if pair == 3 else "left")
+def test_ctrl_c_keeps_what_a_person_has_labelled_and_the_same_command_asks_for_the_rest(
+    rollouts, tmp_path, monkeypatch
+):
+    Person(monkeypatch, lambda left, right, pair: None if pair == 0 else "left")
     labelled = ("policy", "cpl", "--data", rollouts, "--out", tmp_path, *QUICK, *PAIRS, "--labels", "human")
+    assert run(*labelled) == 130  # at once: nothing is there
+    assert not (tmp_path / "labels").exists()
+    Person(monkeypatch, lambda left, right, pair: None if pair == 3 else "skip" if pair == 1 else "left")
     assert run(*labelled) == 130
-    assert PreferenceBuffer.load(tmp_path / "labels").labels.tolist() == [1.0, 1.0, 1.0]
+    assert PreferenceBuffer.load(tmp_path / "labels").labels.tolist() == [1.0, 1.0]
     assert not (tmp_path / "training.json").exists()
-    assert run(*labelled) == 0  # with the labels that are there
+    those = ("--labels", tmp_path / "labels", "--out", tmp_path / "those")
+    assert run("policy", "cpl", "--data", rollouts, *QUICK, *PAIRS, *those) == 0
+    assert result_of(tmp_path / "those")["labels"]["first"] == 2
+    person = Person(monkeypatch, lambda left, right, pair: "right")
+    assert run(*labelled) == 0
+    assert len(person.pressed) == 10  # of twelve, those without a label
+    assert PreferenceBuffer.load(tmp_path / "labels").labels.tolist() == [1.0, 0.0, 1.0, *[0.0] * 9]
+    assert run(*labelled) == 0  # nobody is asked again
     assert len([line for line in person.printed if "http" in line]) == 1
-    assert result_of(tmp_path)["labels"]["skipped"] == 9
 
 
 def test_a_model_labels_and_rewards(rollouts, model, tmp_path, capsys):

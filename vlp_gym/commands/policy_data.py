@@ -129,12 +129,18 @@ def _rewarded(method: str, run: RewardedOptions, options: Any, trajectories: lis
 
 def _labels(run: LabelledOptions, trajectories: list[Trajectory], folder: Path) -> Labelled:
     """The labels of the run: those that are saved there, or else new ones, saved before any training."""
-    from vlp_gym.policies.labels import CoinLabeler, TierLabeler, find_pairs, label_pairs, load_labels
+    import numpy as np
+
+    from vlp_gym.policies.labels import CoinLabeler, GoingOn, TierLabeler, find_pairs, label_pairs, load_labels
     from vlp_gym.preferences.buffer import PreferenceBuffer
     from vlp_gym.preferences.cascade import gate_of
 
+    known = None
     if (folder / "preferences.json").exists():
-        return load_labels(folder, source=run.labels, pairs=run.pairs, length=run.length)
+        labelled = load_labels(folder, source=run.labels, pairs=run.pairs, length=run.length)
+        if labelled.report.unfinished is None:
+            return labelled
+        known = np.array(labelled.report.unfinished, np.float64)  # None becomes NaN
     interrupted = False
     if (Path(run.labels) / "preferences.json").exists():
         labelled = find_pairs(trajectories, PreferenceBuffer.load(run.labels), run.labels)
@@ -149,8 +155,10 @@ def _labels(run: LabelledOptions, trajectories: list[Trajectory], folder: Path) 
         else:
             sentence = run.instruction or trajectories[0].canonical
             with open_labeler(run.labels, sentence, kind=run.kind, seed=run.label_seed) as labeler:
-                labelled = ask(labeler)
-                interrupted = getattr(labeler, "interrupted", False)
+                asked = GoingOn(labeler, known)
+                labelled = ask(asked)
+                if interrupted := asked.interrupted:
+                    labelled = labelled.unfinished(asked.known)
                 if (gate := gate_of(labeler)) is not None:
                     print(gate)
     labelled.save(folder)

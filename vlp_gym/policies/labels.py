@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -45,6 +45,7 @@ class LabelReport(Document):
         scripted_pairs: see there.
         mtvlp_accuracy: the same against the tiers of the two trajectories, of the `mtvlp_pairs` of different tiers.
         mtvlp_pairs: see there.
+        unfinished: where a person stopped before the end: the label of every pair, None of those without one.
     """
 
     format: Literal[1]
@@ -58,6 +59,7 @@ class LabelReport(Document):
     scripted_pairs: Count
     mtvlp_accuracy: Share | None
     mtvlp_pairs: Count
+    unfinished: list[Share | None] | None = None
 
     def __str__(self) -> str:
         lines = [
@@ -84,6 +86,11 @@ class Labelled:
 
     buffer: PreferenceBuffer
     report: LabelReport
+
+    def unfinished(self, labels: NDArray[np.float64] | None) -> Labelled:
+        """The same, to be gone on with: labels of all pairs, float64 ``[N]``, NaN of those without one."""
+        given = [] if labels is None else [None if math.isnan(label) else label for label in labels.tolist()]
+        return replace(self, report=self.report.model_copy(update={"unfinished": given}))
 
     def save(self, folder: str | Path) -> None:
         """Write both; `PreferenceBuffer.load` reads the pairs."""
@@ -193,6 +200,33 @@ class TierLabeler:
         """Ranks of the first less those of the second, float64 ``[N]``."""
         ranks = [self._ranks[[span.episode for span in side.spans]] for side in (first, second)]
         return np.asarray(ranks[0] - ranks[1], np.float64)
+
+
+class GoingOn:
+    """Asks a labeler about the pairs that have no label yet, and remembers all answers.
+
+    Args:
+        labeler: is asked.
+        known: earlier labels of all pairs, NaN of those without one; None: there are none.
+    """
+
+    def __init__(self, labeler: Labeler, known: NDArray[np.float64] | None = None) -> None:
+        self.labeler, self.known = labeler, known
+
+    def __call__(self, first: Segments, second: Segments) -> NDArray[np.float64]:
+        """Labels, float64 ``[N]``; raises KeyboardInterrupt if a person stops before there is one."""
+        labels = np.full(len(first), np.nan) if self.known is None else self.known.copy()
+        rows = np.flatnonzero(np.isnan(labels))
+        labels[rows] = as_labels(self.labeler(first[rows], second[rows]), len(rows), self.labeler)
+        if self.interrupted and np.isnan(labels).all():
+            raise KeyboardInterrupt
+        self.known = labels
+        return labels
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a person has stopped before the end."""
+        return bool(getattr(self.labeler, "interrupted", False))
 
 
 class CoinLabeler:
