@@ -49,7 +49,7 @@ def test_experts_succeed_and_show_it(task, env):
     assert (made.positions[..., 2] < 0).all()  # in front of the camera
     assert np.linalg.norm(made.positions[-1, 1] - made.positions[0, 1]) > 0.03
     apart = np.linalg.norm(made.positions[:, 0] - made.positions[:, 1], axis=-1)
-    assert apart.min() < apart[0] / 2
+    assert apart.min() < 0.8 * apart[0]  # of a tool or a long object the hand holds an end
     assert made.episode_reward[-1] >= made.episode_reward[0]
 
 
