@@ -24,7 +24,7 @@ from vlp_gym.data.trajectory import (
 from vlp_gym.metaworld.sentences import with_sentences
 
 STRIDE = 5
-BLUE = dict(zip(ALL_TIERS, (0, 50, 100, 150, 200, 245, 250, 253, 255), strict=True))
+BLUE = dict(zip(ALL_TIERS, (0, 50, 100, 150, 200, 250, 253, 255, 251), strict=True))
 SUCCESS_AT = 12  # frame at which an expert succeeds
 
 

@@ -346,7 +346,8 @@ def test_labels_of_another_data_set(rollouts, tmp_path, capsys):
         (["--task", "reech"], "reech"),
         (
             ["--tiers", "best"],
-            "--tiers: expected some of expert, medium, random, near_miss, explore, agent, retreat, apart, got 'best'",
+            "--tiers: expected some of expert, medium, random, near_miss, explore, agent, retreat, apart, either_way, "
+            "got 'best'",
         ),
         (["--tiers", "explore"], "--tiers: no trajectory of reach-v3 is of explore; there are expert, medium, random"),
         (["--seeds", "0"], "--seeds: expected at least 1, got 0"),

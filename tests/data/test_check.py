@@ -34,7 +34,7 @@ def at(values: np.ndarray, place: Any, value: Any) -> np.ndarray:
 
 
 STEPS = "step: expected rising numbers from 0 to 10, the number of environment steps, got"
-TIERS = "expert, medium, random, near_miss, explore, agent, retreat, apart"
+TIERS = "expert, medium, random, near_miss, explore, agent, retreat, apart, either_way"
 NAN, INF = float("nan"), float("inf")
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"step": np.array([0, 5, 5])}, f"{STEPS} [0 5 5]"),
