@@ -10,7 +10,7 @@ from tiny import tiny_model
 
 from vlp_gym.errors import CheckpointError
 from vlp_gym.evaluation.calibration import calibrate
-from vlp_gym.models import ensemble
+from vlp_gym.models import several
 from vlp_gym.models.checkpoint import save_checkpoint
 from vlp_gym.models.ensemble import EnsembleModel, _rank
 from vlp_gym.models.registry import load_reward_model
@@ -120,7 +120,7 @@ def test_a_value_that_many_have_is_above_the_smaller_ones_alone(folders):
 
 
 def test_no_more_than_some_sentences_are_kept(folders, monkeypatch):
-    monkeypatch.setattr(ensemble, "MAX_TEXTS", 3)
+    monkeypatch.setattr(several, "MAX_TEXTS", 3)
     model = EnsembleModel(folders)
     tokens, text, mask = asked(model)
     before = model.score(tokens, text, mask)

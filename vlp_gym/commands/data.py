@@ -30,8 +30,14 @@ def load(*folders: Path, tasks: Sequence[str] = (), instructions: InstructionFil
     Raises:
         DatasetError: see `Source`, or none has one of the tasks, or `instructions` has sentences for none of them.
     """
+    from tqdm import tqdm
+
+    from vlp_gym.data.sources import open_source
+
     where = " ".join(map(str, folders))
-    found = _loaded(folders, where, tasks)
+    streamed = stream_numbered([open_source(folder) for folder in folders], where, tasks)
+    bar = tqdm(streamed, desc=f"reading {where}", unit=" trajectories", leave=False)
+    found = [trajectory for _, trajectory in bar]
     if instructions is None:
         return found
     from vlp_gym.data.instruction_file import with_instructions
@@ -60,15 +66,6 @@ def opened_instructions(name: str | None) -> InstructionFile | None:
 
     own = {task: TaskInstructions(sentences=[said], baseline=base) for task, (said, base) in VLP_TABLE_12.items()}
     return InstructionFile(source="VLP, table 12", tasks=own)
-
-
-def _loaded(folders: Sequence[Path], where: str, tasks: Sequence[str]) -> list[Trajectory]:
-    from tqdm import tqdm
-
-    from vlp_gym.data.sources import open_source
-
-    found = stream_numbered([open_source(folder) for folder in folders], where, tasks)
-    return [trajectory for _, trajectory in tqdm(found, desc=f"reading {where}", unit=" trajectories", leave=False)]
 
 
 def stream_numbered(

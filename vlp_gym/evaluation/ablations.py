@@ -57,7 +57,7 @@ class Judged(Document):
 
     Attributes:
         variant: name in `VARIANTS`.
-        seed: of its training.
+        seed: seed of its training.
         settings: what it was made with.
         figures: column of `FIGURES` -> mean over the tasks; None where the data cannot give it.
     """
@@ -77,7 +77,7 @@ class Study(Document):
         judged: all runs.
         pairs_of_figures: table -> column -> pairs of variants that the paper puts in an order.
         held: table -> column -> those of them that are in the paper's order here, by the mean over seeds.
-        held_in_every_seed: the same, in each seed alone.
+        held_in_every_seed: table -> column -> those that are in the paper's order in each seed alone.
     """
 
     format: Literal[1] = 1

@@ -50,11 +50,11 @@ def write_made(
     """Write ``made.json`` for a training.
 
     Args:
-        folder: of the checkpoint.
-        arguments: of `vlp-gym train`.
+        folder: folder of the checkpoint.
+        arguments: what `vlp-gym train` was called with.
         data: the data sets.
         rollouts: see `Made`.
-        tasks: the same.
+        tasks: tasks of the rollouts.
     """
     words = [Path(word).name if Path(word).is_absolute() else word for word in arguments]
     made = Made(
@@ -107,7 +107,7 @@ def model_card(
         license: as the hub names it, such as "mit" or "apache-2.0".
         model_type: kind of model.
         made: how it was trained; None: not recorded.
-        result: of the evaluation; None: none.
+        result: the evaluation, from `read_results`; None: none.
         datasets: ids of the training data on the hub.
         base_model: id of the model on the hub that it was trained from.
 

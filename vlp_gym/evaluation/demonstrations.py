@@ -59,7 +59,7 @@ def score_dataset(
         device: torch device of the model.
         progress_bar: show a progress bar.
         log: keeps what the model said of each video at once; videos that it knows are not asked about again.
-        frames: of each video, evenly spread, at most; GVL's figures show 30.
+        frames: most frames of a video that are shown, evenly spread; GVL's figures show 30.
         ask: for a model that asks a chat model, also ask it whether the video shows a success, "plain" or after
             "reasoning" (GVL's SuccessVQA); an answer that cannot be read is none.
 

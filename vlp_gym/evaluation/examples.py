@@ -42,7 +42,7 @@ def choose_examples(
         which: "same": of the task itself; "other": of another one, drawn for each task (GVL, figure 14); "any": of
             whatever task, as of another embodiment's data (figure 4).
         shots: examples for each task.
-        frames: of each example, at most.
+        frames: most frames of an example.
         seed: seeds the draws.
 
     Returns:

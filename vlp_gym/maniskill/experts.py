@@ -23,7 +23,7 @@ def solve(task: str, env: gym.Env, seed: int) -> None:
     Args:
         task: a name of `TASKS`.
         env: from `make_maniskill`, or a wrapper of it.
-        seed: of the episode.
+        seed: seed of the episode.
     """
     expert = poke_cube
     if task != "PokeCube":

@@ -83,8 +83,10 @@ def apart_rollout(
     recorder.add(env.render(), success)
     for number in range(1, FRAMES):
         arms = done if rng.random() < 0.5 else wandered
-        goes = len(others) and (rng.random() >= STILL or (either_way and number == FRAMES - 1))
-        there = others[-1 if number == FRAMES - 1 and either_way else rng.integers(len(others))] if goes else start
+        ends = either_way and number == FRAMES - 1
+        there = start
+        if len(others) and (rng.random() >= STILL or ends):
+            there = others[-1] if ends else others[rng.integers(len(others))]
         observation, reward, success = place(arms[rng.integers(len(arms))], there)
         recorder.step(np.zeros(4, np.float32), observation, reward)
         recorder.add(env.render(), success)
@@ -106,7 +108,7 @@ def _way(
     """Where the object begins, float ``[Q]``, and where it goes, float ``[N, Q]``, its end last.
 
     Args:
-        model: of the simulator.
+        model: the simulator's model.
         first: joint positions at the episode's start.
         moved: joint positions of an expert whose object has moved, float ``[S, Q]``, to success and beyond.
         robot: bool ``[Q]``, True for the joints of arm and fingers.

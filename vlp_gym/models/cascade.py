@@ -10,10 +10,8 @@ from torch import Tensor, nn
 
 from vlp_gym.models.gate import Gate, read_cascade
 from vlp_gym.models.protocol import AnchoredModel, History, KnowingModel, PairwiseModel, RewardModel, Scores
-from vlp_gym.models.raw_tokens import code_points, pixel_tokens, tokens_to_images, tokens_to_sentences
-from vlp_gym.text import normalize_instruction
-
-MAX_TEXTS = 1_000  # cached sentences
+from vlp_gym.models.raw_tokens import pixel_tokens, tokens_to_images, tokens_to_sentences
+from vlp_gym.models.several import Texts
 
 
 class CascadeModel(nn.Module):
@@ -49,7 +47,7 @@ class CascadeModel(nn.Module):
             max(small.frame_size[1], large.frame_size[1]),
         )
         self.register_buffer("_place", torch.zeros(0), persistent=False)  # tells the device
-        self._texts: dict[str, tuple[Tensor, Tensor]] = {}
+        self._texts = Texts((small, large))
         with torch.inference_mode():
             black = torch.zeros(1, *small.frame_size, 3, dtype=torch.uint8)
             self._shape = tuple(small.encode_frames(black).shape[1:])
@@ -68,12 +66,7 @@ class CascadeModel(nn.Module):
 
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
         """Code points of B sentences, float ``[B, L, 1]``; each model encodes a sentence once."""
-        sentences = [normalize_instruction(instruction) for instruction in instructions]
-        if len(self._texts) > MAX_TEXTS:
-            self._texts.clear()  # they are encoded again when needed
-        for sentence in sentences:
-            self._encode(sentence)  # now, so that a sentence too long for a model raises here
-        return code_points(sentences).to(self._device)
+        return self._texts.encode(instructions).to(self._device)
 
     def encode_frames(self, frames: Tensor) -> Tensor:
         """The small model's tokens and the large one's pixels, flattened, float ``[N, 1, K * D + H * W * 3]``."""
@@ -129,15 +122,7 @@ class CascadeModel(nn.Module):
 
     def _text(self, text: Tensor, number: int) -> Tensor:
         """Text tokens for the small model (0) or the large one (1), ``[B, L, D]``."""
-        sentences = tokens_to_sentences(text)
-        found = [(self._texts.get(sentence) or self._encode(sentence))[number] for sentence in sentences]
-        return nn.utils.rnn.pad_sequence([tokens.to(text.device) for tokens in found], batch_first=True)
-
-    def _encode(self, sentence: str) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            small, large = (model.encode_text([sentence])[0] for model in (self.small, self.large))
-        self._texts[sentence] = small, large
-        return small, large
+        return self._texts.padded(tokens_to_sentences(text), number, text.device)
 
 
 def _is_anchored(model: RewardModel) -> bool:

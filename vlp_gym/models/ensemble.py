@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from vlp_gym.errors import CheckpointError
 from vlp_gym.models.checkpoint import CheckpointMixin
 from vlp_gym.models.protocol import History, KnowingModel, RewardModel, Scores, value_range
-from vlp_gym.models.raw_tokens import code_points, tokens_to_sentences
-from vlp_gym.text import normalize_instruction
+from vlp_gym.models.raw_tokens import tokens_to_sentences
+from vlp_gym.models.several import Texts
 
 Reduce = Literal["mean", "min", "lower"]
 QUANTILES = 101
 MAX_MEMBERS = 32
-MAX_TEXTS = 1_000  # cached sentences
 
 
 class EnsembleModel(nn.Module, CheckpointMixin):
@@ -80,7 +79,7 @@ class EnsembleModel(nn.Module, CheckpointMixin):
         self.frame_size = (max(model.frame_size[0] for model in models), max(model.frame_size[1] for model in models))
         for name in ("progress_ranks", "preference_ranks"):
             self.register_buffer(name, torch.zeros(len(models), QUANTILES, dtype=torch.float64))
-        self._texts: dict[str, list[Tensor]] = {}
+        self._texts = Texts(self.members)
         with torch.inference_mode():
             black = torch.zeros(1, *self.frame_size, 3, dtype=torch.uint8)
             self._shapes: list[tuple[int, ...]] = [tuple(model.encode_frames(black).shape[1:]) for model in models]
@@ -125,12 +124,7 @@ class EnsembleModel(nn.Module, CheckpointMixin):
 
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
         """Code points of B sentences, float ``[B, L, 1]``; each member encodes a sentence once."""
-        sentences = [normalize_instruction(instruction) for instruction in instructions]
-        if len(self._texts) > MAX_TEXTS:
-            self._texts.clear()  # they are encoded again when needed
-        for sentence in sentences:
-            self._encode(sentence)  # now, so that a sentence too long for a member raises here
-        return code_points(sentences).to(self.progress_ranks.device)
+        return self._texts.encode(instructions).to(self.progress_ranks.device)
 
     def encode_frames(self, frames: Tensor) -> Tensor:
         """The members' tokens, flattened and concatenated, float ``[N, 1, sum of K * D]``."""
@@ -172,10 +166,9 @@ class EnsembleModel(nn.Module, CheckpointMixin):
         """
         scorers = scorers or [model.score for model in self.members]
         sentences = tokens_to_sentences(text)
-        encoded = [self._texts.get(sentence) or self._encode(sentence) for sentence in sentences]
         answers = []
         for number, (score, own) in enumerate(zip(scorers, self._split(frames), strict=True)):
-            padded = nn.utils.rnn.pad_sequence([texts[number].to(frames.device) for texts in encoded], batch_first=True)
+            padded = self._texts.padded(sentences, number, frames.device)
             scores = score(own, padded, mask)
             value = scores.preference[:, None].expand(mask.shape) if scores.progress is None else scores.progress
             if scores.progress is not None and scores.relevance is not None:
@@ -188,12 +181,6 @@ class EnsembleModel(nn.Module, CheckpointMixin):
         sizes = [math.prod(shape) for shape in self._shapes]
         parts = frames.squeeze(-2).split(sizes, -1)
         return [own.unflatten(-1, shape) for own, shape in zip(parts, self._shapes, strict=True)]
-
-    def _encode(self, sentence: str) -> list[Tensor]:
-        """A sentence's tokens, ``[L, D]`` for each member; cached."""
-        with torch.no_grad():
-            self._texts[sentence] = [model.encode_text([sentence])[0] for model in self.members]
-        return self._texts[sentence]
 
     def _reduce(self, ranks: list[Tensor]) -> Tensor:
         values = torch.stack(ranks)

@@ -36,8 +36,8 @@ def deployment(
 
     Args:
         model: a name for `load_reward_model`, which each replica loads.
-        token: that clients must have (``VLP_GYM_SERVER_TOKEN``); without, the address must be one of loopback.
-        device: of the model; "auto" takes CUDA if there is one.
+        token: a token that clients must have (``VLP_GYM_SERVER_TOKEN``); without, the address must be one of loopback.
+        device: where the model is; "auto" takes CUDA if there is one.
         max_batch: most windows in one call of the model.
         cache_mb: MiB for tokens of frames and sentences, of each replica.
 

@@ -28,8 +28,8 @@ def open_log(
     Args:
         accelerator: made with ``log_with=name``.
         name: the log.
-        folder: of the training; its name is that of the run, in the project "vlp_gym".
-        settings: of the run.
+        folder: folder of the training; its name is that of the run, in the project "vlp_gym".
+        settings: settings of the run, to be shown beside it.
 
     Raises:
         ValueError: the log cannot be started, for example without a login.

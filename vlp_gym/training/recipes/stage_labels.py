@@ -138,7 +138,7 @@ def label_away(positions: Floats, task: TaskStages) -> StageLabels:
     """Labels under the opposite sentence of a rollout whose object goes away from success: where it gets to is its aim.
 
     Args:
-        positions: of the rollout, float ``[F, 2, 3]``.
+        positions: hand and object in the rollout, float ``[F, 2, 3]``.
         task: what the task's experts do.
     """
     shift = positions[:, task.mover] - positions[0, task.mover]
