@@ -3,7 +3,8 @@
 python tests/benchmarks/cascade.py --data data/eval --out runs/bench
 
 Pairs as `vlp-gym policy` draws them. Labels are judged by the environment's own returns, as are the oracle's, which are
-all right. For comparison, the same share is drawn by chance.
+all right. For comparison, the same share: of pairs that the model is least sure of, where nothing is learned from the
+oracle; drawn by chance; of those alone that the model is wrong about, if one knew; and in a cascade without the model.
 """
 
 from __future__ import annotations
@@ -24,7 +25,14 @@ from vlp_gym.policies.labels import draw_pairs, store_of, two_sets
 from vlp_gym.preferences import CascadeLabeler, Gate, ModelLabeler, ScriptedLabeler, Segments, agreement
 from vlp_gym.storage import write_atomic
 
-SHARES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
+SHARES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
+WAYS = {
+    "cascade": "cascade",
+    "routed": "uncertain pairs, nothing learned",
+    "chance": "pairs by chance",
+    "alone": "cascade without the model",
+    "known": "if one knew which are wrong",
+}
 Row = dict[str, Any]
 
 
@@ -44,6 +52,8 @@ class Options:
     """Steps of a segment."""
     seeds: int = 3
     """Choices of pairs."""
+    any_pairs: bool = False
+    """Pairs of any two rollouts, which are harder, instead of two kinds of them."""
     out: Path = Path("runs/bench")
     """Where cascade.json and cascade.png go."""
 
@@ -67,7 +77,10 @@ def main(options: Options) -> None:
         store = store_of(trajectories, options.length)
         for seed in range(options.seeds):
             rng = np.random.default_rng([seed, 1])
-            first, second = draw_pairs(store, two_sets(trajectories, seed), options.pairs, rng)
+            kinds = two_sets(trajectories, seed)
+            if options.any_pairs:
+                kinds = np.random.default_rng([seed, 2]).permutation(np.arange(len(kinds)) % 2)
+            first, second = draw_pairs(store, kinds, options.pairs, rng)
             differ = first.returns != second.returns
             first, second = first[differ], second[differ]
             small = ModelLabeler(options.model, trajectories[0].canonical, soft=True)(first, second)
@@ -79,16 +92,21 @@ def main(options: Options) -> None:
 
 
 def measured(task: str, seed: int, first: Segments, second: Segments, small: Any) -> list[Row]:
-    """The accuracy at each share: of the least certain pairs, and of as many by chance."""
+    """The accuracy at each share, of each of `WAYS`."""
     truth = first.returns - second.returns
+    right = agreement(small, truth)[0]
     rows = []
     for share in SHARES:
-        labels = small
+        row = {"task": task, "seed": seed, "share": share, "pairs": len(first), "cascade": right, "alone": 0.5}
+        routed = small.copy()
         if share:
-            labels = CascadeLabeler(Known(small), ScriptedLabeler(), Gate(0.5, share))(first, second)
-        alone = agreement(small, truth)[0]
-        row = {"task": task, "seed": seed, "share": share, "pairs": len(first), "chance": alone + (1 - alone) * share}
-        rows.append({**row, "cascade": agreement(labels, truth)[0]})
+            sent = Gate(0.5, share).choose(small)
+            routed[sent] = truth[sent] > 0
+            for name, said in (("cascade", small), ("alone", np.full(len(first), 0.5))):
+                labels = CascadeLabeler(Known(said), ScriptedLabeler(), Gate(0.5, share))(first, second)
+                row[name] = agreement(labels, truth)[0]
+        row |= {"routed": agreement(routed, truth)[0], "chance": right + (1 - right) * share}
+        rows.append({**row, "known": min(1.0, right + share)})
     return rows
 
 
@@ -105,17 +123,19 @@ def share_for(rows: list[Row], task: str | None, accuracy: float, name: str) -> 
 
 def table(rows: list[Row], tasks: tuple[str, ...]) -> str:
     """Markdown: label accuracy at some shares, and the shares that some accuracies need."""
-    shown = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
-    lines = ["| task | " + " | ".join(f"{share:.0%}" for share in shown) + " |", "| --- " * (len(shown) + 1) + "|"]
-    for task in (*tasks, None):
-        for name in ("cascade", "chance") if task is None else ("cascade",):
-            values = [f"{100 * mean(rows, task, share, name):.1f}" for share in shown]
-            lines.append(f"| {task or f'all, {name}'} | " + " | ".join(values) + " |")
-    lines += ["", "| accuracy | cascade | by chance |", "| --- | --- | --- |"]
+    shown = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
+    lines = ["| right labels | " + " | ".join(f"{share:.0%}" for share in shown) + " |"]
+    lines.append("| --- " * (len(shown) + 1) + "|")
+    for title, task, name in [*((task, task, "cascade") for task in tasks), *((WAYS[n], None, n) for n in WAYS)]:
+        values = [f"{100 * mean(rows, task, share, name):.1f}" for share in shown]
+        lines.append(f"| {title} | " + " | ".join(values) + " |")
+    lines += ["", "| labels of the oracle for | " + " | ".join(WAYS.values()) + " |", "| --- " * 6 + "|"]
     for accuracy in (0.9, 0.95, 0.98, 0.99):
-        shares = [f"{share_for(rows, None, accuracy, name):.0%}" for name in ("cascade", "chance")]
-        lines.append(f"| {accuracy:.0%} | " + " | ".join(shares) + " |")
-    return "\n".join(lines)
+        shares = [f"{share_for(rows, None, accuracy, name):.0%}" for name in WAYS]
+        lines.append(f"| {accuracy:.0%} right | " + " | ".join(shares) + " |")
+    spread = np.std([[np.mean([r["cascade"] for r in rows if (r["share"], r["seed"]) == (share, seed)])
+                      for share in shown] for seed in {r["seed"] for r in rows}], axis=0)  # fmt: skip
+    return "\n".join([*lines, "", "spread of the choices of pairs: " + ", ".join(f"{100 * x:.1f}" for x in spread)])
 
 
 def draw(rows: list[Row], tasks: tuple[str, ...], path: Path) -> None:
@@ -126,9 +146,9 @@ def draw(rows: list[Row], tasks: tuple[str, ...], path: Path) -> None:
             shares = [100 * share for share in SHARES]
             curve = [100 * mean(rows, task, share, "cascade") for share in SHARES]
             axes.plot(shares, curve, color=colour, marker="o", markersize=3, label=task.removesuffix("-v3"))
-            chance = [100 * mean(rows, task, share, "chance") for share in SHARES]
-            axes.plot(shares, chance, color=colour, linestyle=":", linewidth=1)
-        axes.set(xlabel="labels by the oracle, % (dotted: drawn by chance)", ylabel="labels that are right, %")
+            routed = [100 * mean(rows, task, share, "routed") for share in SHARES]
+            axes.plot(shares, routed, color=colour, linestyle=":", linewidth=1)
+        axes.set(xlabel="labels by the oracle, % (dotted: nothing learned)", ylabel="labels that are right, %")
         axes.legend(loc="lower right")
 
 

@@ -530,7 +530,7 @@ def test_ten_lines_are_enough(name):
 @pytest.mark.parametrize(
     ("module", "library", "extra"),
     [("torchrl", "torchrl", "TorchRL"), ("minari", "minari", "Minari"), ("tianshou", "tianshou", "Tianshou"),
-     ("skrl", "skrl", "skrl"), ("rllib", "ray", "RLlib")],
+     ("skrl", "skrl", "skrl"), ("rllib", "ray", "RLlib"), ("lerobot", "lerobot", "LeRobot")],
 )  # fmt: skip
 def test_without_the_library(module, library, extra, monkeypatch):
     monkeypatch.delitem(sys.modules, f"vlp_gym.integrations.{module}", raising=False)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from painted_segments import painted_store
 from tiny import awake_model
 
@@ -33,30 +34,76 @@ def segments():
     return store.cut(SPANS[0]), store.cut(SPANS[1])
 
 
+class Answers:
+    """Answers by the episode of the first segment, and remembers how many pairs each call was about."""
+
+    def __init__(self, *by_episode: float) -> None:
+        self.by_episode, self.calls, self.interrupted = by_episode, [], False
+
+    def __call__(self, first, second):
+        self.calls.append(len(first))
+        return np.array([self.by_episode[span.episode] for span in first.spans])
+
+
 def test_uncertain_pairs_are_labelled_by_the_other_one() -> None:
     first, second = segments()
-    above = Hesitant(1.0, np.nan)
+    above = Answers(np.nan, 1.0, np.nan, np.nan, np.nan, np.nan)
     labeler = CascadeLabeler(Hesitant(0.9, 0.4, 0.1, np.nan), above, Gate(0.2))
-    np.testing.assert_equal(labeler(first, second), [1.0, 1.0, 0.0, np.nan])
-    assert (above.asked, labeler.gate.sent, labeler.gate.asked) == (2, 2, 4)
-    soft = CascadeLabeler(Hesitant(0.9, 0.4, 0.1, 0.55), Hesitant(0.0), Gate(0.2, budget=1), soft=True)
-    assert soft(first, second).tolist() == [0.9, 0.4, 0.1, 0.0]
-    certain = CascadeLabeler(Hesitant(0.9, 0.9, 0.1, 0.1), above, Gate(0.2))
-    assert certain(first, second).tolist() == [1.0, 1.0, 0.0, 0.0]
-    assert above.asked == 2  # nobody is disturbed for nothing
+    labels = labeler(first, second)
+    assert np.isnan(labels[3])  # skipped by the better one, too
+    assert (labels[1], labeler.gate.asked) == (1.0, 4)
+    certain = Answers()
+    labeler = CascadeLabeler(Hesitant(0.9, 0.9, 0.1, 0.1), certain, Gate(0.2))
+    assert labeler(first, second).tolist() == [1.0, 1.0, 0.0, 0.0]
+    assert certain.calls == []  # nobody is disturbed for nothing
+    soft = CascadeLabeler(Hesitant(0.9, 0.4, 0.1, 0.55), Answers(), Gate(0.2, budget=0), soft=True)
+    assert soft(first, second).tolist() == [0.9, 0.4, 0.1, 0.55]
+
+
+def test_the_least_certain_pair_is_asked_about_first() -> None:
+    first, second = segments()
+    labeler = CascadeLabeler(Hesitant(0.9, 0.4, 0.1, 0.55), Answers(0, 0, 0, 0, 0, 1.0), Gate(0.2, budget=1), soft=True)
+    labels = labeler(first, second)
+    assert labels[3] == 1.0
+    assert labels[:3].tolist() == labeler.correction(first, second, np.array([0.9, 0.4, 0.1, 0.55]))[:3].tolist()
+    assert labels[0] != 0.9  # what was learned changes the others
+
+
+def test_pairs_go_up_in_rounds() -> None:
+    """Each round knows the answers before, and none has more than a 16th, rounded up, of what may be sent."""
+    rows = np.resize(np.arange(4), 80)
+    first, second = (side[rows] for side in segments())
+    above = Answers(0.5, 0.5, 0.5, 0.5, 0.5, 0.5)
+    CascadeLabeler(Hesitant(*[0.5] * 80), above, Gate(0.5, share=0.5))(first, second)
+    assert above.calls == [2, 3] * 8
+
+
+def test_a_person_who_goes_is_not_asked_again() -> None:
+    first, second = segments()
+
+    class Leaving(Answers):
+        def __call__(self, first, second):
+            self.interrupted = True
+            return super().__call__(first, second)
+
+    above = Leaving(1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+    labeler = CascadeLabeler(Hesitant(0.9, 0.5, 0.55, 0.1), above, Gate(0.5, share=0.5))
+    labels = labeler(first, second)
+    assert above.calls == [1]
+    assert (np.isnan(labels).sum(), labels[1]) == (1, 1.0)  # the other one of two waits for the person
+    assert labeler.interrupted
 
 
 def test_a_real_model_below_a_scripted_teacher() -> None:
     first, second = segments()
     small = ModelLabeler(awake_model(), SENTENCE, soft=True)
-    chance = small(first, second)
     labeler = CascadeLabeler(small, ScriptedLabeler(), Gate(0.5, share=0.5))
     labels = labeler(first, second)
-    sent = np.argsort(np.abs(chance - 0.5))[:2]
     truth = (np.sign(first.returns - second.returns) + 1) / 2
-    expected = (chance > 0.5).astype(float)
-    expected[sent] = truth[sent]
-    assert labels.tolist() == expected.tolist()
+    least = np.argmin(np.abs(small(first, second) - 0.5))
+    assert labels[least] == truth[least]
+    assert (labeler.gate.asked, labeler.gate.sent, len(labeler.correction)) == (4, 2, 2)
+    assert CascadeLabeler(small, ScriptedLabeler(), Gate(0.5))(first, second).tolist() == truth.tolist()
 
 
 def test_a_model_labeler_knows_the_gate_of_its_cascade() -> None:
@@ -82,15 +129,18 @@ def learned(labeler, steps=range(1, 41)) -> PreferenceLearner:
 
 
 def test_sessions_say_how_many_were_sent_and_the_budget_outlives_a_restart(tmp_path: Path) -> None:
-    learner = learned(CascadeLabeler(Hesitant(*[0.5] * 6), ScriptedLabeler(), Gate(budget=8)))
+    learner = learned(CascadeLabeler(Hesitant(*[0.5] * 6), ScriptedLabeler(), Gate(0.5, budget=8)))
     assert [row["sent_up"] for row in learner.history] == [6, 8]
     learner.save(tmp_path)
     again = PreferenceLearner(
-        CascadeLabeler(Hesitant(*[0.5] * 6), ScriptedLabeler(), Gate(budget=8)), learner.queries, hidden=(16,)
+        CascadeLabeler(Hesitant(*[0.5] * 6), ScriptedLabeler(), Gate(0.5, budget=8)), learner.queries, hidden=(16,)
     )
     again.restore(tmp_path)
     gate = again.labeler.gate
     assert (gate.asked, gate.sent) == (12, 8)
+    for name, tensor in learner.correction.pack()[1].items():  # what was learned from the 8 as well
+        assert torch.equal(again.labeler.correction.pack()[1][name], tensor)
+    assert len(again.labeler.correction) == 8
     assert not len(gate.choose(np.full(4, 0.5)))
     assert [row["sent_up"] for row in again.history] == [6, 8]
 

@@ -51,13 +51,19 @@ class Gate:
         Args:
             probability: P(first > second), ``[N]``; NaN, a pair that was left undecided, is the least certain.
         """
+        return self.nearest(probability, self.room(len(probability)))
+
+    def room(self, count: int) -> int:
+        """How many of `count` new pairs may be sent; they are counted as asked."""
+        self.asked += count
+        most = round(self.share * count)
+        return most if self.budget is None else min(most, max(self.budget - self.sent, 0))
+
+    def nearest(self, probability: NDArray[Any], most: int) -> NDArray[np.int64]:
+        """As `choose`, at most so many of pairs that were counted as asked before."""
         distance = np.nan_to_num(np.abs(np.asarray(probability, np.float64) - 0.5), nan=0.0)
-        most = round(self.share * len(distance))
-        if self.budget is not None:
-            most = min(most, max(self.budget - self.sent, 0))
         rows = np.argsort(distance, kind="stable")[:most]
         rows = np.sort(rows[distance[rows] <= self.band])
-        self.asked += len(distance)
         self.sent += len(rows)
         return rows
 

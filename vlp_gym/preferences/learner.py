@@ -37,10 +37,11 @@ from vlp_gym.engine.tickets import Ticket
 from vlp_gym.errors import CheckpointError
 from vlp_gym.preferences.buffer import PreferenceBuffer
 from vlp_gym.preferences.cascade import CascadeLabeler, gate_of
+from vlp_gym.preferences.correction import Correction
 from vlp_gym.preferences.labelers import Labeler, ModelLabeler, agreement, as_labels, check_labeler
 from vlp_gym.preferences.reward import FitReport, RewardEnsemble
 from vlp_gym.preferences.samplers import Sampler, choose_pairs
-from vlp_gym.preferences.saved import PARTS, SavedLearner, check_settings, unpack_parts
+from vlp_gym.preferences.saved import PARTS, Parts, SavedLearner, check_settings, unpack_parts
 from vlp_gym.preferences.schedule import Queries
 from vlp_gym.preferences.segment_store import SegmentStore
 from vlp_gym.preferences.segments import Segments
@@ -127,6 +128,11 @@ class PreferenceLearner:
     def fitted(self) -> bool:
         """Whether a reward was learned: a session had at least one label."""
         return self.ensemble is not None and self.ensemble.fitted
+
+    @property
+    def correction(self) -> Correction | None:
+        """What a cascade has learned from the answers of its larger labeler; None for another labeler."""
+        return self.labeler.correction if isinstance(self.labeler, CascadeLabeler) else None
 
     def start(self, state_size: int, action_size: int, *, step: int = 0, random_steps: int = 0) -> None:
         """Begin, or go on after `restore` or an interrupt; running episodes are dropped.
@@ -312,7 +318,10 @@ class PreferenceLearner:
             where: named in errors.
             sizes: numbers in a state and in an action, if they are known.
         """
-        saved, (self.segments, self.preferences, self.ensemble) = self.check(document, tensors, where, sizes)
+        saved, parts = self.check(document, tensors, where, sizes)
+        self.segments, self.preferences, self.ensemble, correction = parts
+        if isinstance(self.labeler, CascadeLabeler) and correction is not None:
+            self.labeler.correction = correction
         rows = [row.model_dump(exclude_unset=True) for row in saved.history]
         self.history = [{name: float("nan") if x is None else x for name, x in row.items()} for row in rows]
         self.asked, self.next_session, self.unfitted = saved.asked, saved.next, saved.unfitted
@@ -328,7 +337,7 @@ class PreferenceLearner:
         tensors: Mapping[str, Tensor],
         where: str | Path,
         sizes: tuple[int, int] | None = None,
-    ) -> tuple[SavedLearner, tuple[SegmentStore, PreferenceBuffer, RewardEnsemble | None]]:
+    ) -> tuple[SavedLearner, Parts]:
         """What was packed, if this learner can go on with it, or CheckpointError; arguments as `unpack`."""
         saved = SavedLearner.parse(document, where)
         check_settings(self._settings(), saved.settings, where)

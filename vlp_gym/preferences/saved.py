@@ -12,11 +12,13 @@ from torch import Tensor
 
 from vlp_gym.errors import CheckpointError
 from vlp_gym.preferences.buffer import PreferenceBuffer
+from vlp_gym.preferences.correction import Correction
 from vlp_gym.preferences.reward import RewardEnsemble
 from vlp_gym.preferences.segment_store import SegmentStore
 from vlp_gym.schema import Count, Document, Share, below, listed
 
-PARTS = ("segments", "preferences", "ensemble")
+PARTS = ("segments", "preferences", "ensemble", "correction")
+Parts = tuple[SegmentStore, PreferenceBuffer, RewardEnsemble | None, Correction | None]
 Loss = Annotated[float, Field(ge=0)]
 
 
@@ -49,11 +51,12 @@ class SavedLearner(Document):
     segments: dict[str, Any]
     preferences: dict[str, Any]
     ensemble: dict[str, Any] | None = None
+    correction: dict[str, Any] | None = None
 
 
 def unpack_parts(
     saved: SavedLearner, tensors: Mapping[str, Tensor], where: str | Path, sizes: tuple[int, int] | None
-) -> tuple[SegmentStore, PreferenceBuffer, RewardEnsemble | None]:
+) -> Parts:
     """The parts of a learner.
 
     Args:
@@ -70,11 +73,15 @@ def unpack_parts(
         raise CheckpointError(f"{where}: unknown tensors: {listed(unknown)}")
     segments = SegmentStore.unpack(saved.segments, below(tensors, "segments/"), where)
     preferences = PreferenceBuffer.unpack(saved.preferences, below(tensors, "preferences/"), where)
-    ensemble = None
+    ensemble = correction = None
+    if saved.correction is not None:
+        correction = Correction.unpack(saved.correction, below(tensors, "correction/"), where)
     if saved.ensemble is not None:
         ensemble = RewardEnsemble.unpack(saved.ensemble, below(tensors, "ensemble/"), where)
         made = ensemble.settings["state_dim"], ensemble.settings["action_dim"]
         rows = {"preferences/inputs": [2, segments.length, sum(made)]}
+        if correction:
+            rows["correction/first"] = [sum(made)]
         for number in segments.numbers[:1]:  # the same in all episodes
             rows |= {f"segments/{number}.states": [made[0]], f"segments/{number}.actions": [made[1]]}
         for name, row in rows.items():
@@ -82,7 +89,7 @@ def unpack_parts(
                 raise CheckpointError(f"{where}: {name}: expected rows of the shape {row}, got {found}")
         if made != (sizes or made):
             raise CheckpointError(f"{where}: made for states and actions of the sizes {made}, got {sizes}")
-    return segments, preferences, ensemble
+    return segments, preferences, ensemble, correction
 
 
 def check_settings(expected: Mapping[str, Any], saved: Mapping[str, Any], where: str | Path) -> None:
