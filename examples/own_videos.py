@@ -49,6 +49,8 @@ class Options:
     """What is done."""
     instruction: str = "bring the dark box across to the red marker"
     """How you say it; the model has never seen this sentence."""
+    model: Path | None = None
+    """A reward model that is there already, trained on the task: nothing is recorded or fine-tuned."""
     videos: int = 20
     """Videos of successes, and as many of each kind of failure: halfway, beside the goal, at random."""
     train_steps: int = 600
@@ -79,8 +81,8 @@ def main(options: Options) -> None:
     out = options.out or Path("runs") / f"own-videos-{options.task}-{options.seed}"
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    model = out / "model"
-    if options.reward == "model":
+    model = options.model or out / "model"
+    if options.reward == "model" and options.model is None:
         record(options, out / "videos")
         fine_tune(options, out)
     minutes = (time.monotonic() - started) / 60
