@@ -21,8 +21,10 @@ from vlp_gym.errors import QueryError
 
 STEP = 2.0**-24
 LENGTHS = ((7, 3, 1, 9), (4, 6))
-RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
-"""The environment of Ray's tests, besides a HOME: it writes into it, and would report to its makers."""
+RAY = {
+    "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
+}  # fmt: skip
+"""The environment of Ray's tests, besides a HOME: it writes into it, would report to its makers, and waits for 5 s."""
 
 
 class FlakyModel(SlowModel):

@@ -59,6 +59,7 @@ def test_a_segment_is_measured_from_the_videos_first_frame():
 
 
 def test_a_goal_model_takes_pictures_in_the_place_of_sentences():
+    pytest.importorskip("torchvision")
     torch.manual_seed(0)
     model = VIPModel(resnet=18, dim=8).eval()
     assert isinstance(model, GoalModel)

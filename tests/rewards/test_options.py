@@ -60,7 +60,7 @@ def test_an_option_beside_the_engine_that_brings_it(option):
 
 def test_an_option_that_does_not_exist():
     venv = gym.vector.SyncVectorEnv(capture_frames([PaintedEnv]))
-    with pytest.raises(TypeError, match=r"got an unexpected keyword argument 'windw'$"):
+    with pytest.raises(TypeError, match=r"got an unexpected keyword argument 'windw'"):
         VLPVectorRewardWrapper(venv, SENTENCE, PaintedModel(), windw=3)
 
 

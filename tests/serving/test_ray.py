@@ -21,12 +21,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::UserWarning"),
 ]
 
+NO_CPU = {"num_cpus": 0}
 SECRET = "a-secret-of-32-characters-or-so-"
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """The folder of a model, and the address of a replica of it."""
+    """The folder of a model, and the address of two replicas of it."""
     serve = pytest.importorskip("ray.serve")
     pytest.importorskip("fastapi")
     from vlp_gym.serving.ray import deployment
@@ -36,7 +37,7 @@ def served(tmp_path_factory):
     with ray_on_one_cpu(tmp_path_factory.mktemp("home")):
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         try:
-            serve.run(deployment(folder, token=SECRET).options(ray_actor_options={"num_cpus": 0}).bind())
+            serve.run(deployment(folder, token=SECRET).options(num_replicas=2, ray_actor_options=NO_CPU).bind())
             yield folder, f"http://127.0.0.1:{port}"
         finally:
             serve.shutdown()
@@ -62,6 +63,17 @@ def test_a_wrapper_gets_the_rewards_of_the_model_itself(served):
     assert len(np.unique(own)) > 3
     np.testing.assert_allclose(rewards_of(RemoteModel(address, token=SECRET)), own, rtol=1e-5, atol=1e-6)
     assert RemoteModel(address, token=SECRET).served.name == folder
+
+
+def test_a_client_stays_with_one_replica(served):
+    """Another would not have its frames, and refuse."""
+    for _ in range(4):
+        model = RemoteModel(served[1], token=SECRET)
+        send, answers = model._send, []
+        model._send = lambda *asked, send=send, answers=answers: answers.append(send(*asked)) or answers[-1]
+        rewards_of(model)
+        assert len(answers) > 9
+        assert {type(answer) for answer in answers} == {bytes}
 
 
 def test_without_the_token_nobody_is_served(served):

@@ -37,6 +37,7 @@ def collect(
     random_start: bool = False,
     seed: int = 0,
     workers: int | None = None,
+    ray: bool = False,
     push_to_hub: str | None = None,
 ) -> None:
     """Collect rollouts of three tiers of skill (MTVLP); repeat the command to resume.
@@ -68,10 +69,11 @@ def collect(
         random_start: start the hand at a random position instead of the task's own.
         seed: seeds all random draws; equal seeds give equal collections.
         workers: worker processes; default: one per core.
+        ray: let Ray start them, on the cluster of RAY_ADDRESS or on this machine; all its machines must see --out.
         push_to_hub: upload the shards to this dataset (org/name) on the Hugging Face hub.
     """
     simulator: Simulator = import_module(f"vlp_gym.{source}.simulator").SIMULATOR
-    needed = {**simulator.packages, "datasets": "train", "PIL": "train"}
+    needed = {**simulator.packages, "datasets": "train", "PIL": "train"} | ({"ray": "ray"} if ray else {})
     check_packages({**needed, "stable_baselines3": "sb3"} if agent else needed, "collecting rollouts needs")
     from vlp_gym.data.check import MAX_PIXELS, check_side
     from vlp_gym.models.checkpoint import is_hub_id
@@ -103,6 +105,8 @@ def collect(
         )
     if not 0 <= varied_share <= 1:
         raise ValueError(f"--varied-share: expected 0 to 1, got {varied_share}")
+    if ray and workers is not None:
+        raise ValueError("--workers: expected without --ray, which starts as many as its cluster has cores")
     names = [simulator.task(task) for task in tasks]
     if push_to_hub is not None and not is_hub_id(push_to_hub):
         raise ValueError(f"--push-to-hub: expected org/name, got {push_to_hub!r}")
@@ -110,7 +114,7 @@ def collect(
         from vlp_gym.models.registry import load_reward_model
 
         load_reward_model(agent_model)
-    simulator.collect(out, config, tasks=names or None, workers=workers)
+    simulator.collect(out, config, tasks=names or None, workers=workers, ray=ray)
     print(f"rollouts: {out}")
     if push_to_hub is not None:
         print(f"uploaded: {_push_dataset(out, push_to_hub)}")

@@ -8,13 +8,13 @@ ALWAYS = "train"
 """The command line itself; `viz` and `serve` bring it, too."""
 EXTRAS: dict[str, dict[str, str]] = {
     "collect": {"metaworld": "collect metaworld", "fetch": "collect fetch", "maniskill": "collect maniskill",
-                "sb3": "--agent"},
+                "sb3": "--agent", "ray": "--ray"},
     "data": {"viz": "", "minari": "minari: as source or --to"},
     "train": {"clip": "vlp", "vlm": "rewind, siglip2-lora, spur", "wandb": "--log wandb",
               "trackio": "--log trackio"},
     "tune": {},
     "eval": {},
-    "score": {"viz": "videos"},
+    "score": {"viz": "videos", "ray": "--ray"},
     "label": {"viz": "a person"},
     "policy": {"metaworld": "", "viz": "--video"},
     "study": {"clip": "--backbone open_clip:..."},

@@ -32,6 +32,7 @@ def score(
     shots: int = 1,
     cross: bool = False,
     attention: bool = False,
+    ray: bool = False,
     out: Path | None = None,
 ) -> None:
     """Score videos for an instruction; writes the reward curve (PNG, JSON), and the video with the curve (MP4, GIF).
@@ -62,6 +63,8 @@ def score(
         cross: ask about all rollouts under the sentence of every task, for the matrix of VOC (cross.md, cross.png).
         attention: also draw where each part of the sentence looks in a video (attention.png), for models with
             cross-attention, that is those of `vlp-gym train vlp`.
+        ray: let Ray share the videos of a --dataset out: a copy of the model on each GPU, or on each core, of the
+            cluster of RAY_ADDRESS, or of this machine.
         out: folder for the results, with a folder for each of several videos; default: runs/score/NAME.
     """
     if bool(videos) == bool(dataset):
@@ -70,6 +73,10 @@ def score(
         raise ValueError("--tasks: only --dataset has tasks, got videos")
     if attention and dataset:
         raise ValueError("--attention: expected with videos, got --dataset")
+    if ray and not dataset:
+        raise ValueError("--ray: expected with --dataset, got videos")
+    if ray and examples_from is not None:
+        raise ValueError("--examples-from: expected without --ray, whose processes have no examples")
     if not -1 <= threshold <= 1:
         raise ValueError(f"--threshold: expected -1 to 1, got {threshold}")
     if not 0 <= temperature <= 100:
@@ -84,12 +91,13 @@ def score(
 
     instruction = None if instruction is None else normalize_instruction(instruction)
     if dataset:
-        check_packages(dict.fromkeys(("datasets", "PIL", "scipy", "matplotlib"), "train"), "scoring rollouts needs")
+        needed = dict.fromkeys(("datasets", "PIL", "scipy", "matplotlib"), "train") | ({"ray": "ray"} if ray else {})
+        check_packages(needed, "scoring rollouts needs")
         from vlp_gym.commands.score_dataset import DatasetOptions, score_datasets
 
         options = DatasetOptions(
             model, tasks, instruction, threshold, temperature, frames, per_set, ask_success,
-            examples_from, example_task, shots, cross,
+            examples_from, example_task, shots, cross, ray,
         )  # fmt: skip
         score_datasets(dataset, out, options)
         return

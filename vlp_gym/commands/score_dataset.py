@@ -24,6 +24,7 @@ from vlp_gym.evaluation.curation import dataset_ranking
 from vlp_gym.evaluation.demonstrations import Ask, plot_scores, score_dataset, summarize
 from vlp_gym.evaluation.examples import Which, choose_examples
 from vlp_gym.evaluation.goals import goals_for
+from vlp_gym.evaluation.on_ray import score_ahead
 from vlp_gym.evaluation.score_log import ScoreLog
 from vlp_gym.models.prompted.gvl import GVLModel
 from vlp_gym.models.registry import best_device, load_reward_model
@@ -46,6 +47,7 @@ class DatasetOptions:
     example_task: Which
     shots: int
     cross: bool
+    ray: bool
 
 
 def score_datasets(folders: Sequence[Path], out: Path | None, options: DatasetOptions) -> None:
@@ -102,11 +104,15 @@ def _score(
     }  # fmt: skip
     steps: list[tuple[int, NDArray[np.int64]]] = []
 
-    def videos() -> Iterator[Trajectory]:
-        for place, (number, trajectory) in enumerate(stream_numbered([source], str(folder), options.tasks)):
+    def chosen() -> Iterator[tuple[int, Trajectory]]:
+        for place, numbered in enumerate(stream_numbered([source], str(folder), options.tasks)):
             if survey.drawn is None or place in survey.drawn:
-                steps.append((number, trajectory.step))
-                yield trajectory
+                yield numbered
+
+    def videos() -> Iterator[Trajectory]:
+        for number, trajectory in chosen():
+            steps.append((number, trajectory.step))
+            yield trajectory
 
     def ask(instruction: str | None) -> list[dict[str, Any]]:
         return score_dataset(
@@ -114,6 +120,10 @@ def _score(
             **settings,
         )  # fmt: skip
 
+    if options.ray:
+        told = tuple(dict.fromkeys(survey.sentences.values())) if options.cross else (options.instruction,)
+        ahead = (trajectory for _, trajectory in chosen())
+        score_ahead(options.model, ahead, log, told, goals=survey.goals, frames=options.frames)
     rows = _crossed(ask, survey.sentences, out, options.model) if options.cross else ask(options.instruction)
     if not rows:
         raise DatasetError(f"{folder}: expected recordings, found none")

@@ -6,7 +6,7 @@ import contextlib
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
+from vlp_gym.data.on_ray import run_tasks
 from vlp_gym.data.shards import shard_path, write_shard
 from vlp_gym.data.trajectory import Trajectory
 from vlp_gym.errors import CheckpointError, DatasetError
@@ -34,6 +35,7 @@ def collect_shards(
     collect_task: Callable[[Job], str],
     *,
     workers: int | None = None,
+    ray: bool = False,
     progress_bar: bool = True,
 ) -> None:
     """Collect every missing shard, in parallel processes (two OpenGL contexts in one process draw garbage).
@@ -45,6 +47,7 @@ def collect_shards(
         tiers: all tiers of the collection.
         collect_task: a function of a module, which writes one task's missing shards and returns its name.
         workers: worker processes; default: one per core.
+        ray: let Ray start them, on all machines of its cluster; they must all see `folder`.
         progress_bar: show a progress bar.
 
     Raises:
@@ -69,7 +72,11 @@ def collect_shards(
                 disable=not progress_bar,
             )
             with bar:
-                _collect(collect_task, [(folder, config, task, tiers) for task in missing], workers, bar)
+                jobs: list[Job] = [(folder.resolve(), config, task, tiers) for task in missing]
+                if ray:
+                    _show(run_tasks(_prepared, ((collect_task, job) for job in jobs)), bar)
+                else:
+                    _collect(collect_task, jobs, workers, bar)
 
 
 def write_missing(folder: Path, task: str, tiers: Sequence[str], make: Callable[[str], Sequence[Trajectory]]) -> None:
@@ -84,9 +91,8 @@ def _collect(collect_task: Callable[[Job], str], jobs: Sequence[Job], workers: i
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, spawn, _prepare_worker) as pool:
         try:
-            for done in as_completed(submit_all(pool, collect_task, ((job,) for job in jobs))):
-                bar.set_postfix_str(done.result())
-                bar.update()
+            futures = submit_all(pool, collect_task, ((job,) for job in jobs))
+            _show((done.result() for done in as_completed(futures)), bar)
         except BrokenProcessPool as error:
             raise DatasetError(
                 "a collecting process was killed (out of memory?); the same command goes on where it stopped, "
@@ -95,6 +101,18 @@ def _collect(collect_task: Callable[[Job], str], jobs: Sequence[Job], workers: i
         except BaseException:
             end_workers(pool)
             raise
+
+
+def _show(tasks: Iterable[str], bar: Any) -> None:
+    for task in tasks:
+        bar.set_postfix_str(task)
+        bar.update()
+
+
+def _prepared(collect_task: Callable[[Job], str], job: Job) -> str:
+    """A task of Ray's, which may be the first of its process."""
+    _prepare_worker()
+    return collect_task(job)
 
 
 def _prepare_worker() -> None:

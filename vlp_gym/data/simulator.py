@@ -17,7 +17,7 @@ class Simulator:
             at least per_tier, tiers, stride, size and seed.
         steps: most environment steps of a rollout.
         task: the full name of a task, from what a user calls it; raises ValueError for an unknown one.
-        collect: ``(folder, config, *, tasks, workers)``, see `collect_shards`; tasks None: all.
+        collect: ``(folder, config, *, tasks, workers, ray)``, see `collect_shards`; tasks None: all.
     """
 
     packages: Mapping[str, str]

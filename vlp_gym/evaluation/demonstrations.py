@@ -84,10 +84,8 @@ def score_dataset(
     scorers: dict[str, VideoScorer] = {}  # by sentence
     rows = []
     for trajectory in tqdm(trajectories, desc="scoring", unit="video", disable=not progress_bar):
-        index = np.linspace(0, len(trajectory.frames) - 1, min(frames, len(trajectory.frames))).round().astype(np.int64)
+        index = shown_frames(trajectory, frames)
         sentence = instruction or trajectory.canonical
-        if len(index) < 3:
-            raise QueryError(f"{trajectory.name}: expected a video of at least 3 frames, got {len(index)}")
         if sentence not in scorers:
             scorers[sentence] = VideoScorer(model, [sentence], device, goals=goals)
         scored = _ask(scorers[sentence], trajectory.frames[index], sentence, trajectory.name, log)
@@ -119,11 +117,34 @@ def score_dataset(
     return rows
 
 
+def shown_frames(trajectory: Trajectory, frames: int) -> NDArray[np.int64]:
+    """Places of at most so many frames, evenly spread.
+
+    Raises:
+        QueryError: there are fewer than three.
+    """
+    count = len(trajectory.frames)
+    if count < 3:
+        raise QueryError(f"{trajectory.name}: expected a video of at least 3 frames, got {count}")
+    return np.linspace(0, count - 1, min(frames, count)).round().astype(np.int64)
+
+
 def _ask(scorer: VideoScorer, frames: NDArray[np.uint8], sentence: str, name: str, log: ScoreLog | None) -> Scored:
     """What the model says of a video, or has said before."""
-    key = "" if log is None else log.key(frames, sentence)
-    if log is not None and key in log.known:
-        return log.known[key]
+    if log is None:
+        return ask_video(scorer, frames, sentence, name, "")
+    key = log.key(frames, sentence)
+    if key not in log.known:
+        log.add(ask_video(scorer, frames, sentence, name, key))
+    return log.known[key]
+
+
+def ask_video(scorer: VideoScorer, frames: NDArray[np.uint8], sentence: str, name: str, key: str) -> Scored:
+    """What the model says of a video, uint8 ``[T, H, W, 3]``.
+
+    Raises:
+        QueryError: the model fails in another way than by refusing.
+    """
     scorer.open(frames, name)
     try:
         values = scorer.together(sentence)
@@ -134,8 +155,6 @@ def _ask(scorer: VideoScorer, frames: NDArray[np.uint8], sentence: str, name: st
             raise
         scored = Scored(key=key, value=[], refused=reason(error), novelty=scorer.novelty())
     scorer.close()
-    if log is not None:
-        log.add(scored)
     return scored
 
 

@@ -57,6 +57,7 @@ def collect_fetch(
     *,
     tasks: Sequence[str] | None = None,
     workers: int | None = None,
+    ray: bool = False,
     progress_bar: bool = True,
 ) -> None:
     """Collect every missing shard; see `collect_shards`.
@@ -66,6 +67,7 @@ def collect_fetch(
         config: settings of the collection.
         tasks: names such as FetchPush; default: all four.
         workers: worker processes; default: one per core.
+        ray: see `collect_shards`.
         progress_bar: show a progress bar.
 
     Raises:
@@ -75,7 +77,7 @@ def collect_fetch(
     tiers = [tier for tier in ALL_TIERS if _count(config, tier)]
     collect_shards(
         folder, config, TASKS if tasks is None else tasks, tiers, _collect_task,
-        workers=workers, progress_bar=progress_bar,
+        workers=workers, ray=ray, progress_bar=progress_bar,
     )  # fmt: skip
 
 

@@ -95,9 +95,11 @@ def _decode(
     `memory` is for this process and for the frames that the reader keeps.
     """
     # No options for streams: older PyAV writes beyond its memory where streams appear late, as in flv and mpg.
-    options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+    options: dict[str, Any] = {"container_options": {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}}
+    if int(av.__version__.partition(".")[0]) < 19:  # later ones take any bytes
+        options["metadata_errors"] = "replace"
     try:
-        container = av.open("/dev/stdin", container_options=options, metadata_errors="replace")
+        container = av.open("/dev/stdin", **options)
     except av.error.FFmpegError as error:
         if error.errno != errno.EINVAL:
             raise

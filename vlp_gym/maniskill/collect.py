@@ -60,6 +60,7 @@ def collect_maniskill(
     *,
     tasks: Sequence[str] | None = None,
     workers: int | None = None,
+    ray: bool = False,
     progress_bar: bool = True,
 ) -> None:
     """Collect every missing shard; see `collect_shards`.
@@ -69,6 +70,7 @@ def collect_maniskill(
         config: settings of the collection.
         tasks: names such as PickCube; default: all eleven.
         workers: worker processes; default: one per core.
+        ray: see `collect_shards`.
         progress_bar: show a progress bar.
 
     Raises:
@@ -78,7 +80,7 @@ def collect_maniskill(
     tiers = [tier for tier in TIERS if config.per_tier and tier in config.tiers]
     collect_shards(
         folder, config, tuple(TASKS) if tasks is None else tasks, tiers, _collect_task,
-        workers=workers, progress_bar=progress_bar,
+        workers=workers, ray=ray, progress_bar=progress_bar,
     )  # fmt: skip
 
 

@@ -61,6 +61,7 @@ def collect_metaworld(
     *,
     tasks: Sequence[str] | None = None,
     workers: int | None = None,
+    ray: bool = False,
     progress_bar: bool = True,
 ) -> None:
     """Collect every missing shard, in parallel processes (two OpenGL contexts in one process draw garbage).
@@ -70,6 +71,7 @@ def collect_metaworld(
         config: settings of the collection.
         tasks: full task names; default: all 50.
         workers: worker processes; default: one per core.
+        ray: see `collect_shards`.
         progress_bar: show a progress bar.
 
     Raises:
@@ -78,7 +80,7 @@ def collect_metaworld(
     """
     tiers = [tier for tier in ALL_TIERS if _count(config, tier)]
     names = tuple(tasks) if tasks is not None else metaworld_tasks()
-    collect_shards(folder, config, names, tiers, _collect_task, workers=workers, progress_bar=progress_bar)
+    collect_shards(folder, config, names, tiers, _collect_task, workers=workers, ray=ray, progress_bar=progress_bar)
 
 
 def _collect_task(job: tuple[Path, CollectConfig, str, Sequence[str]]) -> str:

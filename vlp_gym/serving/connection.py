@@ -23,7 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from vlp_gym.errors import QueryError, QueryTimeout
-from vlp_gym.serving.wire import REQUEST_HEADER, TOKEN_VARIABLE
+from vlp_gym.serving.wire import REQUEST_HEADER, SESSION_HEADER, TOKEN_VARIABLE
 
 logger = logging.getLogger("vlp_gym")
 
@@ -86,6 +86,7 @@ class Connection:
         self.retries = 0
         self._secure, self._path = parts.scheme == "https", parts.path.rstrip("/")
         self._token = token
+        self._session = uuid.uuid4().hex  # where there are several servers, one of them has this client's frames
         self._random = random.Random()  # not the global generator: a retry must not change the agent's draws
         self._kept = threading.local()
 
@@ -135,7 +136,7 @@ class Connection:
         """One request and its answer, on a connection that is closed unless it has come whole."""
         deadline = time.monotonic() + self.timeout_s
         number = uuid.uuid4().hex
-        headers |= {REQUEST_HEADER: number, "Accept-Encoding": "identity"}
+        headers |= {REQUEST_HEADER: number, SESSION_HEADER: self._session, "Accept-Encoding": "identity"}
         if self._token is not None:
             headers["Authorization"] = f"Bearer {self._token}"
         connection = self._open()

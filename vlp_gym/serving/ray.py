@@ -19,10 +19,12 @@ from vlp_gym.serving.wire import check_count
 
 try:
     from ray import serve
+    from ray.serve.config import RequestRouterConfig
 except ImportError as error:
     raise missing_extra(error, 'Ray Serve is not installed: pip install "vlp_gym[ray]"') from error
 
 MAX_WAITING = 1024
+ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 
 
 def deployment(
@@ -30,8 +32,9 @@ def deployment(
 ) -> Any:
     """A deployment of Ray Serve that answers the clients of `vlp-gym serve`.
 
-    Each replica has the model, batches what waits over clients, and has a cache of its own: frames that only another
-    replica has seen are sent once more. How many replicas there are, and where, is Ray Serve's:
+    Each replica has the model, batches what waits over clients, and has a cache of its own. So a client stays with one
+    replica, which has its frames; when replicas come or go, some clients change, and send their frames once more. How
+    many replicas there are, and where, is Ray Serve's:
     ``deployment(...).options(num_replicas="auto", ray_actor_options={"num_gpus": 1}).bind()``.
 
     Args:
@@ -65,4 +68,5 @@ def deployment(
     class VLPRewardModel:
         """A replica."""
 
-    return serve.deployment(VLPRewardModel, max_ongoing_requests=MAX_WAITING)
+    router = RequestRouterConfig(request_router_class=ROUTER)
+    return serve.deployment(VLPRewardModel, max_ongoing_requests=MAX_WAITING, request_router_config=router)

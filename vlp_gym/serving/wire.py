@@ -26,6 +26,7 @@ PROTOCOL = 1
 CONTENT_TYPE = "application/x-safetensors"
 TOKEN_VARIABLE = "VLP_GYM_SERVER_TOKEN"
 MODEL_HEADER, REQUEST_HEADER = "X-VLP-Model", "X-VLP-Request"
+SESSION_HEADER = "X-Session-Id"  # the name that Ray Serve and other balancers look for
 
 DIGEST_BYTES = 16
 MAX_HEADER = 16 << 10  # bytes of a body's table of tensors
