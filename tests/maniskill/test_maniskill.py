@@ -18,6 +18,7 @@ from command_line import run
 from vlp_gym.data.shards import load_trajectories
 from vlp_gym.data.trajectory import TIERS
 from vlp_gym.errors import MissingExtraError
+from vlp_gym.maniskill.apart import FRAMES, TOUCHED
 from vlp_gym.maniskill.collect import ManiSkillConfig, rollout
 from vlp_gym.maniskill.env import frame_of, make_maniskill, positions_of
 from vlp_gym.maniskill.instructions import HELD_OUT, TRAINING
@@ -70,6 +71,26 @@ def test_tiers(env):
     assert again.positions == pytest.approx(made["expert"].positions, abs=0.01)
     assert rollout(env, "PushCube", "random", CONFIG, 1).seed != made["random"].seed
     assert rollout(env, "PushCube", "random", replace(CONFIG, seed=1), 0).seed != made["random"].seed
+
+
+def test_arm_and_object_are_shown_apart(env):
+    made = rollout(env, "PushCube", "apart", CONFIG, 0)
+    hand, thing = made.positions.swapaxes(0, 1)
+    assert (made.tier, len(made.frames), made.success[0], made.action) == ("apart", FRAMES, False, None)
+    way = np.linalg.norm(thing - thing[0], axis=-1)
+    still = way < TOUCHED
+    assert 0.25 < still.mean() < 0.85  # one half, of 24 draws
+    assert way[~still].min() > TOUCHED
+    far = np.linalg.norm(hand - thing, axis=-1)
+    assert far[~still].max() > 0.15  # the object has moved, and no hand is there
+    assert far[still].min() < 0.08  # a hand is there, and it has not
+    base = env.unwrapped
+    env.reset(seed=made.seed)
+    goal, cube = base.goal_region.pose.p[0], base.obj.pose.p[0]
+    assert positions_of(env, "PushCube")[1] == pytest.approx(made.positions[0, 1], abs=1e-4)
+    for placed, success in zip(thing, made.success, strict=True):  # the camera turns, lengths stay
+        moved = float(np.linalg.norm(placed - thing[0]))
+        assert not success or moved > float(np.linalg.norm((goal - cube)[:2])) - base.goal_radius - 0.01
 
 
 def test_stored_actions_repeat_the_rollout(env):

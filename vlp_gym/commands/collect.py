@@ -46,8 +46,8 @@ def collect(
 
     Args:
         source: simulator to collect from: Meta-World, the Fetch robot of Gymnasium-Robotics, or ManiSkill 3. Fetch and
-            ManiSkill have no --explore, --retreat, --apart, --either-way, --agent, --camera, --varied-share and
-            --random-start, ManiSkill no --near-miss.
+            ManiSkill have no --explore, --retreat, --either-way, --agent, --camera, --varied-share and --random-start,
+            ManiSkill no --near-miss, Fetch no --apart.
         out: folder for the parquet shards, one per task and tier.
         tasks: tasks to collect, such as button-press-v3 door-close-v3, FetchPush, or PickCube; default: all.
         per_tier: rollouts per task and tier; may be 0 if other rollouts are collected.

@@ -3,6 +3,7 @@
 - expert: the motion planner, until shortly after success; noise would spoil what is exact to half a millimetre.
 - medium: the motion planner + N(0, 0.02) until the middle of its way, then the joints wander.
 - random: the joints wander.
+- apart (ours, optional): no rollout, but arm and objects of different moments, see `apart`.
 
 Noise is in radians of the joints' targets. Stored actions are these targets scaled from the limits of the action space
 to [-1, 1], as Gymnasium's `RescaleAction` takes them. Equal seeds give equal episodes and plans, but what touches moves
@@ -12,17 +13,19 @@ the same to a millimetre or so only: PhysX remembers contacts of the episode bef
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from pydantic import ConfigDict
 
 from vlp_gym.data import recorder
 from vlp_gym.data.collection import collect_shards, write_missing
-from vlp_gym.data.trajectory import ALL_TIERS, TIERS, Trajectory
+from vlp_gym.data.trajectory import ALL_TIERS, APART, TIERS, Trajectory
+from vlp_gym.maniskill import apart
 from vlp_gym.maniskill.env import CAMERA, frame_of, make_maniskill, positions_of, succeeded
 from vlp_gym.maniskill.experts import solve
 from vlp_gym.maniskill.instructions import HELD_OUT, TRAINING
@@ -49,6 +52,7 @@ class ManiSkillConfig:
 
     per_tier: int = 32
     tiers: tuple[str, ...] = TIERS
+    apart: int = 0
     stride: int = 5
     size: int = 112
     seed: int = 0
@@ -77,7 +81,7 @@ def collect_maniskill(
         DatasetError: if the folder holds a collection with other settings, another process collects into it, or a
             worker process is killed.
     """
-    tiers = [tier for tier in TIERS if config.per_tier and tier in config.tiers]
+    tiers = [tier for tier in (*TIERS, APART) if _count(config, tier)]
     collect_shards(
         folder, config, tuple(TASKS) if tasks is None else tasks, tiers, _collect_task,
         workers=workers, ray=ray, progress_bar=progress_bar,
@@ -90,11 +94,15 @@ def _collect_task(job: tuple[Path, ManiSkillConfig, str, Sequence[str]]) -> str:
     try:
         write_missing(
             folder, task, tiers,
-            lambda tier: [rollout(env, task, tier, config, index) for index in range(config.per_tier)],
+            lambda tier: [rollout(env, task, tier, config, index) for index in range(_count(config, tier))],
         )  # fmt: skip
     finally:
         env.close()
     return task
+
+
+def _count(config: ManiSkillConfig, tier: str) -> int:
+    return config.apart if tier == APART else config.per_tier * (tier in config.tiers)
 
 
 def rollout(env: gym.Env, task: str, tier: str, config: ManiSkillConfig, index: int) -> Trajectory:
@@ -103,7 +111,7 @@ def rollout(env: gym.Env, task: str, tier: str, config: ManiSkillConfig, index: 
     Args:
         env: from `make_maniskill`.
         task: a name of `TASKS`.
-        tier: one of `TIERS`.
+        tier: one of `TIERS`, or "apart".
         config: its stride, size and seed.
         index: number of the rollout.
     """
@@ -121,6 +129,8 @@ def _attempt(env: gym.Env, task: str, tier: str, config: ManiSkillConfig, rng: n
         seed = int(rng.integers(2**31))
         env.reset(seed=seed)
         done = succeeded(env)
+    if tier == APART:
+        return _apart(env, task, config, seed, rng)
     player = Player(env, task, tier, config, rng)
     try:
         if tier == "random":
@@ -131,6 +141,30 @@ def _attempt(env: gym.Env, task: str, tier: str, config: ManiSkillConfig, rng: n
     except _OverError:
         pass
     return player.trajectory(seed)
+
+
+def _apart(env: gym.Env, task: str, config: ManiSkillConfig, seed: int, rng: np.random.Generator) -> Trajectory:
+    states, arms = apart.moments(env, task, seed, rng)
+    moved = [number for number, state in enumerate(states) if apart.has_moved(state, states[0])]
+    base: Any = env.unwrapped
+    success = apart.place(env, states[0], states[0])
+    recorder = Recorder(env, task, config.size, base.get_obs()[0].cpu().numpy())
+    recorder.add(frame_of(env), success)
+    for _ in range(1, apart.FRAMES):
+        success = apart.place(env, *apart.draw(states, arms, moved, rng))
+        still = torch.zeros(1, *(env.action_space.shape or ()))
+        reward = base.get_reward(obs=base.get_obs(), action=still, info=base.evaluate())
+        recorder.step(still[0].numpy(), base.get_obs()[0].cpu().numpy(), float(reward))
+        recorder.add(frame_of(env), success)
+    made = recorder.trajectory(**_about(task, APART, seed), stride=1)
+    return replace(made, observation=None, action=None)  # nobody acts
+
+
+def _about(task: str, tier: str, seed: int) -> dict[str, Any]:
+    return {
+        "task": task, "tier": tier, "seed": seed, "camera": CAMERA, "varied": False, "sentences": TRAINING[task],
+        "held_out": HELD_OUT[task],
+    }  # fmt: skip
 
 
 class _OverError(Exception):
@@ -216,10 +250,7 @@ class Player(gym.Wrapper):
 
     def trajectory(self, seed: int) -> Trajectory:
         """What was recorded."""
-        return self.recorder.trajectory(
-            task=self.task, tier=self.tier, seed=seed, camera=CAMERA, stride=self.config.stride, varied=False,
-            sentences=TRAINING[self.task], held_out=HELD_OUT[self.task],
-        )  # fmt: skip
+        return self.recorder.trajectory(**_about(self.task, self.tier, seed), stride=self.config.stride)
 
 
 class Recorder(recorder.Recorder):
