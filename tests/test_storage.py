@@ -94,7 +94,7 @@ def test_leftovers_of_killed_saves_are_deleted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("before", [True, False])
-@pytest.mark.parametrize("at", range(1, 7))  # two files and their folder, each synced; the seventh is the last rename
+@pytest.mark.parametrize("at", range(1, 8))  # two files and their folder, each synced; the seventh is the last rename
 def test_an_interrupted_save_leaves_one_pair_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, before: bool
 ) -> None:

@@ -23,6 +23,7 @@ from .models.registry import available_models as available_models
 from .models.registry import load_reward_model as load_reward_model
 from .preferences.schedule import Queries as Queries
 from .rewards.shaping import Shaping as Shaping
+from .wrappers.batch import VLPBatchRewardWrapper as VLPBatchRewardWrapper
 from .wrappers.capture import capture_frames as capture_frames
 from .wrappers.late import LateRewards as LateRewards
 from .wrappers.single import VLPRewardWrapper as VLPRewardWrapper

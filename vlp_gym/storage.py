@@ -62,17 +62,26 @@ def write_pair(folder: str | Path, document: Mapping[str, Any], tensors: Mapping
             try:
                 write_atomic(staged, data)
                 write_atomic(written, text.encode())
-            finally:  # an interrupt leaves the old pair or the new one, and no third file
-                if not (written.exists() and written.read_bytes() == text.encode()):
-                    staged.unlink(missing_ok=True)
-                elif staged.exists():
-                    os.replace(staged, folder / f"{stem}.safetensors")
+            finally:  # an interrupt leaves the old pair or the new one, and no third file; also one that comes here
+                try:
+                    _settle(staged, folder / f"{stem}.safetensors", written, text)
+                except KeyboardInterrupt:
+                    _settle(staged, folder / f"{stem}.safetensors", written, text)
+                    raise
             _clean(folder, rf"\.{{1,2}}{re.escape(stem)}-[0-9a-f]{{16}}\.safetensors(\..*\.tmp)?")
             _sync_folder(folder)
     except OSError as error:
         raise CheckpointError(
             f"{folder}: could not write the checkpoint ({error.strerror or error}); an earlier one there is intact"
         ) from error
+
+
+def _settle(staged: Path, tensors: Path, document: Path, text: str) -> None:
+    """Give the staged tensors their name if their document is written, else delete them."""
+    if not (document.exists() and document.read_bytes() == text.encode()):
+        staged.unlink(missing_ok=True)
+    elif staged.exists():
+        os.replace(staged, tensors)
 
 
 def read_pair(folder: str | Path, *, stem: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -23,6 +23,7 @@ from vlp_gym.maniskill.collect import ManiSkillConfig, rollout
 from vlp_gym.maniskill.env import frame_of, make_maniskill, positions_of
 from vlp_gym.maniskill.instructions import HELD_OUT, TRAINING
 from vlp_gym.maniskill.tasks import TASKS
+from vlp_gym.wrappers import VLPBatchRewardWrapper, VLPRewardWrapper
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]
 CONFIG = ManiSkillConfig(size=32)
@@ -101,6 +102,30 @@ def test_stored_actions_repeat_the_rollout(env):
     for action, expected in zip(made.action, made.observation[1:], strict=True):
         observation, *_ = scaled.step(action)
         assert observation[0].numpy() == pytest.approx(expected, abs=0.01)
+
+
+def test_its_batches_of_tensors(env):
+    """ManiSkill's vector environment pays what the same environment pays alone."""
+    from mani_skill.utils.wrappers.gymnasium import CPUGymWrapper
+    from mani_skill.vector.wrappers.gymnasium import ManiSkillVectorEnv
+
+    alone = VLPRewardWrapper(CPUGymWrapper(env, ignore_terminations=True), "push the cube onto the target")
+    batch = VLPBatchRewardWrapper(
+        ManiSkillVectorEnv(env, auto_reset=False, ignore_terminations=True), "push the cube onto the target"
+    )
+    action = np.append(env.unwrapped.agent.robot.get_qpos()[0, :7].numpy() + 0.1, 1.0)
+    paid = []
+    for wrapped, actions in ((alone, action), (batch, action[None])):
+        wrapped.reset(seed=3)
+        paid.append([float(wrapped.step(actions)[1]) for _ in range(3)])
+    assert paid[1] == pytest.approx(paid[0], abs=1e-4)
+    assert max(paid[0]) > 0
+    rewards, infos = batch.step(action[None])[1::3]
+    assert rewards.shape == (1,)
+    assert rewards.dtype.is_floating_point
+    assert infos["vlp"]["score"].shape == (1,)
+    with pytest.raises(ValueError, match="for ManiSkill say auto_reset=False"):
+        VLPBatchRewardWrapper(ManiSkillVectorEnv(env), "push the cube onto the target")
 
 
 def test_the_object_is_seen_where_it_is(env):

@@ -225,7 +225,10 @@ def test_a_wrong_number_of_instructions(instruction):
 
 
 def test_environments_that_do_not_render_themselves():
-    message = "the sub-environments do not render themselves; make env from capture_frames(env_fns)"
+    message = (
+        "the sub-environments do not render themselves; make env from capture_frames(env_fns), or take "
+        "VLPBatchRewardWrapper where env.render() shows all of them"
+    )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         VLPVectorRewardWrapper(SyncVectorEnv([PaintedEnv]), SENTENCE, PaintedModel())
 

@@ -8,7 +8,7 @@ transition.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
@@ -20,6 +20,11 @@ from vlp_gym.rewards.delivery import Delivery
 KEY = "vlp"
 HEADS = ("progress", "relevance")
 """Those that a model may lack."""
+KINDS: dict[str, type] = {
+    "env_reward": np.float64, "score": np.float64, "progress": np.float64, "relevance": np.float64, "success": np.bool_,
+    "env": np.int64, "episode": np.int64, "step": np.int64,
+}  # fmt: skip
+"""Of the arrays of a vector environment."""
 FLAT = "vlp/"
 """What the keys begin with under ``flat_info=True``."""
 
@@ -88,6 +93,26 @@ def numbers(
 def put(info: Mapping[str, Any], ours: Mapping[str, Any], *, flat: bool) -> dict[str, Any]:
     """An info with our numbers in it: under "vlp", or flat, as "vlp/score" and so on."""
     return {**info, **{FLAT + name: value for name, value in ours.items()}} if flat else {**info, KEY: ours}
+
+
+def join_infos(
+    infos: Mapping[str, Any], each: Sequence[Mapping[str, Any] | None], names: Sequence[str], *, flat: bool
+) -> dict[str, Any]:
+    """The infos of a vector environment with our numbers, as arrays with masks, in Gymnasium's form.
+
+    Args:
+        infos: the environment's own.
+        each: our numbers of each environment; None where there are none.
+        names: their keys.
+        flat: see `put`.
+    """
+    present = np.array([ours is not None for ours in each])
+    joined: dict[str, Any] = {}
+    for name in names:
+        key = FLAT + name if flat else name
+        joined[key] = np.array([0 if ours is None else ours[name] for ours in each], KINDS[name])
+        joined[f"_{key}"] = present.copy()
+    return {**infos, **joined} if flat else {**infos, KEY: joined, f"_{KEY}": present}
 
 
 def ours_in(info: Mapping[str, Any]) -> dict[str, Any] | None:

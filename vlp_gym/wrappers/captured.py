@@ -13,19 +13,17 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from numpy.typing import NDArray
 
 from vlp_gym.engine.engine import QueryEngine
 from vlp_gym.engine.tickets import Ticket
 from vlp_gym.errors import VLPError
 from vlp_gym.models.protocol import RewardModel
-from vlp_gym.rewards.delivery import Delivery
-from vlp_gym.rewards.options import Shorthand, make_stream
+from vlp_gym.rewards.options import Shorthand
 from vlp_gym.rewards.shaping import Reward, Shaping, own_number
 from vlp_gym.rewards.stream import Transition
 from vlp_gym.wrappers.capture import BEGUN, RESET_FRAME, STEP_FRAME, STEPPED, FrameBlock, frame_file
-from vlp_gym.wrappers.streaming import RESET_IN_SB3, Streaming
+from vlp_gym.wrappers.many import ManyRewards
 from vlp_gym.wrappers.workers import Workers
 
 Values: TypeAlias = "Sequence[Any] | NDArray[Any]"
@@ -46,7 +44,7 @@ class Settled(NamedTuple):
     """``info["vlp"]`` of the reset frame, of those environments that were reset after their step."""
 
 
-class CapturedRewards(Streaming):
+class CapturedRewards(ManyRewards):
     """The part of a vector wrapper that does not depend on the kind of vector environment."""
 
     _call: Callable[..., Sequence[Any]]
@@ -71,58 +69,16 @@ class CapturedRewards(Streaming):
             reward: the same.
             options: the same.
         """
-        num_envs: int = venv.num_envs
-        sentences: list[Any] = list(instruction) if isinstance(instruction, (list, tuple)) else [instruction] * num_envs
-        if len(sentences) != num_envs:
-            raise ValueError(f"expected one instruction, or one for each of {num_envs} envs, got {len(sentences)}")
         self._workers = Workers(venv)
         with self._workers.guard(), self._workers.watch():
             places = list(call("detach_frames"))
-        if places != list(range(num_envs)):
+        if places != list(range(venv.num_envs)):
             raise ValueError(
                 f"expected sub-environments from one call of capture_frames, in its order, got the places {places}"
             )
-        if options.get("terminate_on_success") or (isinstance(reward, Shaping) and reward.terminate_on_success):
-            raise ValueError("terminate_on_success needs an environment that is reset by us; use VLPRewardWrapper")
-        self._stream = make_stream(sentences, model, reward, **options)
+        self._make_stream(venv.num_envs, instruction, model, reward, options)
         self._call = call
         self._block: FrameBlock | None = None
-        self._running = np.zeros(num_envs, np.bool_)
-        self._closed = False
-
-    @property
-    def instructions(self) -> list[str]:
-        """The instruction of each environment's running episode; change it with `set_instruction`."""
-        return [self._stream.instruction(index) for index in range(len(self._stream))]
-
-    @property
-    def tickets(self) -> list[Ticket]:
-        """Name the newest transition of each environment."""
-        return [self._stream.ticket(index) for index in range(len(self._stream))]
-
-    def set_instruction(self, instruction: str, index: int | None = None) -> None:
-        """Change the instruction of one environment, or of all (None): as `VLPRewardWrapper.set_instruction`."""
-        for each in range(len(self._stream)) if index is None else [index]:
-            self._stream.set_instruction(each, instruction)
-
-    def poll(self, timeout_s: float = 0.0, *, raises: bool = True) -> list[list[Delivery]]:
-        """For each environment what `VLPRewardWrapper.poll` returns."""
-        return self._stream.poll(timeout_s, raises=raises)
-
-    def flush(self, timeout_s: float | None = None) -> list[list[Delivery]]:
-        """For each environment what `VLPRewardWrapper.flush` returns."""
-        return self._stream.flush(timeout_s)
-
-    def _check_ready(self) -> None:
-        """Before a step."""
-        if self._closed:
-            raise ClosedEnvironmentError("step was called after close")
-        self._stream.settle()
-        over = [index for index, running in enumerate(self._running) if not running or self._stream.broken(index)]
-        if over:
-            raise ResetNeeded(
-                f"call reset before step: the episodes of the envs {over} have ended or have not begun; {RESET_IN_SB3}"
-            )
 
     @contextmanager
     def _calling_envs(self, *, on: bool = False) -> Iterator[NDArray[np.bool_]]:

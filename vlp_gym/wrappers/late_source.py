@@ -11,7 +11,7 @@ import gymnasium as gym
 from vlp_gym.engine.tickets import Ticket
 from vlp_gym.rewards.delivery import Delivery
 from vlp_gym.rewards.info import FLAT, KEY, ours_in, ticket_in
-from vlp_gym.wrappers.captured import CapturedRewards
+from vlp_gym.wrappers.many import ManyRewards
 from vlp_gym.wrappers.outside import MEDDLING, inside, may_meddle, vector_may_meddle
 from vlp_gym.wrappers.single import VLPRewardWrapper
 
@@ -19,7 +19,7 @@ logger = logging.getLogger("vlp_gym")
 
 NOT_WRAPPED = (
     "expected an environment with VLPRewardWrapper around it, or a vector environment with VLPVectorRewardWrapper "
-    "around it or with VLPRewardWrapper around each environment in it; found none in {}"
+    "or VLPBatchRewardWrapper around it, or with VLPRewardWrapper around each environment in it; found none in {}"
 )
 NO_NUMBERS = (
     'the infos have none of the reward wrapper\'s numbers (info["vlp"]): give step the infos that the step '
@@ -41,7 +41,7 @@ class LateSource:
     def __init__(self, envs: Any) -> None:
         self.num_envs: int | None = None
         """How many environments a vector has; None for a single environment."""
-        self._vector: CapturedRewards | None = None
+        self._vector: ManyRewards | None = None
         self._local: list[VLPRewardWrapper] = []
         self._remote: Any = None
         """Calls a method in every worker process."""
@@ -118,14 +118,14 @@ class LateSource:
         if isinstance(envs, gym.Env):
             self._local = [_find_single(envs, outside)]
             return next(iter(outside), "")
-        while isinstance(venv, gym.vector.VectorWrapper) and not isinstance(venv, CapturedRewards):
+        while isinstance(venv, gym.vector.VectorWrapper) and not isinstance(venv, ManyRewards):
             if vector_may_meddle(venv):
                 outside.append(type(venv).__name__)
             venv = venv.env
-        if not isinstance(venv, (gym.vector.VectorEnv, CapturedRewards)):
+        if not isinstance(venv, (gym.vector.VectorEnv, ManyRewards)):
             raise TypeError(f"expected a Gymnasium environment or vector environment, got {type(envs).__name__}")
         self.num_envs = venv.num_envs  # type: ignore[union-attr]  # Stable-Baselines3's have it too
-        if isinstance(venv, CapturedRewards):
+        if isinstance(venv, ManyRewards):
             self._vector = venv
         elif isinstance(venv, gym.vector.SyncVectorEnv):
             self._local = [_find_single(env, outside) for env in venv.envs]

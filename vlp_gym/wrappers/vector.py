@@ -15,17 +15,12 @@ from typing_extensions import Unpack
 
 from vlp_gym.engine.engine import QueryEngine
 from vlp_gym.models.protocol import RewardModel
-from vlp_gym.rewards.info import FLAT, KEY, put
+from vlp_gym.rewards.info import join_infos
 from vlp_gym.rewards.options import Shorthand
 from vlp_gym.rewards.shaping import Reward, Shaping
 from vlp_gym.wrappers.capture import CAPTURED
 from vlp_gym.wrappers.captured import CapturedRewards
 from vlp_gym.wrappers.single import record
-
-KINDS: dict[str, type] = {
-    "env_reward": np.float64, "score": np.float64, "progress": np.float64, "relevance": np.float64, "success": np.bool_,
-    "env": np.int64, "episode": np.int64, "step": np.int64,
-}  # fmt: skip
 
 
 class VLPVectorRewardWrapper(CapturedRewards, gym.vector.VectorWrapper, gym.utils.RecordConstructorArgs):
@@ -78,7 +73,10 @@ class VLPVectorRewardWrapper(CapturedRewards, gym.vector.VectorWrapper, gym.util
             raise TypeError(f"expected a gymnasium.vector.VectorEnv from capture_frames, got {type(env).__name__}")
         gym.vector.VectorWrapper.__init__(self, env)
         if not env.metadata.get(CAPTURED):
-            raise ValueError("the sub-environments do not render themselves; make env from capture_frames(env_fns)")
+            raise ValueError(
+                "the sub-environments do not render themselves; make env from capture_frames(env_fns), or take "
+                "VLPBatchRewardWrapper where env.render() shows all of them"
+            )
         venv: Any = env.unwrapped
         self._listen(venv, venv.call, instruction, model, reward, options)
 
@@ -128,15 +126,4 @@ class VLPVectorRewardWrapper(CapturedRewards, gym.vector.VectorWrapper, gym.util
         self._end(lambda: self.env.close(**kwargs))
 
     def _join(self, infos: dict[str, Any], each: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
-        """Put the ``info["vlp"]`` of each environment into the infos, as arrays with masks."""
-        names = self._stream.info_keys
-        present = np.array([info is not None for info in each])
-        if self._stream.flat:
-            names = [FLAT + name for name in names]
-            each = [None if info is None else put({}, info, flat=True) for info in each]
-        joined: dict[str, Any] = {}
-        for name in names:
-            kind = KINDS[name.removeprefix(FLAT)]
-            joined[name] = np.array([0 if info is None else info[name] for info in each], kind)
-            joined[f"_{name}"] = present.copy()
-        return {**infos, **joined} if self._stream.flat else {**infos, KEY: joined, f"_{KEY}": present}
+        return join_infos(infos, each, self._stream.info_keys, flat=self._stream.flat)
