@@ -1,7 +1,8 @@
 """Rollouts in which arm and object are shown apart: where the arm is says nothing about where the object is.
 
 As in `vlp_gym.metaworld.apart`: each frame shows the arm of one moment and the objects of another. Otherwise an object
-moves only where a hand has been, and an agent is soon paid for a hand that hides the object.
+moves only where a hand has been, and an agent is soon paid for a hand that hides the object. And here the moved object
+is also shown beside its way: experts never push it past the goal, and an agent is soon paid for that.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from vlp_gym.maniskill.env import succeeded
 from vlp_gym.maniskill.experts import solve
 
 FRAMES = 24
-STILL = 0.5  # share of frames in which the objects are where they were at first
+STILL = 0.4  # share of frames in which the objects are where they were at first
+ASTRAY = 0.3, 0.12  # share of frames in which the moved object is beside its way, and by how much: deviation, metres
 TOUCHED = 0.01  # metres
 ROAM_STEPS = 100  # of an arm that goes wherever its joints take it
 ROAM = 0.06  # radians a step by which the pace of a joint changes, at most
@@ -84,18 +86,27 @@ def place(env: gym.Env, arm: State, there: State) -> bool:
     return succeeded(env)
 
 
-def draw(done: list[State], arms: list[State], moved: list[int], rng: np.random.Generator) -> tuple[State, State]:
+def draw(
+    done: list[State], arms: list[State], moved: list[int], mover: str, rng: np.random.Generator
+) -> tuple[State, State]:
     """An arm and the state of the objects beside it, at random.
 
     Args:
         done: states of an expert's episode.
         arms: states of arms.
-        moved: the places in `done` where the object has moved.
+        moved: the places in `done` where an object has moved.
+        mover: name of the actor that is to be moved.
         rng: source of all random draws.
     """
-    arm = arms[int(rng.integers(len(arms)))]
-    still = not moved or rng.random() < STILL
-    return arm, done[0 if still else moved[int(rng.integers(len(moved)))]]
+    arm, chance = arms[int(rng.integers(len(arms)))], rng.random()
+    if not moved or chance < STILL:
+        return arm, done[0]
+    there = done[moved[int(rng.integers(len(moved)))]]
+    if chance >= STILL + ASTRAY[0]:
+        return arm, there
+    pose = there["actors"][mover].clone()
+    pose[0, :2] += torch.from_numpy(rng.normal(0, ASTRAY[1], 2)).to(pose)
+    return arm, {**there, "actors": {**there["actors"], mover: pose}}
 
 
 def has_moved(state: State, first: State) -> bool:

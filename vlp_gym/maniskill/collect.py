@@ -150,8 +150,11 @@ def _apart(env: gym.Env, task: str, config: ManiSkillConfig, seed: int, rng: np.
     success = apart.place(env, states[0], states[0])
     recorder = Recorder(env, task, config.size, base.get_obs()[0].cpu().numpy())
     recorder.add(frame_of(env), success)
-    for _ in range(1, apart.FRAMES):
-        success = apart.place(env, *apart.draw(states, arms, moved, rng))
+    mover = getattr(base, TASKS[task].moved).name
+    for left in reversed(range(apart.FRAMES - 1)):
+        # The last frame is the expert's last: what success is in this episode, and so how far the others are from it.
+        arm, there = apart.draw(states, arms, moved, mover, rng) if left else (states[-1], states[-1])
+        success = apart.place(env, arm, there)
         still = torch.zeros(1, *(env.action_space.shape or ()))
         reward = base.get_reward(obs=base.get_obs(), action=still, info=base.evaluate())
         recorder.step(still[0].numpy(), base.get_obs()[0].cpu().numpy(), float(reward))
