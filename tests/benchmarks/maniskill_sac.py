@@ -22,8 +22,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
 
 from vlp_gym import VLPReplayBuffer, VLPRewardCallback, VLPRewardWrapper
-from vlp_gym.maniskill.env import FIELD_OF_VIEW
-from vlp_gym.maniskill.tasks import TASKS, maniskill_task
+from vlp_gym.maniskill.env import make_maniskill
 from vlp_gym.storage import write_atomic
 
 EPISODE_STEPS = 50  # ManiSkill's own
@@ -80,27 +79,14 @@ class Repeat(gym.Wrapper):
 
 def make(options: Options) -> gym.Env:
     """The task, its hand moved by differences of its place, from the camera of our collections."""
-    import mani_skill.envs  # noqa: F401
-    from mani_skill.utils import sapien_utils
     from mani_skill.utils.wrappers.gymnasium import CPUGymWrapper
 
-    known = TASKS[maniskill_task(options.task)]
-    env = gym.make(
-        f"{options.task}-v1",
-        obs_mode="state",
+    env = make_maniskill(
+        options.task,
+        size=options.size,
+        max_episode_steps=EPISODE_STEPS,
         control_mode="pd_ee_delta_pos",
         reward_mode="sparse" if options.reward == "sparse" else "normalized_dense",
-        render_mode="rgb_array",
-        sim_backend="physx_cpu",
-        render_backend="gpu" if torch.cuda.is_available() else "cpu",
-        max_episode_steps=EPISODE_STEPS,
-        human_render_camera_configs={
-            "pose": sapien_utils.look_at(known.eye, known.target),
-            "width": options.size,
-            "height": options.size,
-            "fov": FIELD_OF_VIEW,
-            "mount": None,
-        },
     )
     return Repeat(CPUGymWrapper(env, ignore_terminations=True), options.repeat)
 

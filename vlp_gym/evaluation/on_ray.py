@@ -36,11 +36,11 @@ def score_ahead(
         trajectories: the videos.
         log: those that it knows are not asked about again.
         instructions: under which each video is asked about; None: its own.
-        goals: see there.
-        frames: see there.
+        goals: see `score_dataset`.
+        frames: see `score_dataset`.
 
     Raises:
-        QueryError: see there.
+        QueryError: see `score_dataset`.
         DatasetError: Ray has lost a process.
     """
     ray = start_ray()

@@ -14,7 +14,6 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from vlp_gym.maniskill.env import succeeded
 from vlp_gym.maniskill.experts import solve
 
 FRAMES = 24
@@ -64,8 +63,8 @@ def moments(env: gym.Env, task: str, seed: int, rng: np.random.Generator) -> tup
 
     Args:
         env: from `make_maniskill`.
-        task: its task.
-        seed: of the episode.
+        task: the name of its task.
+        seed: the seed of the episode.
         rng: source of all random draws.
     """
     done = _expert(env, task, seed)
@@ -73,17 +72,21 @@ def moments(env: gym.Env, task: str, seed: int, rng: np.random.Generator) -> tup
     return done, [*done, *elsewhere, *_roaming(env, seed, rng)]
 
 
-def place(env: gym.Env, arm: State, there: State) -> bool:
-    """Put the arm where it is in the one state and the objects where they are in the other; whether that is a success.
+def place(env: gym.Env, arm: State, there: State) -> dict[str, Any]:
+    """Put the arm where it is in one state and the objects where they are in another.
 
     Args:
         env: from `make_maniskill`.
-        arm: whose articulations are taken, without their velocities.
-        there: whose actors are taken.
+        arm: the state whose articulations are taken.
+        there: the state whose actors are taken.
+
+    Returns:
+        What ManiSkill says of the scene, such as "success".
     """
     base: Any = env.unwrapped
     base.set_state_dict({"actors": there["actors"], "articulations": arm["articulations"]})
-    return succeeded(env)
+    told: dict[str, Any] = base.evaluate()
+    return told
 
 
 def draw(

@@ -147,18 +147,17 @@ def _apart(env: gym.Env, task: str, config: ManiSkillConfig, seed: int, rng: np.
     states, arms = apart.moments(env, task, seed, rng)
     moved = [number for number, state in enumerate(states) if apart.has_moved(state, states[0])]
     base: Any = env.unwrapped
-    success = apart.place(env, states[0], states[0])
-    recorder = Recorder(env, task, config.size, base.get_obs()[0].cpu().numpy())
-    recorder.add(frame_of(env), success)
-    mover = getattr(base, TASKS[task].moved).name
+    told, observation = apart.place(env, states[0], states[0]), base.get_obs()
+    recorder = Recorder(env, task, config.size, observation[0].cpu().numpy())
+    recorder.add(frame_of(env), bool(told["success"]))
+    mover, still = getattr(base, TASKS[task].moved).name, torch.zeros(1, *(env.action_space.shape or ()))
     for left in reversed(range(apart.FRAMES - 1)):
         # The last frame is the expert's last: what success is in this episode, and so how far the others are from it.
         arm, there = apart.draw(states, arms, moved, mover, rng) if left else (states[-1], states[-1])
-        success = apart.place(env, arm, there)
-        still = torch.zeros(1, *(env.action_space.shape or ()))
-        reward = base.get_reward(obs=base.get_obs(), action=still, info=base.evaluate())
-        recorder.step(still[0].numpy(), base.get_obs()[0].cpu().numpy(), float(reward))
-        recorder.add(frame_of(env), success)
+        told, observation = apart.place(env, arm, there), base.get_obs()
+        reward = base.get_reward(obs=observation, action=still, info=told)
+        recorder.step(still[0].numpy(), observation[0].cpu().numpy(), float(reward))
+        recorder.add(frame_of(env), bool(told["success"]))
     made = recorder.trajectory(**_about(task, APART, seed), stride=1)
     return replace(made, observation=None, action=None)  # nobody acts
 

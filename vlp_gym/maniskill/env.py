@@ -16,20 +16,30 @@ FIELD_OF_VIEW = 0.8  # radians
 TO_OURS = np.array([1.0, -1.0, -1.0])  # OpenCV's axes point right, down and forwards
 
 
-def make_maniskill(task: str, *, size: int = 224, max_episode_steps: int = 400) -> gym.Env:
+def make_maniskill(
+    task: str,
+    *,
+    size: int = 224,
+    max_episode_steps: int = 400,
+    control_mode: str = "pd_joint_pos",
+    reward_mode: str | None = None,
+) -> gym.Env:
     """Make one ManiSkill 3 task with its dense reward, where it has one, and ``render_mode="rgb_array"``.
 
     The camera is nearer than ManiSkill's own, in whose pictures a cube has five pixels of 112. Physics run on the CPU;
     pictures are drawn by the GPU, or without one by Mesa's lavapipe.
 
-    Observations are ManiSkill's "state", float32 ``[1, O]``, and actions targets of the joints and of the fingers
-    (``control_mode="pd_joint_pos"``), radians, as its motion planners give them. Everything that `step` returns is a
-    tensor of one environment: ManiSkill's `CPUGymWrapper` makes it plain.
+    Observations are ManiSkill's "state", float32 ``[1, O]``, and actions targets of the joints and of the fingers,
+    radians, as its motion planners give them, unless another `control_mode` is asked for. Everything that `step`
+    returns is a tensor of one environment: ManiSkill's `CPUGymWrapper` makes it plain.
 
     Args:
         task: a name of `TASKS`.
         size: side length of the square frame, pixels.
         max_episode_steps: steps until truncation.
+        control_mode: what actions mean, a name of ManiSkill's.
+        reward_mode: which reward the environment pays, a name of ManiSkill's; None: "dense", or "sparse" for a task
+            that has no dense one.
 
     Raises:
         ValueError: for an unknown task.
@@ -46,8 +56,8 @@ def make_maniskill(task: str, *, size: int = 224, max_episode_steps: int = 400) 
         env: gym.Env = gym.make(
             f"{task}-v1",
             obs_mode="state",
-            control_mode="pd_joint_pos",
-            reward_mode="dense" if known.dense else "sparse",
+            control_mode=control_mode,
+            reward_mode=reward_mode or ("dense" if known.dense else "sparse"),
             render_mode="rgb_array",
             sim_backend="physx_cpu",
             render_backend="gpu" if torch.cuda.is_available() else "cpu",
