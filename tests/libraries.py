@@ -46,9 +46,9 @@ def single(mode="async", model=None, env=None, **options):
     return VLPRewardWrapper(env or SeenEnv(LENGTHS[0]), SENTENCE, model or SlowModel(), mode=mode, **options)
 
 
-def vector(kind, mode="async", autoreset="Disabled", model=None, **options):
+def vector(kind, mode="async", autoreset="Disabled", model=None, make=SeenEnv, **options):
     """A vector environment with reward wrappers in or around it."""
-    fns = [partial(SeenEnv, each, env=env) for env, each in enumerate(LENGTHS)]
+    fns = [partial(make, each, env=env) for env, each in enumerate(LENGTHS)]
     model = model or SlowModel()
     if kind == "captured":
         venv = SyncVectorEnv(capture_frames(fns), autoreset_mode=autoreset)

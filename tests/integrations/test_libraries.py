@@ -117,7 +117,7 @@ def test_torchrl_a_model_that_fails(torchrl):
 def test_torchrl_where_another_transform_reads_rewards_each_step_waits(torchrl, caplog):
     from torchrl.envs import RewardSum
 
-    from vlp_gym.integrations.torchrl import MEDDLING
+    from vlp_gym.integrations.torchrl.rewards import MEDDLING
 
     env, _ = torchrl_env(single(), RewardSum())
     with caplog.at_level("WARNING", "vlp_gym"):
@@ -133,7 +133,8 @@ def test_torchrl_bad_use(torchrl):
     from tensordict import TensorDict
     from torchrl.envs import SerialEnv
 
-    from vlp_gym.integrations.torchrl import ANOTHER, VLPRewardTransform
+    from vlp_gym.integrations.torchrl import VLPRewardTransform
+    from vlp_gym.integrations.torchrl.rewards import ANOTHER
 
     env, transform = torchrl_env(single())
     batch = env.rollout(6)

@@ -22,7 +22,7 @@ To label with a reward model, set ``env.engine.on_answer = learner.segments.on_a
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from vlp_gym.engine.engine import QueryEngine
 from vlp_gym.engine.tickets import Ticket
 from vlp_gym.errors import CheckpointError
 from vlp_gym.preferences.buffer import PreferenceBuffer
@@ -156,6 +157,15 @@ class PreferenceLearner:
         if step == 0:
             self.next_session = self.queries.every if self.history else random_steps + self.queries.explore
         self._fit(self.ensemble, None)
+
+    def check_engines(self, engines: Collection[QueryEngine]) -> None:
+        """Raise ValueError unless the labeler's model fits the engines whose answers are kept."""
+        asked = self.labeler.engine if isinstance(self.labeler, ModelLabeler) else None
+        if asked is not None and self.segments.keep_tokens and asked not in engines:
+            raise ValueError(
+                "the labeler's model is not the one whose frame tokens are kept; give ModelLabeler the engine of the "
+                "wrapper (env.engine), or let frames be kept (keep_frames=112)"
+            )
 
     def add_step(
         self,

@@ -173,6 +173,7 @@ class RewardEnsemble(Packed, nn.Module):
             returns.append(rewards.sum(2))
         return torch.sigmoid(returns[0] - returns[1]).numpy()
 
+    @torch.enable_grad()  # a loop may collect without gradients
     def fit(
         self,
         buffer: PreferenceBuffer,

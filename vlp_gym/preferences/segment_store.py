@@ -169,9 +169,17 @@ class SegmentStore(Packed):
         """Number of steps of a finished episode."""
         return len(self._finished[number].states)
 
-    def forget_running(self) -> None:
-        """Drop the running episodes: the environments may have been reset or replaced, and tickets start again."""
+    def forget_running(self, env: int | None = None) -> None:
+        """Drop the running episodes: the environments may have been reset or replaced, and tickets start again.
+
+        Args:
+            env: only this environment's, which was reset before its episode was over.
+        """
         self._take_in()
+        if env is not None:
+            self._running.pop(env, None)
+            self._left_out.pop(env, None)
+            return
         self._running.clear()
         self._left_out.clear()
         self._tickets.clear()

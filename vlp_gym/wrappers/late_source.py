@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium as gym
 
+from vlp_gym.engine.engine import QueryEngine
 from vlp_gym.engine.tickets import Ticket
 from vlp_gym.rewards.delivery import Delivery
 from vlp_gym.rewards.info import FLAT, KEY, ours_in, ticket_in
@@ -93,6 +94,21 @@ class LateSource:
         Raises:
             ValueError: if they have none of our numbers.
         """
+        tickets = map(ticket_in, self.transitions(infos))
+        return [ticket if ticket is not None and ticket.step > 0 else None for ticket in tickets]
+
+    def transitions(self, infos: Any) -> list[dict[str, Any] | None]:
+        """Our numbers of a step's transitions: ``env_reward``, and those of the ticket where rewards come late.
+
+        Args:
+            infos: as `tickets` has it.
+
+        Returns:
+            One for each environment; None where there was a reset in place of a step.
+
+        Raises:
+            ValueError: if they have none of our numbers.
+        """
         if self.num_envs is None:
             each = [_ours_at(infos, None)]
         elif isinstance(infos, Mapping):
@@ -101,8 +117,20 @@ class LateSource:
             each = [self._transition(info, None) for info in infos]
         if len(each) != (self.num_envs or 1) or all(ours is None for ours in each):
             raise ValueError(NO_NUMBERS)
-        tickets = map(ticket_in, each)
-        return [ticket if ticket is not None and ticket.step > 0 else None for ticket in tickets]
+        return each
+
+    def engines(self) -> list[QueryEngine]:
+        """What the wrappers ask, each once.
+
+        Raises:
+            ValueError: if they live in other processes.
+        """
+        if self._remote is not None:
+            raise ValueError(
+                "the environments look at their frames in other processes, where their scores cannot be kept; use "
+                "capture_frames and VLPVectorRewardWrapper around the vector environment"
+            )
+        return list(dict.fromkeys(self._each("engine")))
 
     def _transition(self, infos: Mapping[str, Any], index: int | None) -> dict[str, Any] | None:
         """Our numbers of a transition: with ``SAME_STEP``, Gymnasium puts those of the last one into `final_info`."""
@@ -160,7 +188,7 @@ def _ours_at(infos: Mapping[str, Any], index: int | None) -> dict[str, Any] | No
         return ours
     masks: Sequence[bool] | None = infos.get(f"_{FLAT}step") if KEY not in infos else ours.get("_step")
     if masks is None:  # the rewards came with the step
-        return {}
+        return {"env_reward": ours["env_reward"][index]}
     if not masks[index]:
         return None
-    return {name: ours[name][index] for name in ("env", "episode", "step")}
+    return {name: ours[name][index] for name in ("env_reward", "env", "episode", "step")}

@@ -26,7 +26,7 @@ from vlp_gym.integrations.sb3.relabel import PreferenceReplayBuffer, check_repla
 from vlp_gym.integrations.sb3.source import SegmentSource
 from vlp_gym.preferences.buffer import PreferenceBuffer
 from vlp_gym.preferences.exploration import StateEntropy
-from vlp_gym.preferences.labelers import Labeler, ModelLabeler, ScriptedLabeler
+from vlp_gym.preferences.labelers import Labeler, ScriptedLabeler
 from vlp_gym.preferences.learner import MEASURED, PreferenceLearner
 from vlp_gym.preferences.reward import RewardEnsemble
 from vlp_gym.preferences.saved import SavedLearner, check_settings
@@ -266,12 +266,7 @@ class PreferenceCallback(BaseCallback):
         if isinstance(labeler, ScriptedLabeler) and source.in_process and not source.ticketed:
             return  # a scripted labeler asks no model
         source.find_engines()
-        asked = labeler.engine if isinstance(labeler, ModelLabeler) else None
-        if asked is not None and self.segments.keep_tokens and asked not in source.engines:
-            raise ValueError(
-                "the labeler's model is not the one whose frame tokens are kept; give ModelLabeler the engine of the "
-                "wrapper (env.engine), or PreferenceCallback(keep_frames=112)"
-            )
+        self.learner.check_engines(source.engines)
         source.connect(self.segments.on_answer)
         source.yield_to_learner(True)
         self._source = source

@@ -20,16 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tensordict import TensorDictBase
+from torchrl.data import Unbounded
+from torchrl.envs import Transform
 
-from vlp_gym.errors import QueryError, missing_extra
+from vlp_gym.errors import QueryError
+from vlp_gym.integrations.torchrl.base import PLACE, base_of
 from vlp_gym.wrappers.late import LateRewards
-
-try:
-    from tensordict import TensorDictBase
-    from torchrl.data import Unbounded
-    from torchrl.envs import GymWrapper, Transform, TransformedEnv
-except ImportError as error:
-    raise missing_extra(error, 'TorchRL is not installed: pip install "vlp_gym[torchrl]"') from error
 
 logger = logging.getLogger("vlp_gym")
 
@@ -154,20 +151,11 @@ class VLPRewardTransform(Transform):
         return observation_spec
 
     def _check_batched_worker_compat(self) -> None:
-        raise RuntimeError(
-            "VLPRewardTransform cannot be in an environment of SerialEnv or ParallelEnv: use a vector environment of "
-            'Gymnasium with VLPVectorRewardWrapper in one GymWrapper, or mode="sync" without this transform'
-        )
+        raise RuntimeError(f'VLPRewardTransform {PLACE}, or mode="sync" without this transform')
 
     def _attach(self) -> None:
         """Listen to the environment."""
-        env: Any = self.container
-        transforms = []
-        while isinstance(env, TransformedEnv):
-            transforms += list(env.transform) if hasattr(env.transform, "transforms") else [env.transform]
-            env = env.base_env
-        if not isinstance(env, GymWrapper):
-            raise TypeError(f"expected a GymWrapper in the TransformedEnv, got {type(env).__name__}")
+        env, transforms = base_of(self.container)
         rewards = self._rewards
         rewards.late = LateRewards(env._env, timeout_s=rewards.timeout_s)
         env.info_dict_reader.insert(0, rewards.read)

@@ -1,0 +1,2 @@
+from .preferences import VLPPreferenceTransform as VLPPreferenceTransform
+from .rewards import VLPRewardTransform as VLPRewardTransform
