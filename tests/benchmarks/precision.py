@@ -25,9 +25,9 @@ from vlp_gym.policies.training import _update, fused_adam
 LEARNERS: dict[str, tuple[Any, Any, dict[str, int], int]] = {
     "bc": (BC, BCOptions, {}, 20),
     "iql": (IQL, IQLOptions, {}, 6),
-    "p-iql": (PIQL, PIQLOptions, {"rows": 64, "reward_steps": 1}, 6),
-    "ipl": (IPL, IPLOptions, {"batch": 16, "sub_steps": 16}, 2),
-    "cpl": (CPL, CPLOptions, {"sub_steps": 8, "bc_steps": 0}, 3),
+    "p-iql": (PIQL, PIQLOptions, {"rows": 64, "batch": 8, "reward_steps": 1}, 6),
+    "ipl": (IPL, IPLOptions, {"batch": 4}, 2),
+    "cpl": (CPL, CPLOptions, {"batch": 8, "bc_steps": 0}, 3),
 }
 
 
