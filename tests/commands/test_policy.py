@@ -273,6 +273,8 @@ def test_filtered_imitation(rollouts, tmp_path, capsys):
     assert (result["source"], result["data_success"]) == ("all, VOC 0.5 by painted", 0.0)
     assert run(*bc, tmp_path / "every", "--threshold", "-1") == 0
     assert result_of(tmp_path / "every")["data_success"] == pytest.approx(1 / 3)
+    assert run(*bc, tmp_path / "tiers", "--tiers", "random", "expert", "--threshold", "-1") == 0
+    assert result_of(tmp_path / "tiers")["source"] == "all, expert, random, VOC -1 by painted"
     capsys.readouterr()
     assert run(*bc, tmp_path / "none", "--tiers", "expert", "--threshold", "0.5") == 2
     shown = capsys.readouterr().err.splitlines()[-1]

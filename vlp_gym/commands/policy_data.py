@@ -24,14 +24,17 @@ if TYPE_CHECKING:
 
 
 def source_of(run: RunOptions, options: LearnerOptions) -> str:
-    """Who labelled or rewarded."""
+    """Who labelled or rewarded, and what of the data was used."""
     if isinstance(run, LabelledOptions):
         source = "all" if getattr(options, "on", "") == "all" else run.labels
-        if isinstance(run, FilteredOptions) and run.filter is not None:
-            return f"{source}, VOC {run.threshold:g} by {run.filter}"
-        return source
-    assert isinstance(run, RewardedOptions)
-    return run.reward
+    else:
+        assert isinstance(run, RewardedOptions)
+        source = run.reward
+    if set(run.tiers) != set(RunOptions.tiers):
+        source = ", ".join([source, *sorted(set(run.tiers))])
+    if isinstance(run, FilteredOptions) and run.filter is not None:
+        source += f", VOC {run.threshold:g} by {run.filter}"
+    return source
 
 
 def load_rollouts(run: RunOptions, task: str) -> list[Trajectory]:
