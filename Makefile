@@ -33,7 +33,7 @@ demo: $(STAMP)
 test: $(STAMP) browser
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	@$(BIN)/pytest
 
 bench: $(STAMP)
 	@for file in speed engine labels families serving; do echo "== $$file"; $(BIN)/python tests/benchmarks/$$file.py || exit 1; done

@@ -25,6 +25,7 @@ import pytest
 
 import vlp_gym
 from vlp_gym.commands import main as cli
+from vlp_gym.fetch import simulator as fetch_simulator
 from vlp_gym.maniskill import simulator as maniskill_simulator
 from vlp_gym.metaworld import simulator as metaworld_simulator
 from vlp_gym.models.registry import _FAMILIES, _SHIPPED, load_reward_model
@@ -193,7 +194,7 @@ def test_commands_are_understood(page, arguments, tmp_path, monkeypatch, capsys)
     lay_out(page, tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
-    for simulator in (metaworld_simulator, maniskill_simulator):  # they would take hours, or are not installed
+    for simulator in (metaworld_simulator, fetch_simulator, maniskill_simulator):  # long, or not installed
         quick = replace(simulator.SIMULATOR, collect=lambda *_, **__: None, packages={})
         monkeypatch.setattr(simulator, "SIMULATOR", quick)
     monkeypatch.setattr("vlp_gym.serving.run.run_server", lambda *_, **__: None)  # it would not end
