@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import re
 import sys
@@ -27,14 +26,6 @@ pytestmark = pytest.mark.timeout(600)  # the first import of such a library take
 
 
 # ---------------------------------------------------------------- TorchRL
-
-
-@pytest.fixture
-def torchrl():
-    library = pytest.importorskip("torchrl", exc_type=ImportError)
-    pytest.importorskip("torchrl.envs")
-    logging.getLogger("torchrl").setLevel(logging.ERROR)
-    return library
 
 
 def torchrl_env(envs, *others):

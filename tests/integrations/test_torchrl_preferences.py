@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from functools import partial
 
@@ -17,15 +16,7 @@ from vlp_gym.errors import QueryError
 from vlp_gym.preferences import ModelLabeler, PreferenceLearner, Queries, RecordedLabeler, ScriptedLabeler
 from vlp_gym.testing import PaintedEnv, PaintedModel
 
-pytestmark = pytest.mark.timeout(600)  # the first import takes long
-
-
-@pytest.fixture(autouse=True)
-def torchrl():
-    library = pytest.importorskip("torchrl", exc_type=ImportError)
-    pytest.importorskip("torchrl.envs")
-    logging.getLogger("torchrl").setLevel(logging.ERROR)
-    return library
+pytestmark = [pytest.mark.usefixtures("torchrl"), pytest.mark.timeout(600)]  # the first import takes long
 
 
 class PaidEnv(SeenEnv):

@@ -6,6 +6,7 @@ from typing import Any
 
 from torchrl.envs import GymWrapper, Transform, TransformedEnv
 
+REWARD = "reward"
 PLACE = (
     "cannot be in an environment of SerialEnv or ParallelEnv: use a vector environment of Gymnasium with "
     "VLPVectorRewardWrapper in one GymWrapper"

@@ -20,7 +20,8 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import Transform
 
-from vlp_gym.integrations.torchrl.base import PLACE, base_of
+from vlp_gym.engine.engine import QueryEngine
+from vlp_gym.integrations.torchrl.base import PLACE, REWARD, base_of
 from vlp_gym.preferences.exploration import StateEntropy
 from vlp_gym.preferences.learner import PreferenceLearner
 from vlp_gym.rewards.info import ticket_in
@@ -28,7 +29,6 @@ from vlp_gym.wrappers.late_source import LateSource
 
 SEEN = 2048
 """States of newest steps, among which exploration looks for neighbours."""
-REWARD = ("next", "reward")
 
 
 class _Run:
@@ -39,6 +39,8 @@ class _Run:
         self.steps = 0
         self.source: LateSource | None = None
         """None where there is no reward wrapper, or before the first reset."""
+        self.engines: list[QueryEngine] = []
+        """Those whose answers the learner's segments keep."""
         self.started = False
         self._ours: list[dict[str, Any] | None] | None = None
         self._seen: deque[Tensor] = deque(maxlen=SEEN)
@@ -49,14 +51,14 @@ class _Run:
         with contextlib.suppress(ValueError):  # no reward wrapper: then no labeler can ask for what it has seen
             self.source = LateSource(envs)
         if self.source is not None and self.source.late:
-            engines = self.source.engines()
-            self.learner.check_engines(engines)
-            for engine in engines:
+            self.engines = self.source.engines()
+            self.learner.check_engines(self.engines)
+            for engine in self.engines:
                 engine.on_answer = lambda *answer: self.learner.segments.on_answer(*answer)
 
     def read(self, infos: dict[str, Any], tensordict: TensorDictBase) -> None:
         """Keep our numbers of a step: an info reader of TorchRL, which changes the infos afterwards."""
-        if self.source is not None and "reward" in tensordict:  # no reset
+        if self.source is not None and REWARD in tensordict:  # no reset
             self._ours = self.source.transitions(infos)
 
     def add(self, states: Tensor, actions: Tensor, rewards: Tensor, dones: Tensor) -> None:
@@ -77,9 +79,8 @@ class _Run:
         """Hold a session, if one is due."""
         if not self.learner.due(self.steps):
             return None
-        if self.source is not None and self.source.late:
-            for engine in self.source.engines():
-                engine.wait()
+        for engine in self.engines:
+            engine.wait()
         return self.learner.session(self.steps, self.total_steps)
 
     def reward(self, states: Tensor, actions: Tensor) -> Tensor:
@@ -143,7 +144,7 @@ class VLPPreferenceTransform(Transform):
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
         states, actions = self._rows(tensordict)
-        self._run.add(states, actions, next_tensordict["reward"].flatten(), next_tensordict["done"].flatten())
+        self._run.add(states, actions, next_tensordict[REWARD].flatten(), next_tensordict["done"].flatten())
         row = self._run.session()
         if row is not None and self.on_session is not None:
             self.on_session(row)
@@ -152,8 +153,8 @@ class VLPPreferenceTransform(Transform):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Pay these transitions what is learned so far."""
         rewards = self._run.reward(*self._rows(tensordict))
-        before = tensordict[REWARD]
-        return tensordict.set(REWARD, rewards.reshape(before.shape).to(before))
+        before = tensordict["next", REWARD]
+        return tensordict.set(("next", REWARD), rewards.reshape(before.shape).to(before))
 
     def _check_batched_worker_compat(self) -> None:
         raise RuntimeError(f"VLPPreferenceTransform {PLACE}")

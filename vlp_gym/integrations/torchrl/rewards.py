@@ -25,13 +25,12 @@ from torchrl.data import Unbounded
 from torchrl.envs import Transform
 
 from vlp_gym.errors import QueryError
-from vlp_gym.integrations.torchrl.base import PLACE, base_of
+from vlp_gym.integrations.torchrl.base import PLACE, REWARD, base_of
 from vlp_gym.wrappers.late import LateRewards
 
 logger = logging.getLogger("vlp_gym")
 
 ROW = "vlp_row"
-REWARD = "reward"
 MEDDLING = (
     "%s reads or changes rewards in the environment, and late ones pass it by: each step waits for its reward. Put it "
     "behind VLPRewardTransform on the replay buffer, or apply it to the batches, to have late rewards"
